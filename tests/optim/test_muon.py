@@ -1,0 +1,252 @@
+"""Muon against an SVD, torch.optim.Muon, torch.optim.Adam, and itself resumed."""
+
+import copy
+from math import sqrt
+
+import pytest
+import torch
+from torch import nn
+
+from sr_lightning.errors import InputError
+from sr_lightning.optim import Muon, warmup_cosine
+from sr_lightning.optim.muon import is_matrix, orthogonalise
+
+SHAPES = [(64, 25), (64, 576), (9, 288), (16, 16), (96, 16)]
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, padding=2), nn.PReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+    )
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int, schedule=None) -> None:
+    """Batches first ... last-1, each a function of its number alone."""
+    for batch in range(first, last):
+        lr = torch.rand(2, 1, 10, 10, generator=torch.Generator().manual_seed(batch))
+        optimizer.zero_grad()
+        (net(lr) - lr.flip(-1)).abs().mean().backward()
+        optimizer.step()
+        if schedule:
+            schedule.step()
+
+
+def one_update(weight: torch.Tensor, gradient: torch.Tensor, **settings) -> torch.Tensor:
+    """What one step of learning rate 1 subtracts."""
+    parameter = nn.Parameter(weight.clone(memory_format=torch.preserve_format))
+    parameter.grad = gradient
+    Muon([parameter], lr=1.0, **settings).step()
+    return weight - parameter.detach()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonalise_keeps_singular_vectors_and_brings_values_into_the_quintics_band(shape):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(2, *shape, dtype=torch.float64), full_matrices=False)
+    values = torch.linspace(1.0, 0.05, min(shape), dtype=torch.float64) ** 2 + 0.02
+    result = orthogonalise((u * values @ v * 1e-3).float()).double()
+    core = u.mT @ result @ v.mT  # diagonal if the vectors stayed
+    diagonal = core.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(result, u * diagonal[:, None] @ v, atol=2e-4, rtol=0)
+    large = values / values.norm() > 0.01
+    assert large.sum() >= 5
+    assert diagonal[:, large].min() > 0.65 and diagonal[:, large].max() < 1.25
+
+    scalar = values / values.norm()
+    for _ in range(5):
+        scalar = 3.4445 * scalar - 4.7750 * scalar**3 + 2.0315 * scalar**5
+    torch.testing.assert_close(diagonal, scalar.expand_as(diagonal), atol=2e-4, rtol=0)
+
+
+def test_more_steps_than_float32_gram_matrices_bear_stay_in_the_band():
+    torch.manual_seed(0)
+    rank_deficient = torch.randn(1, 32, 4) @ torch.randn(1, 4, 288)
+    values = torch.linalg.svdvals(orthogonalise(rank_deficient, steps=20))[0]
+    assert values[:4].min() > 0.65 and values.max() < 1.25
+
+
+def test_a_zero_gradient_leaves_the_weight_as_it_is():
+    assert one_update(torch.ones(4, 2, 3, 3), torch.zeros(4, 2, 3, 3)).abs().max() == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_torch_muon_on_matrices_up_to_its_bfloat16(shape):
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    ours, theirs = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
+    rows, columns = shape
+    factor = sqrt(max(1, rows / columns))  # torch has either this one or 0.2 sqrt(max), the update here both
+    muon = Muon([ours], lr=0.01)
+    torch_muon = torch.optim.Muon([theirs], lr=0.01 * factor, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        torch_muon.step()
+    distance, difference = (ours - weight).norm(), (ours - theirs).norm()
+    assert difference < 0.02 * distance
+
+
+def test_a_convolution_is_its_flattened_matrix():
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
+    update = one_update(weight, gradient)
+    torch.testing.assert_close(update.flatten(1), one_update(weight.flatten(1), gradient.flatten(1)))
+    torch.testing.assert_close(update.flatten(1) @ gradient.flatten(1).T, gradient.flatten(1) @ update.flatten(1).T)
+
+
+def test_weights_of_one_shape_do_not_mix():
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(8, 4, 3, 3)) for _ in range(3)]
+    before = [weight.detach().clone() for weight in weights]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    Muon(weights, lr=1.0).step()
+    for weight, old in zip(weights, before, strict=True):
+        torch.testing.assert_close(old - weight, one_update(old, weight.grad), atol=1e-5, rtol=1e-5)
+
+
+def test_channels_last_weights_are_trained_as_contiguous_ones():
+    nets = small_net(), small_net().to(memory_format=torch.channels_last)
+    for net in nets:
+        train(net, Muon(net.parameters()), 0, 5)
+    assert nets[1][2].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(nets[1][2].weight, small_net()[2].weight)
+    for contiguous, channels_last in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(contiguous, channels_last, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_no_matrix_goes_to_adam_and_equals_it():
+    torch.manual_seed(0)
+    shapes = [(8,), (1, 8, 3, 3), (8, 1, 1, 1), (), (1, 5)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    assert not any(map(is_matrix, ours))
+    theirs = copy.deepcopy(ours)
+    muon = Muon(ours, lr=0.02, adam_lr_ratio=0.5, weight_decay=0.1)
+    adam = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1, foreach=False, fused=False)
+    for batch in range(6):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one) if batch != 2 or one.ndim == 1 else None  # step counts drift apart
+            other.grad = None if one.grad is None else one.grad.clone()
+        muon.step()
+        adam.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-7)
+
+
+def test_weight_norm_gains_go_to_adam_and_directions_to_muon():
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3))
+    assert not is_matrix(conv.parametrizations.weight.original0)
+    assert is_matrix(conv.parametrizations.weight.original1)
+
+
+def test_weight_decay_shrinks_matrices_by_the_learning_rate():
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(4, 6), torch.randn(4, 6)
+    difference = one_update(weight, gradient, weight_decay=0.25) - one_update(weight, gradient)
+    torch.testing.assert_close(difference, 0.25 * weight)
+
+
+def test_resuming_is_bit_exact(tmp_path):
+    whole = small_net()
+    optimizer = Muon(whole.parameters())
+    train(whole, optimizer, 0, 9, warmup_cosine(optimizer, 9))
+
+    net = small_net()
+    optimizer = Muon(net.parameters())
+    schedule = warmup_cosine(optimizer, 9)
+    train(net, optimizer, 0, 4, schedule)
+    torch.save([net.state_dict(), optimizer.state_dict(), schedule.state_dict()], tmp_path / "state.pt")
+
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    net = small_net()
+    optimizer = Muon(net.parameters(), lr=1.0, momentum=0.5)
+    schedule = warmup_cosine(optimizer, 9)
+    for part, state in zip((net, optimizer, schedule), saved, strict=True):
+        part.load_state_dict(state)
+    train(net, optimizer, 4, 9, schedule)
+    for resumed, straight in zip(net.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(resumed, straight)
+
+
+def test_groups_have_their_own_learning_rate_and_schedulers_reach_it():
+    frozen, moving = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    optimizer = Muon([{"params": [frozen], "lr": 0.0}, {"params": [moving], "lr": 0.5}])
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    frozen.grad, moving.grad = torch.eye(4), torch.eye(4)
+    optimizer.step()
+    schedule.step()
+    assert torch.equal(frozen.detach(), torch.ones(4, 4))
+    assert not torch.equal(moving.detach(), torch.ones(4, 4))
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.05)
+
+
+def test_a_parameter_without_gradient_is_skipped_and_gets_no_state():
+    used, unused = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    optimizer = Muon([used, unused])
+    used.grad = torch.eye(4)
+    optimizer.step()
+    assert torch.equal(unused.detach(), torch.ones(4, 4))
+    assert unused not in optimizer.state
+
+
+def test_the_gradient_is_left_as_it_was():
+    weight = nn.Parameter(torch.ones(4, 6))
+    weight.grad = torch.arange(24.0).view(4, 6)
+    Muon([weight]).step()
+    assert torch.equal(weight.grad, torch.arange(24.0).view(4, 6))
+
+
+def test_a_closure_gives_loss_and_gradients():
+    weight = nn.Parameter(torch.eye(3))
+    optimizer = Muon([weight], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(3)]
+    assert losses[0] == 3.0
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_a_linear_system_is_solved():
+    torch.manual_seed(0)
+    net, target = nn.Linear(12, 6), nn.Linear(12, 6)
+    optimizer = Muon(net.parameters(), lr=0.05, adam_lr_ratio=1.0)
+    schedule = warmup_cosine(optimizer, 300)
+    inputs = torch.randn(256, 12)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (net(inputs) - target(inputs)).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(net.weight, target.weight, atol=1e-3, rtol=0)
+    torch.testing.assert_close(net.bias, target.bias, atol=1e-3, rtol=0)
+
+
+def test_sparse_gradients_are_refused():
+    table = nn.Embedding(5, 3, sparse=True)
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(InputError, match=r"\(5, 3\) parameter is torch.sparse_coo.*only dense"):
+        Muon(table.parameters()).step()
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(InputError, match=r"\(2, 2\) torch.complex64"):
+        Muon([nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))])
+
+
+def test_all_settings_out_of_range_are_named_at_once():
+    with pytest.raises(InputError, match=r"lr=-1.*weight_decay=nan.*momentum=1.0.*adam_betas=2.*ns_steps=0"):
+        Muon(
+            [nn.Parameter(torch.ones(2, 2))],
+            lr=-1,
+            momentum=1.0,
+            adam_betas=(0.9, 2),
+            ns_steps=0,
+            weight_decay=float("nan"),
+        )
