@@ -16,6 +16,9 @@ from sr_lightning.errors import InputError
 A, B, C = 3.4445, -4.7750, 2.0315
 # In float32 the rounding error of a Gram matrix grows by A^2 per step; after five it is still below 1e-2.
 GRAM_STEPS = 5
+# Weights of one shape are updated together up to this many elements: 1 MiB stays in cache and is not mapped anew each
+# time by the allocator, a third less time for 33 convolutions of 64 features; a GPU takes them all at once.
+CPU_ELEMENTS = 2**18
 NOT_NEGATIVE = ("lr", "adam_lr_ratio", "adam_eps", "weight_decay")
 
 
@@ -174,8 +177,10 @@ class Muon(Optimizer):
                     matrices[parameter.shape, parameter.dtype, parameter.device].append(parameter)
                 else:
                     others[parameter.dtype, parameter.device].append(parameter)
-            for parameters in matrices.values():
-                self._step_muon(group, parameters)
+            for (shape, _, device), parameters in matrices.items():
+                at_once = max(1, CPU_ELEMENTS // shape.numel()) if device.type == "cpu" else len(parameters)
+                for start in range(0, len(parameters), at_once):
+                    self._step_muon(group, parameters[start : start + at_once])
             for parameters in others.values():
                 self._step_adam(group, parameters)
         return loss

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sr_lightning.errors import InputError
-from sr_lightning.optim import Muon, warmup_cosine
+from sr_lightning.optim import Muon, muon, warmup_cosine
 from sr_lightning.optim.muon import is_matrix, orthogonalise
 
 SHAPES = [(64, 25), (64, 576), (9, 288), (16, 16), (96, 16)]
@@ -66,6 +66,14 @@ def test_more_steps_than_float32_gram_matrices_bear_stay_in_the_band():
     assert values[:4].min() > 0.65 and values.max() < 1.25
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
+def test_the_way_of_other_devices_leads_to_the_same_matrix(dtype, tolerance):
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 144)
+    x = x / x.norm(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(muon._iterate(x.to(dtype), 5).float(), orthogonalise(x), atol=tolerance, rtol=0)
+
+
 def test_a_zero_gradient_leaves_the_weight_as_it_is():
     assert one_update(torch.ones(4, 2, 3, 3), torch.zeros(4, 2, 3, 3)).abs().max() == 0
 
@@ -77,12 +85,12 @@ def test_equals_torch_muon_on_matrices_up_to_its_bfloat16(shape):
     ours, theirs = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
     rows, columns = shape
     factor = sqrt(max(1, rows / columns))  # torch has either this one or 0.2 sqrt(max), the update here both
-    muon = Muon([ours], lr=0.01)
+    optimizer = Muon([ours], lr=0.01)
     torch_muon = torch.optim.Muon([theirs], lr=0.01 * factor, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
         ours.grad = torch.randn(shape)
         theirs.grad = ours.grad.clone()
-        muon.step()
+        optimizer.step()
         torch_muon.step()
     distance, difference = (ours - weight).norm(), (ours - theirs).norm()
     assert difference < 0.02 * distance
@@ -96,7 +104,9 @@ def test_a_convolution_is_its_flattened_matrix():
     torch.testing.assert_close(update.flatten(1) @ gradient.flatten(1).T, gradient.flatten(1) @ update.flatten(1).T)
 
 
-def test_weights_of_one_shape_do_not_mix():
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_weights_of_one_shape_do_not_mix(at_once, monkeypatch):
+    monkeypatch.setattr(muon, "CPU_ELEMENTS", at_once * 8 * 4 * 9)
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(8, 4, 3, 3)) for _ in range(3)]
     before = [weight.detach().clone() for weight in weights]
@@ -123,13 +133,13 @@ def test_what_is_no_matrix_goes_to_adam_and_equals_it():
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     assert not any(map(is_matrix, ours))
     theirs = copy.deepcopy(ours)
-    muon = Muon(ours, lr=0.02, adam_lr_ratio=0.5, weight_decay=0.1)
+    optimizer = Muon(ours, lr=0.02, adam_lr_ratio=0.5, weight_decay=0.1)
     adam = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1, foreach=False, fused=False)
     for batch in range(6):
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn_like(one) if batch != 2 or one.ndim == 1 else None  # step counts drift apart
             other.grad = None if one.grad is None else one.grad.clone()
-        muon.step()
+        optimizer.step()
         adam.step()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-7)
