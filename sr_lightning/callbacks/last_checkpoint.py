@@ -1,0 +1,34 @@
+"""last.ckpt: where a stopped run goes on."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves every N batches and after the last one, each time over the same file.
+
+    Where a validation follows the batch, it saves after the validation: Lightning would not make it up on resuming,
+    and the best checkpoint could be missed. (ModelCheckpoint(every_n_train_steps=...) saves before it.)
+
+    Args:
+        path: The file.
+        every: Batches between two checkpoints.
+        max_steps: Batches of the whole training.
+    """
+
+    def __init__(self, path: str | Path, every: int, max_steps: int) -> None:
+        self.path, self.every, self.max_steps = Path(path), every, max_steps
+
+    def _due(self, done: int) -> bool:
+        return done % self.every == 0 or done == self.max_steps
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:  # noqa: ANN001
+        done = batch_idx + 1
+        if self._due(done) and done % trainer.val_check_interval:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and self._due(pl_module.batches_done):
+            trainer.save_checkpoint(self.path)

@@ -1,0 +1,67 @@
+"""Progress: a bar on a terminal, a line per validation everywhere."""
+
+import logging
+import sys
+import time
+
+import pytorch_lightning as pl
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+class Progress(pl.Callback):
+    """Loss, PSNR, patches per second and time left.
+
+    Args:
+        max_steps: Batches of the whole training.
+        batch_size: Patches in a batch, over all processes.
+        refresh: Batches between two looks at the clock.
+    """
+
+    def __init__(self, max_steps: int, batch_size: int, refresh: int = 20) -> None:
+        self.max_steps, self.batch_size, self.refresh = max_steps, batch_size, refresh
+        self.best = float("-inf")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start, self.first = time.monotonic(), pl_module.batches_done
+        self.bar = tqdm(
+            total=self.max_steps,
+            initial=self.first,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (trainer.is_global_zero and sys.stderr.isatty()),
+        )
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:  # noqa: ANN001
+        done = batch_idx + 1
+        if done % self.refresh == 0 or done == self.max_steps:
+            self.bar.set_postfix_str(self._summary(pl_module, done), refresh=False)
+            self.bar.update(done - self.bar.n)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self.best = max(self.best, pl_module.latest["val/psnr"])
+        done = pl_module.batches_done
+        elapsed = time.monotonic() - self.start
+        left = elapsed / max(done - self.first, 1) * (self.max_steps - done)
+        if trainer.is_global_zero:
+            with tqdm.external_write_mode():
+                log.info(
+                    "step %d/%d  %s  best %.2f dB  %s left",
+                    *(done, self.max_steps, self._summary(pl_module, done), self.best, tqdm.format_interval(left)),
+                )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+    def _summary(self, module: pl.LightningModule, done: int) -> str:
+        rate = (done - self.first) * self.batch_size / (time.monotonic() - self.start)
+        parts = [f"loss {module.latest['train/loss']:.5f}"] if "train/loss" in module.latest else []
+        parts += [f"psnr {module.latest['val/psnr']:.2f} dB"] if "val/psnr" in module.latest else []
+        return "  ".join([*parts, f"{rate:,.0f} patches/s"])

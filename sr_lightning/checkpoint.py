@@ -1,0 +1,91 @@
+"""Checkpoints that describe themselves, are never half written and run no code when they are read."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from lightning_fabric.plugins import TorchCheckpointIO
+from torch import nn
+
+from sr_lightning.errors import InputError
+from sr_lightning.files import replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames: a kill leaves the old checkpoint or the new one, never a part.
+
+    Lightning's own writes to the system's temporary folder first, which is only a rename on the same file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network from a checkpoint, in evaluation mode on the CPU.
+
+    Attributes:
+        network: Has `scale` and `num_channels`.
+        name: The run's name for it.
+        step: Batches it was trained for.
+        config: The whole resolved config of the run, plain containers.
+    """
+
+    network: nn.Module
+    name: str
+    step: int
+    config: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint written by this project: tensors and plain containers.
+
+    Raises:
+        InputError: No such file, not readable, or not one of this project's.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; its checkpoint is probably {path / 'checkpoints' / 'best.ckpt'}")
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(checkpoint, dict) or "network" not in checkpoint.get("hyper_parameters", {}).get("model", {}):
+        raise InputError(f"{path} does not say which network it holds: was it written by this project's train.py?")
+    return checkpoint
+
+
+def load_network(path: str | Path) -> Trained:
+    """Build the network a checkpoint describes and load its weights.
+
+    Only subclasses of torch.nn.Module are built, from plain numbers and names: a checkpoint can run no other code.
+
+    Raises:
+        InputError: The file is missing, unreadable or not of this project, or its weights do not fit.
+    """
+    checkpoint = read_checkpoint(path)
+    config = checkpoint["hyper_parameters"]
+    description = dict(config["model"]["network"])
+    cls = get_class(description.pop("_target_"))
+    if not issubclass(cls, nn.Module):
+        raise InputError(f"{path} names {cls.__qualname__} as its network, which is not a torch.nn.Module")
+    network = cls(**description)
+    prefix = "network."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"the weights in {path} do not fit its network: {error}") from error
+    return Trained(network.eval(), config["name"], steps_done(checkpoint), config)
+
+
+def steps_done(checkpoint: dict[str, Any]) -> int:
+    """Batches trained when the checkpoint was written, whatever the number of optimizers."""
+    return checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]

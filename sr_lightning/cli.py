@@ -1,0 +1,47 @@
+"""What both entry points share: Hydra's resolvers, and errors the user can mend without a traceback.
+
+Imported before Hydra runs, so it must stay light: torch is imported by the tasks, and `--help` answers at once.
+"""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sr_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+
+OmegaConf.register_new_resolver("if_none", lambda value, then, otherwise: then if value is None else otherwise)
+
+
+def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Write errors into the job's log; end the process with a plain message where the user can mend the input."""
+
+    @functools.wraps(function)
+    def wrapper(cfg: DictConfig) -> Any:
+        try:
+            return function(cfg)
+        except Exception as error:
+            mendable = find_input_error(error)
+            if mendable is None:
+                log.exception("failed")
+            else:
+                log.error("error: %s", mendable)
+                if HydraConfig.get().mode == RunMode.RUN:  # in a sweep the other jobs go on
+                    sys.exit(1)
+            raise
+
+    return wrapper
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """The InputError behind an exception; Hydra wraps what a constructor raises."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,148 @@
+"""The LightningDataModule: one training batch per batch number, whole images for validation."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
+from sr_lightning.data.sources import Pair
+from sr_lightning.data.store import ImageStore
+
+
+class BatchNumbers:
+    """The numbers of the batches still to come. Batch k is what the seed and k make it, so a run resumes anywhere."""
+
+    def __init__(self, total: int) -> None:
+        self.start, self.total = 0, total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.total))
+
+
+class ResumableLoader(DataLoader):
+    """A loader whose place Lightning keeps in the checkpoint. One item of the data set is one whole batch.
+
+    The place is read from the trainer, not counted here: workers and prefetching run ahead of training.
+    """
+
+    def __init__(self, dataset: Dataset, total: int, trainer: pl.Trainer, **kwargs: Any) -> None:
+        super().__init__(dataset, batch_size=None, sampler=BatchNumbers(total), **kwargs)
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batch": self.trainer.fit_loop.epoch_loop.batch_progress.current.processed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.start = state["batch"]
+
+
+class TrainBatches(Dataset):
+    """Item k is batch k of this rank, gathered as uint8: lr (B, 3, p, p), hr (B, 3, p*scale, p*scale).
+
+    With `device_gather` the item holds the places only, and the batch is gathered on the device.
+    """
+
+    def __init__(self, store: ImageStore, sampler: PatchSampler, on_device: bool) -> None:
+        self.store, self.sampler, self.on_device = store, sampler, on_device
+
+    def __getitem__(self, batch_number: int) -> dict[str, Tensor]:
+        draw = self.sampler.draw(batch_number)
+        if self.on_device:
+            return draw
+        lr, hr = gather(self.store, draw, self.sampler.patch_size)
+        return {"lr": lr, "hr": hr}
+
+
+class WholeImages(Dataset):
+    """Item i is image i, uint8: lr (1, 3, h, w), hr (1, 3, H, W), index (1,)."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        lr, hr = (torch.from_numpy(image.copy())[None] for image in (self.store.lr(index), self.store.hr(index)))
+        return {"lr": lr, "hr": hr, "index": torch.tensor([index])}
+
+
+class SRDataModule(pl.LightningDataModule):
+    """Training patches and validation images of one scale.
+
+    Args:
+        train: Images to train on.
+        val: Images to validate on.
+        scale: The factor.
+        degradation: Makes LR of whole HR images where no LR file is given.
+        patch_size: Side of a training patch in LR pixels.
+        batch_size: Patches per step over all processes; a multiple of their number.
+        max_steps: Batches of the whole training.
+        seed: Of the patches.
+        augment: Flips and rotations.
+        residence: Where decoded images are: "mmap" (a file all processes share), "memory", or "device" (a GPU's).
+        num_workers: Processes that gather batches; 0 gathers in the training process, faster for what is in memory.
+        cache_dir: For the decoded images.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Pair],
+        val: Sequence[Pair],
+        *,
+        scale: int,
+        degradation: Any,
+        patch_size: int,
+        batch_size: int,
+        max_steps: int,
+        seed: int,
+        cache_dir: str | Path,
+        augment: bool = True,
+        residence: str = "mmap",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train, self.val = list(train), list(val)
+        self.scale, self.degradation = scale, degradation
+        self.patch_size, self.batch_size = patch_size, batch_size
+        self.max_steps, self.seed, self.augment = max_steps, seed, augment
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.residence, self.num_workers = residence, num_workers
+        if residence not in ("mmap", "memory", "device"):
+            raise InputError(f"data.residence={residence}: choose mmap, memory or device")
+        self.train_store: ImageStore | None = None
+        self.val_store: ImageStore | None = None
+        self.device_gather: DeviceGather | None = None
+
+    def _open(self, pairs: Sequence[Pair], residence: str) -> ImageStore:
+        return ImageStore.open(pairs, self.scale, self.degradation, self.cache_dir, residence)
+
+    def prepare_data(self) -> None:
+        """Decode both sets into the cache, on one process."""
+        self.setup("fit")
+
+    def setup(self, stage: str) -> None:
+        if self.train_store is None:
+            self.train_store = self._open(self.train, "memory" if self.residence == "memory" else "mmap")
+            self.train_store.check_patch_size(self.patch_size)
+            self.val_store = self._open(self.val, "mmap")
+
+    def sampler(self, rank: int = 0, world_size: int = 1) -> PatchSampler:
+        """The patches of each batch; a process takes its part of the global batch."""
+        return PatchSampler(
+            self.train_store,
+            patch_size=self.patch_size,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            augment=self.augment,
+            rank=rank,
+            world_size=world_size,
+        )

@@ -1,0 +1,143 @@
+"""The LightningModule that trains a network on a pixel loss."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from sr_lightning.errors import InputError
+from sr_lightning.inference import to_channels
+from sr_lightning.metrics import Protocol, Score
+
+
+class SRModule(pl.LightningModule):
+    """One network, one pixel loss, one optimizer. A step is a batch.
+
+    Args:
+        network: Takes lr (N, C, h, w) in [0, 1] and gives sr; has `scale` and `num_channels`. In training mode sr
+            may lack a border (SRCNN's unpadded convolutions): the loss is then taken on the centre of hr.
+        loss: Takes (sr, hr), both (N, C, H, W) float32, gives a scalar.
+        optimizer: Partial; finished with the network's parameters. None for a network without any.
+        scheduler: Partial; finished with the optimizer, stepped once per batch.
+        lr_factors: Learning rate of some parameters relative to the others', by the beginning of their names, such
+            as `{conv3: 0.1}`. The first that matches counts; one that matches nothing is an error.
+        channels_last: Memory format of weights and images.
+        log_every: Batches between two logged training losses.
+        protocol: How validation is scored.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module | None = None,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        *,
+        lr_factors: dict[str, float] | None = None,
+        channels_last: bool = True,
+        log_every: int = 50,
+        protocol: Protocol | None = None,
+    ) -> None:
+        super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.memory_format)
+        self.loss = loss
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.lr_factors = lr_factors or {}
+        self.log_every = log_every
+        self.protocol = protocol or Protocol()
+        self.latest: dict[str, float] = {}  # what was logged last, for the progress bar
+        self._loss_sum: Tensor | float = 0.0
+        self._loss_count = 0
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """lr (N, 1 or 3, h, w) in [0, 1] -> the network's sr: luma for a one-channel network."""
+        return self.network(to_channels(lr, self.network.num_channels).contiguous(memory_format=self.memory_format))
+
+    def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of a batch: lr (N, 3, h, w) and hr (N, 3, H, W), float32 in [0, 1]."""
+        sr = self(batch["lr"]).float()
+        hr = to_channels(batch["hr"], self.network.num_channels)
+        return self.loss(sr, center_crop(hr, *sr.shape[-2:]))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self.loss_of(batch)
+        self._loss_sum += loss.detach()
+        self._loss_count += 1
+        if (batch_idx + 1) % self.log_every == 0:
+            self._log_training(batch_idx + 1)
+        return loss
+
+    def _log_training(self, step: int) -> None:
+        """Log the mean loss since the last call; `self.log` on every step would cost more than a small network."""
+        loss = self.trainer.strategy.reduce(self._loss_sum / self._loss_count, reduce_op="mean").item()
+        self._loss_sum, self._loss_count = 0.0, 0
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the training loss is {loss} at step {step}: try a smaller learning rate")
+        learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_scalars({"train/loss": loss, "train/learning_rate": learning_rate}, step)
+
+    def log_scalars(self, metrics: dict[str, float], step: int) -> None:
+        """Hand numbers to every logger. `step` is the number of batches done, in every kind of training."""
+        self.latest |= metrics
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=step)
+
+    def on_validation_epoch_start(self) -> None:
+        num_images = len(self.trainer.val_dataloaders.dataset)
+        self.score = Score(num_images, self.network.scale, self.protocol).to(self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        with torch.autocast(self.device.type, enabled=False):  # scores are made in float32
+            sr = self(batch["lr"])
+        self.score.update(sr, batch["hr"], batch["index"])
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = {f"val/{name}": value.item() for name, value in self.score.compute().items()}
+        self.log_dict(metrics, logger=False)  # for the callbacks that monitor
+        self.log_scalars(metrics, self.batches_done)
+
+    @property
+    def batches_done(self) -> int:
+        """Batches trained so far, over all resumed parts of the run, whatever the number of optimizers."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer(self._parameter_groups())
+        if self.scheduler is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """One group of parameters per learning rate."""
+        groups: dict[str, list[nn.Parameter]] = {"": [], **{prefix: [] for prefix in self.lr_factors}}
+        for name, parameter in self.network.named_parameters():
+            groups[next(filter(name.startswith, self.lr_factors), "")].append(parameter)
+        if unmatched := [prefix for prefix in self.lr_factors if not groups[prefix]]:
+            names = ", ".join(name for name, _ in self.network.named_parameters())
+            raise InputError(f"lr_factors: no parameter's name begins with {unmatched}; there are {names}")
+        base = self.optimizer.keywords.get("lr") if self.lr_factors else None
+        if self.lr_factors and base is None:
+            raise InputError("lr_factors are relative to model.optimizer.lr: set that as well")
+        return [
+            {"params": parameters} | ({"lr": base * self.lr_factors[prefix]} if prefix else {})
+            for prefix, parameters in groups.items()
+            if parameters
+        ]
+
+
+def center_crop(image: Tensor, height: int, width: int) -> Tensor:
+    """(..., H, W) -> (..., height, width), the same border left out on opposite sides.
+
+    Raises:
+        ValueError: `image` is smaller, or its border cannot be equal on opposite sides.
+    """
+    top, left = image.shape[-2] - height, image.shape[-1] - width
+    if top < 0 or left < 0 or top % 2 or left % 2:
+        raise ValueError(f"cannot take the centre {height}x{width} of {image.shape[-2]}x{image.shape[-1]}")
+    return image[..., top // 2 : top // 2 + height, left // 2 : left // 2 + width]

@@ -1,0 +1,275 @@
+"""Scores: networks on sets of images, in one table, under one protocol."""
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from sr_lightning.checkpoint import load_network
+from sr_lightning.color import quantize, rgb_to_y
+from sr_lightning.data.images import read_image
+from sr_lightning.data.sources import Pair, benchmark_set
+from sr_lightning.degradations.bicubic import crop_to_multiple, downscale
+from sr_lightning.errors import InputError
+from sr_lightning.files import replacing
+from sr_lightning.inference import super_resolve, to_channels, with_chroma
+from sr_lightning.metrics import Protocol, score
+from sr_lightning.networks import Bicubic
+from sr_lightning.pictures import save_comparison
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to score, float32 in [0, 1].
+
+    Attributes:
+        name: Of the image.
+        lr: (1, 1 or 3, h, w).
+        hr: (1, 1 or 3, h*scale, w*scale).
+        protocol: As it was carried out: `lr_source` says where this LR came from.
+    """
+
+    name: str
+    lr: Tensor
+    hr: Tensor
+    protocol: Protocol
+
+
+def load_sample(pair: Pair, scale: int, protocol: Protocol, degradation: Any) -> Sample:
+    """Read one image as the protocol wants it.
+
+    Raises:
+        InputError: Unreadable, or LR and HR do not fit together.
+    """
+    hr = torch.from_numpy(read_image(pair.hr))
+    if protocol.lr_source == "luma":
+        luma = quantize(rgb_to_y(hr.double() / 255)) if len(hr) == 3 else hr.double() / 255
+        luma = crop_to_multiple(luma, scale)
+        return Sample(pair.name, downscale(luma, scale)[None].float(), luma[None].float(), protocol)
+    if pair.lr is None or protocol.lr_source == "made":
+        hr = crop_to_multiple(hr, scale)
+        lr, protocol = degradation(hr, scale), replace(protocol, lr_source="made")
+    else:
+        lr = torch.from_numpy(read_image(pair.lr))
+        height, width = (side * scale for side in lr.shape[-2:])
+        if not (0 <= hr.shape[-2] - height < scale and 0 <= hr.shape[-1] - width < scale):
+            raise InputError(
+                f"{pair.lr} ({lr.shape[-2]}x{lr.shape[-1]}) is not {pair.hr} ({hr.shape[-2]}x{hr.shape[-1]}) "
+                f"reduced by {scale}"
+            )
+        hr = hr[:, :height, :width]
+    return Sample(pair.name, lr[None].float().mul_(1 / 255), hr[None].float().mul_(1 / 255), protocol)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is scored.
+
+    Attributes:
+        name: In tables.
+        network: Has `scale` and `num_channels`.
+    """
+
+    name: str
+    network: nn.Module
+
+
+@torch.inference_mode()
+def score_images(
+    models: Sequence[Model],
+    dataset: str,
+    samples: Iterable[Sample],
+    folder: Path,
+    num_pictures: int,
+    pictures: list[Path],
+) -> list[dict[str, Any]]:
+    """Score models of one scale on the same images.
+
+    Args:
+        models: Pictures show the place where the first is furthest from HR.
+        dataset: Its name.
+        samples: The images.
+        folder: For the comparison pictures.
+        num_pictures: How many images are shown, the first ones.
+        pictures: The files written are appended.
+
+    Returns:
+        One row per model and image, and one with image "mean" per model: model, scale, dataset, image, the scores
+        (psnr_y and ssim_y, or psnr_rgb and ssim_rgb) and protocol.
+    """
+    device = next((p.device for model in models for p in model.network.parameters()), torch.device("cpu"))
+    rows: dict[str, list[dict[str, Any]]] = {model.name: [] for model in models}
+    for i, sample in enumerate(samples):
+        lr, hr = sample.lr.to(device), sample.hr.to(device)
+        shown: dict[str, Tensor] = {}
+        for model in models:
+            scale, channels = model.network.scale, model.network.num_channels
+            if sample.protocol.channel == "rgb":
+                sr = super_resolve(model.network, lr)
+            else:
+                sr = model.network(to_channels(lr, channels))
+            scores = score(sr, hr, scale, sample.protocol)
+            row = {"model": model.name, "scale": scale, "dataset": dataset, "image": sample.name}
+            row |= {f"{key}_{sample.protocol.channel}": value.item() for key, value in scores.items()}
+            rows[model.name].append(row | {"protocol": sample.protocol.name})
+            if i < num_pictures:
+                colour = with_chroma(sr, lr, scale) if sr.shape[1] < lr.shape[1] else sr
+                shown[f"{model.name} {scores['psnr'].item():.2f} dB"] = colour[0]
+        if shown:
+            pictures.append(folder / f"{dataset}_x{scale}_{sample.name}.png")
+            save_comparison(pictures[-1], lr[0], shown, hr[0])
+    return [row for part in rows.values() for row in [*part, mean_row(part)]]
+
+
+def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of an average over images. All images must have been scored under one protocol.
+
+    Raises:
+        InputError: There is no image, or some LR were given and others made.
+    """
+    protocols = sorted({row["protocol"] for row in rows})
+    if len(protocols) != 1:
+        raise InputError(f"{rows[0]['dataset']} mixes protocols: {protocols}. Give LR for all of its images or none")
+    scores = [key for key in rows[0] if key.startswith(("psnr", "ssim"))]
+    return rows[0] | {"image": "mean"} | {key: sum(row[key] for row in rows) / len(rows) for key in scores}
+
+
+def score_sets(
+    models: Sequence[Model], sets: dict[str, Sequence[Pair]], cfg: DictConfig
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Score bicubic and models of one scale on sets of images.
+
+    Args:
+        models: At least one, all of one scale.
+        sets: Name -> images.
+        cfg: Gives protocol, degradation (for images without LR), run_dir and num_pictures.
+
+    Returns:
+        The rows of `score_images`, bicubic's first in each set, and the pictures written to run_dir/pictures.
+    """
+    scale = models[0].network.scale
+    protocol, degradation = instantiate(cfg.protocol), instantiate(cfg.degradation)
+    models = [Model("bicubic", Bicubic(scale=scale)), *(m for m in models if not isinstance(m.network, Bicubic))]
+    rows: list[dict[str, Any]] = []
+    pictures: list[Path] = []
+    for name, pairs in sets.items():
+        samples = (load_sample(pair, scale, protocol, degradation) for pair in pairs)
+        rows += score_images(models, name, samples, Path(cfg.run_dir, "pictures"), cfg.num_pictures, pictures)
+    return rows, pictures
+
+
+def score_run(
+    cfg: DictConfig, network: nn.Module, held_out: Sequence[Pair]
+) -> tuple[float, list[dict[str, Any]], list[Path]]:
+    """Score what a run has trained on its validation images and on those benchmarks that are under data_root.
+
+    Returns:
+        Mean PSNR on the validation images in dB, all rows, all pictures.
+    """
+    sets = {"held-out": held_out}
+    for name in cfg.benchmarks:
+        if Path(cfg.data_root, "benchmark", name, "HR").is_dir():
+            sets[name] = benchmark_set(cfg.data_root, name, cfg.scale)
+        else:
+            log.info("%s is not scored: there is no %s", name, Path(cfg.data_root, "benchmark", name, "HR"))
+    rows, pictures = score_sets([Model(cfg.name, network)], sets, cfg)
+    report(rows, pictures, Path(cfg.run_dir), images_of="held-out")
+    psnr = next(key for key in rows[0] if key.startswith("psnr"))
+    return next(r for r in rows if r["image"] == "mean" and r["model"] == cfg.name)[psnr], rows, pictures
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Score checkpoints, or a model without parameters, on benchmarks.
+
+    Returns:
+        Mean PSNR of the first model on the first benchmark, in dB.
+
+    Raises:
+        InputError: Nothing to score, a checkpoint or benchmark that is not there, or a scale that does not fit.
+    """
+    models = requested_models(cfg)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows, pictures = [], []
+    for scale in dict.fromkeys(model.network.scale for model in models):
+        of_scale = [Model(m.name, m.network.to(device)) for m in models if m.network.scale == scale]
+        sets = {name: benchmark_set(cfg.data_root, name, scale) for name in cfg.benchmarks}
+        new_rows, new_pictures = score_sets(of_scale, sets, cfg)
+        rows += new_rows
+        pictures += new_pictures
+    report(rows, pictures, Path(cfg.run_dir))
+    psnr = next(key for key in rows[0] if key.startswith("psnr"))
+    return next(r for r in rows if r["image"] == "mean" and r["model"] == models[0].name)[psnr]
+
+
+def requested_models(cfg: DictConfig) -> list[Model]:
+    """The networks of `ckpt=`, or the one of `model=` if it has nothing to train."""
+    if cfg.ckpt is None:
+        if "model" not in cfg or cfg.scale is None:
+            raise InputError("say what to score: ckpt=FILE (or a list), or model=bicubic scale=x3")
+        network = instantiate(cfg.model.network).eval()
+        if next(network.parameters(), None) is not None:
+            raise InputError(f"model={cfg.name} has weights to load: give its checkpoint, ckpt=FILE")
+        return [Model(cfg.name, network)]
+    if "model" in cfg:
+        raise InputError(f"model={cfg.name} beside ckpt: the checkpoint says which network it holds; leave model out")
+    paths = [Path(path) for path in ([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)]
+    trained = [load_network(path) for path in paths]
+    if wrong := [f"{p} is x{t.network.scale}" for p, t in zip(paths, trained, strict=True)
+                 if cfg.scale not in (None, t.network.scale)]:
+        raise InputError(f"scale=x{cfg.scale} was asked, but {', '.join(wrong)}; leave scale out")
+    names = [t.name for t in trained]
+    return [
+        Model(t.name if names.count(t.name) == 1 else f"{t.name} {path.parent.parent.name}", t.network)
+        for path, t in zip(paths, trained, strict=True)
+    ]
+
+
+def report(
+    rows: Sequence[dict[str, Any]], pictures: Sequence[Path], run_dir: Path, images_of: str | None = None
+) -> None:
+    """Print the table and write results.csv; say where pictures are."""
+    write_results(run_dir / "results.csv", rows)
+    log.info("protocol %s\n%s", ", ".join(sorted({row["protocol"] for row in rows})), table(rows, images_of))
+    log.info("%s", run_dir / "results.csv")
+    if pictures:
+        log.info("%d pictures in %s", len(pictures), pictures[0].parent)
+
+
+def table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
+    """Scores as a Markdown table: one line per model and set, and per image of the set `images_of`.
+
+    The gain is over bicubic on the same images.
+    """
+    metrics = [key for key in rows[0] if key.startswith(("psnr", "ssim"))]
+    psnr = metrics[0]
+    bicubic = {(r["dataset"], r["scale"], r["image"]): r[psnr] for r in rows if r["model"] == "bicubic"}
+    lines = [["data set", "image", "scale", "model", *metrics, "gain"]]
+    for row in rows:
+        if row["image"] == "mean" or row["dataset"] == images_of:
+            gain = row[psnr] - bicubic[row["dataset"], row["scale"], row["image"]]
+            scores = [f"{row[m]:.2f}" if m == psnr else f"{row[m]:.4f}" for m in metrics]
+            last = "" if row["model"] == "bicubic" else f"{gain:+.2f}"
+            lines.append([row["dataset"], row["image"], f"x{row['scale']}", row["model"], *scores, last])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+
+
+def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows as csv, complete or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue())

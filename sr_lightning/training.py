@@ -1,0 +1,170 @@
+"""One training run: build what the config describes, fit, score the best checkpoint."""
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger, WandbLogger
+
+from sr_lightning.callbacks import LastCheckpoint, Progress
+from sr_lightning.checkpoint import AtomicCheckpointIO, load_network, read_checkpoint, steps_done
+from sr_lightning.data import SRDataModule
+from sr_lightning.errors import InputError
+from sr_lightning.files import replacing
+from sr_lightning.loggers import MetricsFile, log_results
+from sr_lightning.modules import SRModule
+from sr_lightning.scoring import score_run
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> float:
+    """Train what the config describes and score the best checkpoint.
+
+    Writes into the run directory: config.yaml (resolved), metrics.csv, checkpoints/best.ckpt and last.ckpt,
+    results.csv and pictures.
+
+    Returns:
+        Mean PSNR of the best checkpoint on the validation images, in dB.
+
+    Raises:
+        InputError: Something in the config or the data that the user can mend.
+    """
+    quieten_lightning()
+    if cfg.resume is not None:
+        cfg = saved_config(cfg)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+    run_dir = Path(cfg.run_dir)
+
+    pl.seed_everything(cfg.seed, verbose=False)
+    module: SRModule = instantiate(cfg.model, _convert_="all")
+    module.save_hyperparameters(config)  # checkpoints describe themselves, and the loggers are told
+    datamodule: SRDataModule = instantiate(cfg.data, _convert_="all")
+    preflight(module, datamodule)
+    if module.optimizer is None:  # nothing to train: the bicubic baseline
+        psnr, *_ = score_run(cfg, module.network.eval(), datamodule.val)
+        return psnr
+
+    with replacing(run_dir / "config.yaml") as temporary:
+        OmegaConf.save(OmegaConf.create(config), temporary)
+    loggers = [MetricsFile(run_dir / "metrics.csv")]
+    if cfg.logger:
+        loggers.append(instantiate(cfg.logger))
+    try:
+        trainer = build_trainer(cfg, loggers)
+        last = run_dir / "checkpoints" / "last.ckpt"
+        if cfg.resume is None or steps_done(read_checkpoint(last)) < cfg.max_steps:
+            trainer.fit(module, datamodule, ckpt_path=last if cfg.resume else None)
+        if trainer.is_global_zero:
+            best = load_network(run_dir / "checkpoints" / "best.ckpt").network.to(module.device)
+            psnr, rows, pictures = score_run(cfg, best, datamodule.val)
+            log_results(loggers, rows, pictures)
+            return psnr
+        return trainer.checkpoint_callback.best_model_score.item()
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            import wandb
+
+            wandb.finish()  # or the next run of this process would go on in this one
+
+
+def build_trainer(cfg: DictConfig, loggers: list[Logger]) -> pl.Trainer:
+    """The Lightning trainer: the whole training is one epoch of `max_steps` batches, which makes resuming exact."""
+    checkpoints = Path(cfg.run_dir) / "checkpoints"
+    best = ModelCheckpoint(
+        checkpoints, "best", monitor="val/psnr", mode="max", enable_version_counter=False, save_on_train_epoch_end=False
+    )
+    last = LastCheckpoint(checkpoints / "last.ckpt", cfg.save_every, cfg.max_steps)
+    progress = Progress(cfg.max_steps, cfg.data.batch_size)
+    return instantiate(
+        cfg.trainer,
+        _convert_="all",
+        precision=choose_precision(cfg.trainer.precision, cfg.trainer.accelerator),
+        max_epochs=1,
+        val_check_interval=min(cfg.val_every, cfg.max_steps),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,  # preflight has done it
+        use_distributed_sampler=False,  # the sampler gives each process its part
+        logger=loggers,
+        callbacks=[progress, best, last],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=cfg.run_dir,
+    )
+
+
+def choose_precision(precision: str, accelerator: str) -> str:
+    """"auto" becomes bf16-mixed where the processor computes in bfloat16 and 32-true elsewhere."""
+    if precision != "auto":
+        return precision
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def preflight(module: SRModule, datamodule: SRDataModule) -> None:
+    """Send one training batch and one validation image through the whole path: what is wrong is said before step 1."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    network, module.network = module.network, copy.deepcopy(module.network)  # batch norm keeps its statistics
+    try:
+        with torch.no_grad():
+            if module.loss is not None:
+                module.loss_of(datamodule.first_batch())
+            module.network.eval()
+            image = datamodule.first_image()
+            module.score_of(image)
+    finally:
+        module.network = network
+
+
+def saved_config(cfg: DictConfig) -> DictConfig:
+    """The config of the run to be resumed. Settings given with `resume` must be the run's own.
+
+    Raises:
+        InputError: `resume` is no run directory, holds no checkpoint, or other settings are asked for.
+    """
+    run_dir = Path(cfg.run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise InputError(f"resume={cfg.resume} is not the directory of a run: it has no config.yaml")
+    if not (run_dir / "checkpoints" / "last.ckpt").is_file():
+        raise InputError(f"resume={cfg.resume}: the run was stopped before its first checkpoint; start it again")
+    saved = OmegaConf.load(run_dir / "config.yaml")
+    saved.run_dir, saved.resume = cfg.run_dir, cfg.resume
+    given = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith("resume=")]
+    if given:
+        asked = flatten(OmegaConf.to_container(cfg, resolve=True))
+        was = flatten(OmegaConf.to_container(saved))
+        if changed := [key for key in sorted(asked.keys() | was.keys()) if asked.get(key) != was.get(key)]:
+            lines = "".join(f"\n  {key}: was {was.get(key)}, asked {asked.get(key)}" for key in changed)
+            raise InputError(
+                f"resume={cfg.resume} goes on with the run's own settings; these differ:{lines}\n"
+                "Give resume alone, or start a new run"
+            )
+    return saved
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {k: v for key, value in config.items() for k, v in flatten(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def quieten_lightning() -> None:
+    """Lightning's hints that do not apply: data is in memory, a run's folder may hold its earlier part."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message)

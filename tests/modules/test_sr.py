@@ -1,0 +1,75 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from sr_lightning.errors import InputError
+from sr_lightning.modules import SRModule
+from sr_lightning.modules.sr import center_crop
+from sr_lightning.networks import SRCNN
+
+SGD = partial(torch.optim.SGD, lr=1e-2)
+
+
+def module(**options):
+    return SRModule(SRCNN(scale=2), nn.MSELoss(), **{"optimizer": SGD} | options)
+
+
+def test_every_parameter_is_in_one_group_with_its_relative_learning_rate():
+    optimizer = module(lr_factors={"conv3": 0.1, "conv1.bias": 0.5}).configure_optimizers()["optimizer"]
+    assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [
+        (3, pytest.approx(1e-2)),
+        (2, pytest.approx(1e-3)),
+        (1, pytest.approx(5e-3)),
+    ]
+
+
+def test_a_learning_rate_factor_for_nothing_lists_the_names_there_are():
+    with pytest.raises(InputError, match=r"conv4.*conv1\.weight"):
+        module(lr_factors={"conv4": 0.1}).configure_optimizers()
+
+
+def test_learning_rate_factors_need_a_learning_rate():
+    with pytest.raises(InputError, match=r"model\.optimizer\.lr"):
+        module(optimizer=partial(torch.optim.SGD), lr_factors={"conv3": 0.1}).configure_optimizers()
+
+
+def test_the_scheduler_steps_per_batch():
+    configured = module(scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=3)).configure_optimizers()
+    assert configured["lr_scheduler"]["interval"] == "step"
+
+
+def test_the_loss_of_an_unpadded_network_is_taken_on_the_centre():
+    trained = module().train()
+    batch = {"lr": torch.rand(2, 3, 12, 12), "hr": torch.rand(2, 3, 24, 24)}
+    before = trained.loss_of(batch)
+    batch["hr"][..., :6, :] = 0.0  # SRCNN 9-1-5 sees 6 pixels less on each side
+    torch.testing.assert_close(trained.loss_of(batch), before)
+    batch["hr"][..., :7, :] = 0.0
+    assert trained.loss_of(batch) != before
+
+
+def test_colour_images_reach_a_luma_network_as_luma():
+    gray = torch.rand(1, 1, 8, 8)
+    network = module().eval()
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 1, 16, 16)
+    torch.testing.assert_close(network(gray), network.network(gray))
+
+
+def test_channels_last_changes_nothing_but_the_layout():
+    torch.manual_seed(0)
+    first = module(channels_last=True)
+    second = module(channels_last=False)
+    second.load_state_dict(first.state_dict())
+    batch = {"lr": torch.rand(2, 3, 12, 12), "hr": torch.rand(2, 3, 24, 24)}
+    torch.testing.assert_close(first.loss_of(batch), second.loss_of(batch))
+    assert first.network.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_centre_is_cut_evenly_or_not_at_all():
+    image = torch.arange(36).reshape(6, 6)
+    assert center_crop(image, 2, 4).tolist() == [[13, 14, 15, 16], [19, 20, 21, 22]]
+    for size in [(5, 6), (8, 6)]:
+        with pytest.raises(ValueError, match="of 6x6"):
+            center_crop(image, *size)

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from sr_lightning.networks import SRCNN, Bicubic
+
+
+@pytest.mark.parametrize(("kernels", "count", "weights"), [((9, 1, 5), 8129, 8032), ((9, 5, 5), 57281, 57184)])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_parameters_are_the_papers(kernels, count, weights, scale):
+    network = SRCNN(scale=scale, kernel_sizes=kernels)
+    assert sum(p.numel() for p in network.parameters()) == count
+    assert sum(p.numel() for p in network.parameters() if p.ndim == 4) == weights
+
+
+@pytest.mark.parametrize("kernels", [(9, 1, 5), (9, 5, 5), (9, 3, 5)])
+def test_training_leaves_out_what_the_convolutions_do_not_see_in_full(kernels):
+    network = SRCNN(scale=3, kernel_sizes=kernels, global_skip=True)
+    lr = torch.rand(2, 1, 11, 13)
+    trained, evaluated = network.train()(lr), network.eval()(lr)
+    margin = sum(k // 2 for k in kernels)
+    assert evaluated.shape == (2, 1, 33, 39)
+    assert trained.shape == (2, 1, 33 - 2 * margin, 39 - 2 * margin)
+    torch.testing.assert_close(trained, evaluated[..., margin:-margin, margin:-margin])
+
+
+def test_the_papers_patch_of_33_gives_its_target_of_21():
+    assert SRCNN(scale=3).train()(torch.rand(1, 1, 11, 11)).shape[-1] == 21
+
+
+def test_the_skip_adds_the_bicubic_enlargement():
+    network = SRCNN(scale=2, global_skip=True).eval()
+    plain = SRCNN(scale=2).eval()
+    plain.load_state_dict(network.state_dict())
+    lr = torch.rand(1, 1, 8, 9)
+    torch.testing.assert_close(network(lr) - plain(lr), Bicubic(scale=2)(lr))
+
+
+def test_the_papers_initialisation_is_a_narrow_normal_without_bias():
+    torch.manual_seed(0)
+    network = SRCNN(scale=3, init_std=0.001)
+    for conv in (network.conv1, network.conv2, network.conv3):
+        assert conv.weight.std().item() == pytest.approx(0.001, rel=0.1)
+        assert not conv.bias.any()
+
+
+def test_even_kernels_and_missing_widths_are_refused_with_the_values():
+    with pytest.raises(ValueError, match=r"kernel_sizes=\[9, 2, 5\]"):
+        SRCNN(scale=2, kernel_sizes=(9, 2, 5))
+    with pytest.raises(ValueError, match=r"num_features=\[64\]"):
+        SRCNN(scale=2, num_features=(64,))

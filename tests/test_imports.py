@@ -1,0 +1,87 @@
+"""Imports point one way: entry points -> tasks -> modules, data, callbacks -> networks, losses, metrics -> torch."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "sr_lightning"
+
+# Each room, and the rooms below it that it may know.
+FLOOR = {"errors", "files"}
+MAY_IMPORT = {
+    "errors": set(),
+    "files": set(),
+    "color": FLOOR,
+    "cli": {"errors"},
+    "optim": FLOOR,
+    "losses": FLOOR,
+    "degradations": FLOOR,
+    "networks": FLOOR,
+    "metrics": FLOOR | {"color"},
+    "inference": {"color", "networks"},
+    "data": FLOOR | {"degradations"},
+    "pictures": {"data"},
+    "loggers": FLOOR,
+    "checkpoint": FLOOR,
+    "callbacks": FLOOR,
+    "modules": FLOOR | {"inference", "metrics"},
+    "scoring": FLOOR
+    | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures"},
+    "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "modules", "scoring"},
+}
+# What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
+NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim"}
+FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+    return names
+
+
+def rooms() -> dict[str, set[str]]:
+    """Room -> dotted names it imports."""
+    result: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent == PACKAGE and path.stem == "__init__":
+            continue
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        result.setdefault(room, set()).update(imports_of(path))
+    return result
+
+
+def test_every_room_imports_only_from_rooms_below():
+    upward = []
+    for room, names in rooms().items():
+        assert room in MAY_IMPORT, f"say in this test which rooms {room} may import"
+        used = {name.split(".")[1] for name in names if name.startswith("sr_lightning.")}
+        upward += [f"{room} imports {other}" for other in used - {room} - MAY_IMPORT[room]]
+    assert not upward
+
+
+def test_networks_and_pure_functions_know_no_framework():
+    found = [
+        f"{room} imports {name}"
+        for room, names in rooms().items()
+        if room in NO_FRAMEWORK
+        for name in names
+        if name.split(".")[0] in FRAMEWORKS
+    ]
+    assert not found
+
+
+def test_torchvision_is_not_needed():
+    assert not [room for room, names in rooms().items() if any(name.startswith("torchvision") for name in names)]
+
+
+def test_the_entry_points_import_torch_only_inside_their_task():
+    for name in ("train.py", "evaluate.py"):
+        tree = ast.parse((PACKAGE.parent / name).read_text())
+        top = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        assert top == {"omegaconf", "sr_lightning.cli"}

@@ -1,0 +1,102 @@
+"""Whole runs on a small folder of pictures: what they write, what they refuse."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sr_lightning.checkpoint import load_network
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Six smooth 96x80 pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8))
+        coarse.resize((80, 96), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command(pictures, tmp_path_factory):
+    """A command line of a short training; more words are added."""
+    cache = tmp_path_factory.mktemp("cache")
+    return [
+        *(sys.executable, "train.py", "data=folder", f"data.hr={pictures}", "data.val_fraction=0.3"),
+        *("data.patch_size=8", "data.batch_size=4", "max_steps=30", "val_every=10", "log_every=5", "save_every=10"),
+        *(f"cache_dir={cache}", "benchmarks=[]", "trainer=cpu", "trainer.precision=32-true", "num_pictures=1"),
+    ]
+
+
+def run(*words, check=True) -> subprocess.CompletedProcess:
+    done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory) -> Path:
+    """The directory of a finished run."""
+    run_dir = tmp_path_factory.mktemp("run") / "a"
+    run(*command, f"hydra.run.dir={run_dir}")
+    return run_dir
+
+
+def test_a_run_leaves_checkpoints_record_config_scores_and_pictures(finished):
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (finished / "config.yaml").is_file()
+    assert [row["step"] for row in rows_of(finished / "metrics.csv") if row["val/psnr"]] == ["10", "20", "30"]
+    assert [row["step"] for row in rows_of(finished / "metrics.csv")] == ["5", "10", "15", "20", "25", "30"]
+    results = rows_of(finished / "results.csv")
+    assert {"model", "scale", "dataset", "image", "psnr_y", "ssim_y", "protocol"} <= set(results[0])
+    assert [row["model"] for row in results if row["image"] == "mean"] == ["bicubic", "espcn"]
+    assert results[0]["protocol"].endswith("lr-made")
+    assert len(list((finished / "pictures").glob("*.png"))) == 1
+
+
+def test_the_best_checkpoint_scores_what_validation_said(finished):
+    best = max(float(row["val/psnr"]) for row in rows_of(finished / "metrics.csv") if row["val/psnr"])
+    scored = next(r for r in rows_of(finished / "results.csv") if (r["model"], r["image"]) == ("espcn", "mean"))
+    assert float(scored["psnr_y"]) == pytest.approx(best, abs=1e-4)
+
+
+def test_a_checkpoint_says_what_it_is_in_plain_containers(finished):
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["model"]["network"]["scale"] == 2
+    trained = load_network(finished / "checkpoints" / "last.ckpt")
+    assert (trained.name, trained.step, trained.network.scale) == ("espcn", 30, 2)
+
+
+def test_a_checkpoint_of_another_class_than_a_network_is_not_built(finished, tmp_path):
+    from sr_lightning.errors import InputError
+
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["model"]["network"] = {"_target_": "subprocess.Popen", "args": ["true"]}
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    with pytest.raises(InputError, match="not a torch.nn.Module"):
+        load_network(tmp_path / "evil.ckpt")
+
+
+def test_a_finished_run_resumes_to_its_scores(finished, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "results.csv").unlink()
+    run(sys.executable, "train.py", f"resume={copy}")
+    assert rows_of(copy / "results.csv") == rows_of(finished / "results.csv")
+    assert (copy / ".hydra" / "overrides.yaml").read_text() == (finished / ".hydra" / "overrides.yaml").read_text()
