@@ -35,7 +35,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     Returns:
         (N, rows, columns), same dtype; a zero matrix stays zero.
     """
-    if matrices.shape[1] > matrices.shape[2]:
+    if matrices.shape[1] > matrices.shape[2]:  # the smaller of the two Gram matrices costs less
         return orthogonalise(matrices.mT, steps).mT
     x = matrices.float()
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-12)  # largest singular value <= 1
