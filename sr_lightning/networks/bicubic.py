@@ -1,0 +1,51 @@
+"""Bicubic enlargement: the baseline of every table, SRCNN's first step, and the global skip of other networks."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Bicubic(nn.Module):
+    """Keys' cubic interpolation with a = -0.5 and replicated borders, as Pillow and MATLAB have it (torch: a = -0.75).
+
+    The scale*scale outputs that lie in one pixel are as many fixed weightings of the 5x5 pixels around it: one
+    convolution and a pixel shuffle. It runs in float32 whatever autocast, the input or `.half()` say, since bfloat16
+    would be off by half a grey level. Only TF32, which torch allows convolutions on CUDA by default, is left to
+    `torch.backends.cudnn.allow_tf32`.
+
+    Args:
+        scale: The factor.
+
+    Shapes: lr (N, C, h, w), any C and range, at least 1x1 -> sr (N, C, h*scale, w*scale), float32, unclamped.
+    """
+
+    def __init__(self, *, scale: int) -> None:
+        super().__init__()
+        if scale < 2:
+            raise ValueError(f"Bicubic enlarges by an integer of at least 2, got scale={scale}")
+        self.scale = scale
+        self.register_buffer("kernel", _kernel(scale), persistent=False)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        n, c, h, w = lr.shape
+        s = self.scale
+        with torch.autocast(lr.device.type, enabled=False):
+            x = F.pad(lr.float().reshape(n * c, 1, h, w), (2, 2, 2, 2), mode="replicate")
+            x = F.conv2d(x, self.kernel)  # (N*C, s*s, h, w)
+        # F.pixel_shuffle does the same, in three times the time (CPU, torch 2.13).
+        return x.reshape(n, c, s, s, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c, h * s, w * s)
+
+    def _apply(self, fn, recurse=True):
+        """Move like any module, but build the weights anew: `.half()` or `.bfloat16()` would round them for good."""
+        super()._apply(fn, recurse)
+        self.kernel = _kernel(self.scale).to(self.kernel.device)
+        return self
+
+
+def _kernel(scale: int) -> Tensor:
+    """(scale*scale, 1, 5, 5): each output's weights of the 5x5 nearest pixels, in the order of a pixel shuffle."""
+    output = (torch.arange(scale, dtype=torch.float64, device="cpu") + 0.5) / scale - 0.5  # centres, in pixels
+    x = (torch.arange(-2, 3, device="cpu") - output[:, None]).abs()  # (s, 5)
+    taps = torch.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2) * (x < 2)
+    kernel = torch.einsum("ai,bj->abij", taps, taps).reshape(scale * scale, 1, 5, 5).float()
+    return kernel.to(memory_format=torch.channels_last)  # up to five times faster on the CPU at x4
