@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sr_lightning.errors import InputError
+
 
 class Bicubic(nn.Module):
     """Keys' cubic interpolation with a = -0.5 and replicated borders, as Pillow and MATLAB have it (torch: a = -0.75).
@@ -22,7 +24,7 @@ class Bicubic(nn.Module):
     def __init__(self, *, scale: int) -> None:
         super().__init__()
         if scale < 2:
-            raise ValueError(f"Bicubic enlarges by an integer of at least 2, got scale={scale}")
+            raise InputError(f"Bicubic enlarges by an integer of at least 2, got scale={scale}")
         self.scale = scale
         self.register_buffer("kernel", _kernel(scale), persistent=False)
 

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch.export import Dim
 
+from sr_lightning.errors import InputError
 from sr_lightning.networks.bicubic import Bicubic
 
 SCALES = [2, 3, 4, 8]
@@ -103,5 +104,5 @@ def test_it_exports_for_any_batch_and_size():
 
 
 def test_a_scale_below_two_is_refused():
-    with pytest.raises(ValueError, match="scale=1"):
+    with pytest.raises(InputError, match="scale=1"):
         Bicubic(scale=1)
