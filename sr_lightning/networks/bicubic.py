@@ -21,6 +21,8 @@ class Bicubic(nn.Module):
     Shapes: lr (N, C, h, w), any C and range, at least 1x1 -> sr (N, C, h*scale, w*scale), float32, unclamped.
     """
 
+    num_channels = 3  # what it is given as a model of its own; inside other networks any number
+
     def __init__(self, *, scale: int) -> None:
         super().__init__()
         if scale < 2:
