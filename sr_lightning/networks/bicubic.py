@@ -8,7 +8,7 @@ from sr_lightning.errors import InputError
 
 
 class Bicubic(nn.Module):
-    """Keys' cubic interpolation with a = -0.5 and replicated borders, as Pillow and MATLAB have it (torch: a = -0.75).
+    """Keys' cubic interpolation with a = -0.5, as in MATLAB and Pillow (torch has -0.75); borders are replicated.
 
     The scale*scale outputs that lie in one pixel are as many fixed weightings of the 5x5 pixels around it: one
     convolution and a pixel shuffle. It runs in float32 whatever autocast, the input or `.half()` say, since bfloat16
