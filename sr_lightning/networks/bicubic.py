@@ -21,7 +21,7 @@ class Bicubic(nn.Module):
     Shapes: lr (N, C, h, w), any C and range, at least 1x1 -> sr (N, C, h*scale, w*scale), float32, unclamped.
     """
 
-    num_channels = 3  # what it is given as a model of its own; inside other networks any number
+    num_channels = 1  # as the baseline it is scored on luma, like the classics; it takes any number
 
     def __init__(self, *, scale: int) -> None:
         super().__init__()
