@@ -17,9 +17,11 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from sr_lightning.callbacks import LastCheckpoint, Progress
 from sr_lightning.checkpoint import AtomicCheckpointIO, load_network, read_checkpoint, steps_done
 from sr_lightning.data import SRDataModule
+from sr_lightning.data.datamodule import WholeImages
 from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
 from sr_lightning.loggers import MetricsFile, log_results
+from sr_lightning.metrics import score
 from sr_lightning.modules import SRModule
 from sr_lightning.scoring import score_run
 
@@ -115,18 +117,17 @@ def choose_precision(precision: str, accelerator: str) -> str:
 
 def preflight(module: SRModule, datamodule: SRDataModule) -> None:
     """Send one training batch and one validation image through the whole path: what is wrong is said before step 1."""
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    network, module.network = module.network, copy.deepcopy(module.network)  # batch norm keeps its statistics
+    datamodule.setup()
+    image = datamodule.to_float(WholeImages(datamodule.val_store)[0])
+    trained, module.network = module.network, copy.deepcopy(module.network)  # batch norm keeps its statistics
     try:
         with torch.no_grad():
-            if module.loss is not None:
-                module.loss_of(datamodule.first_batch())
-            module.network.eval()
-            image = datamodule.first_image()
-            module.score_of(image)
+            sr = module.eval()(image["lr"])
+            score(sr, image["hr"], module.network.scale, module.protocol)
+            if module.loss is not None and datamodule.residence != "device":
+                module.train().loss_of(datamodule.to_float(datamodule.train_batches()[0]))
     finally:
-        module.network = network
+        module.network = trained.train()
 
 
 def saved_config(cfg: DictConfig) -> DictConfig:

@@ -1,5 +1,6 @@
 """The LightningDataModule: one training batch per batch number, whole images for validation."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
-from sr_lightning.data.sources import Pair
+from sr_lightning.data.sources import Pair, image_folder, split_folder
 from sr_lightning.data.store import ImageStore
+from sr_lightning.errors import InputError
+
+Batch = dict[str, Any]  # "lr" and "hr" images (N, 3, H, W); "index" (N,) of validation images; or "draw" of a gather
 
 
 class BatchNumbers:
@@ -45,18 +49,21 @@ class ResumableLoader(DataLoader):
 
 
 class TrainBatches(Dataset):
-    """Item k is batch k of this rank, gathered as uint8: lr (B, 3, p, p), hr (B, 3, p*scale, p*scale).
+    """Item k is batch k of this process: gathered as uint8, or its places alone where a device gathers.
 
-    With `device_gather` the item holds the places only, and the batch is gathered on the device.
+    Args:
+        store: The images.
+        sampler: What batch k consists of.
+        on_device: Leave the gathering to `DeviceGather`.
     """
 
-    def __init__(self, store: ImageStore, sampler: PatchSampler, on_device: bool) -> None:
+    def __init__(self, store: ImageStore, sampler: PatchSampler, on_device: bool = False) -> None:
         self.store, self.sampler, self.on_device = store, sampler, on_device
 
-    def __getitem__(self, batch_number: int) -> dict[str, Tensor]:
+    def __getitem__(self, batch_number: int) -> Batch:
         draw = self.sampler.draw(batch_number)
         if self.on_device:
-            return draw
+            return {"draw": draw}
         lr, hr = gather(self.store, draw, self.sampler.patch_size)
         return {"lr": lr, "hr": hr}
 
@@ -122,22 +129,19 @@ class SRDataModule(pl.LightningDataModule):
         self.val_store: ImageStore | None = None
         self.device_gather: DeviceGather | None = None
 
-    def _open(self, pairs: Sequence[Pair], residence: str) -> ImageStore:
-        return ImageStore.open(pairs, self.scale, self.degradation, self.cache_dir, residence)
-
-    def prepare_data(self) -> None:
-        """Decode both sets into the cache, on one process."""
-        self.setup("fit")
-
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str | None = None) -> None:
+        """Open the stores of both sets; what is not in the cache yet is decoded by one process, others wait."""
         if self.train_store is None:
             self.train_store = self._open(self.train, "memory" if self.residence == "memory" else "mmap")
             self.train_store.check_patch_size(self.patch_size)
             self.val_store = self._open(self.val, "mmap")
 
-    def sampler(self, rank: int = 0, world_size: int = 1) -> PatchSampler:
-        """The patches of each batch; a process takes its part of the global batch."""
-        return PatchSampler(
+    def _open(self, pairs: Sequence[Pair], residence: str) -> ImageStore:
+        return ImageStore.open(pairs, self.scale, self.degradation, self.cache_dir, residence)
+
+    def train_batches(self, rank: int = 0, world_size: int = 1) -> TrainBatches:
+        """Item k is what process `rank` of `world_size` trains on in step k."""
+        sampler = PatchSampler(
             self.train_store,
             patch_size=self.patch_size,
             batch_size=self.batch_size,
@@ -146,3 +150,59 @@ class SRDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+        return TrainBatches(self.train_store, sampler, on_device=self.residence == "device")
+
+    def train_dataloader(self) -> DataLoader:
+        batches = self.train_batches(self.trainer.global_rank, self.trainer.world_size)
+        return ResumableLoader(batches, self.max_steps, self.trainer, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        images, rank, world_size = WholeImages(self.val_store), self.trainer.global_rank, self.trainer.world_size
+        rounds = math.ceil(len(images) / world_size)  # equal on all processes; an image scored twice counts once
+        mine = [(rank + world_size * i) % len(images) for i in range(rounds)]
+        return DataLoader(images, batch_size=None, sampler=mine)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return self.to_float(batch)
+
+    def to_float(self, batch: Batch) -> Batch:
+        """Images from uint8 to [0, 1], on the device they are on; gathered there first with residence=device."""
+        if "draw" in batch:
+            if self.device_gather is None:
+                self.device_gather = DeviceGather(self.train_store, self.trainer.strategy.root_device)
+            lr, hr = self.device_gather(batch["draw"], self.patch_size)
+            batch = {"lr": lr, "hr": hr}
+        return batch | {name: batch[name].float().mul_(1 / 255) for name in ("lr", "hr")}
+
+
+class FolderDataModule(SRDataModule):
+    """Images of the user's own: one folder to train on, and another, or a part of the first, to validate on.
+
+    Args:
+        hr: Folder of HR images.
+        lr: Folder of their LR images; None makes them by the degradation.
+        val_hr: Folder to validate on; None holds out `val_fraction` of `hr`.
+        val_lr: Its LR images.
+        val_fraction: Share of the images of `hr` that is held out, at least one.
+        scale: The factor.
+        **settings: Of SRDataModule.
+    """
+
+    def __init__(
+        self,
+        hr: str,
+        lr: str | None = None,
+        val_hr: str | None = None,
+        val_lr: str | None = None,
+        val_fraction: float = 0.1,
+        *,
+        scale: int,
+        **settings: Any,
+    ) -> None:
+        if val_hr is None and val_lr is not None:
+            raise InputError(f"data.val_lr={val_lr} needs data.val_hr, the folder it belongs to")
+        if val_hr is None:
+            train, val = (split_folder(hr, lr, part, val_fraction, scale) for part in ("train", "val"))
+        else:
+            train, val = image_folder(hr, lr, scale=scale), image_folder(val_hr, val_lr, scale=scale)
+        super().__init__(train, val, scale=scale, **settings)

@@ -20,7 +20,8 @@ class ESPCN(nn.Module):
         num_features: Outputs of every convolution but the last, which makes scale*scale.
         kernel_sizes: One more than `num_features`. Odd.
         activation: "ReLU" or "Tanh", between the convolutions.
-        global_skip: Add the bicubic enlargement of the input. Not in the paper.
+        global_skip: Add the bicubic enlargement of the input. Not in the paper. The last convolution then starts at
+            zero, and the network as bicubic: from random output and the full learning rate its ReLUs can all die.
         orthogonal: Orthogonal initial weights with zero biases, the activation's gain
             (torch.nn.init.calculate_gain) and 1 for the last. False: PyTorch's default. The paper says nothing.
         detail_gain: Gain of the first convolution's orthogonal weights, whose filters are then made zero-mean: detail
@@ -62,6 +63,9 @@ class ESPCN(nn.Module):
         self.activation = getattr(nn, activation)()
         if orthogonal:
             self._init_orthogonal(nn.init.calculate_gain(activation.lower()), detail_gain)
+        if global_skip:
+            nn.init.zeros_(self.convs[-1].weight)
+            nn.init.zeros_(self.convs[-1].bias)
 
     @torch.no_grad()
     def _init_orthogonal(self, gain: float, detail_gain: float | None) -> None:

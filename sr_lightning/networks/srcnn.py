@@ -21,7 +21,7 @@ class SRCNN(nn.Module):
         num_features: Outputs of the first and the second convolution.
         kernel_sizes: 9-1-5 is the paper's first network, 9-5-5 its largest. Odd.
         global_skip: Add the enlarged input to the output, so that the network learns what bicubic lacks. Not in the
-            paper.
+            paper. The last convolution then starts at zero, and the network as bicubic.
         init_std: Standard deviation of the normal the weights are drawn from, biases zero (the paper: 0.001).
             None: PyTorch's default.
 
@@ -57,6 +57,9 @@ class SRCNN(nn.Module):
             for conv in (self.conv1, self.conv2, self.conv3):
                 nn.init.normal_(conv.weight, std=init_std)
                 nn.init.zeros_(conv.bias)
+        if global_skip:
+            nn.init.zeros_(self.conv3.weight)
+            nn.init.zeros_(self.conv3.bias)
 
     def forward(self, lr: Tensor) -> Tensor:
         enlarged = self.upsample(lr)  # (N, 1, h, w) -> (N, 1, h*s, w*s)
