@@ -15,6 +15,7 @@ from scipy.signal import convolve2d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import multiprocessing
 
+from sr_lightning import metrics
 from sr_lightning.color import quantize, rgb_to_y
 from sr_lightning.degradations import crop_to_multiple, downscale, upscale
 from sr_lightning.errors import InputError
@@ -150,6 +151,22 @@ def test_ssim_of_colour_is_the_mean_over_channels_and_batches_are_image_by_image
     sr = blurred(hr)
     expected = by_channel(lambda x, y: wang(x / 255, y / 255), sr, hr)
     assert ssim(unit(sr), unit(hr)).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_planes_together_as_on_a_gpu_have_the_ssim_of_each(photos):
+    sr, hr = (unit(image[:, :, :100, :90]) for image in photos)
+    apart = ssim(sr, hr)
+    grey = 2 * hr.mean(dim=(1, 2, 3))
+    together = metrics._ssim_sum(sr[:, 0], hr[:, 0], grey) / (90 * 80)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-7)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_scores_on_a_gpu_are_those_of_the_cpu(photos):
+    sr, hr = (unit(image) for image in photos)
+    expected = score(sr, hr, 4, Protocol())
+    for name, values in score(sr.cuda(), hr.cuda(), 4, Protocol()).items():
+        torch.testing.assert_close(values.cpu(), expected[name], rtol=0, atol=1e-6)
 
 
 def test_ssim_is_the_same_under_autocast_and_takes_images_that_need_gradients(photos):
