@@ -1,0 +1,179 @@
+"""Lists of image files, from folders of empty files: sources look at names only."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from sr_lightning.data import sources
+from sr_lightning.data.images import read_image
+from sr_lightning.data.sources import (
+    HELD_OUT_PHOTOS,
+    PHOTOS,
+    TRAIN_PHOTOS,
+    Pair,
+    benchmark_set,
+    bundled_photos,
+    image_folder,
+    split_folder,
+)
+from sr_lightning.errors import InputError
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def names(pairs):
+    return [pair.name for pair in pairs]
+
+
+def test_a_folder_gives_its_images_by_name(tmp_path):
+    hr = touch(tmp_path / "hr", "b.png", "a.jpg")
+    assert image_folder(hr) == [Pair("a", hr / "a.jpg"), Pair("b", hr / "b.png")]
+
+
+def test_several_folders_follow_one_another_and_may_share_names(tmp_path):
+    first, second = touch(tmp_path / "1", "b.png", "c.png"), touch(tmp_path / "2", "a.png", "b.png")
+    folders = OmegaConf.create([str(first), str(second)])  # as yaml hands them over
+    files = [pair.hr for pair in image_folder(folders)]
+    assert files == [first / "b.png", first / "c.png", second / "a.png", second / "b.png"]
+
+
+@pytest.mark.parametrize("ending", ["", "x4", "x4m"])
+def test_lr_belongs_to_hr_by_stem(tmp_path, ending):
+    hr, lr = touch(tmp_path / "hr", "0001.png", "0002.jpg"), touch(tmp_path / "lr", f"0001{ending}.png")
+    touch(lr, f"0002{ending}.png")
+    expected = [
+        Pair("0001", hr / "0001.png", lr / f"0001{ending}.png"),
+        Pair("0002", hr / "0002.jpg", lr / f"0002{ending}.png"),
+    ]
+    assert image_folder(hr, lr, scale=4) == image_folder(hr, lr) == expected
+
+
+def test_an_hr_name_that_ends_like_a_scale_keeps_its_own_lr(tmp_path):
+    hr, lr = touch(tmp_path / "hr", "a.png", "ax2.png"), touch(tmp_path / "lr", "a.png", "ax2.png")
+    assert [pair.lr.name for pair in image_folder(hr, lr, scale=2)] == ["a.png", "ax2.png"]
+
+
+def test_all_files_without_a_partner_are_named_at_once(tmp_path):
+    hr, lr = touch(tmp_path / "hr", "a.png", "b.png", "c.png"), touch(tmp_path / "lr", "ax4.png", "d.png", "cx2.png")
+    with pytest.raises(InputError) as caught:
+        image_folder(hr, lr, scale=4)
+    message = str(caught.value)
+    assert "<stem> or <stem>x4" in message
+    for line in ("lr/cx2.png: LR without HR", "lr/d.png: LR without HR", "hr/b.png: HR without LR"):
+        assert f"{tmp_path}/{line}" in message
+    assert "hr/c.png: HR without LR" in message and "a.png" not in message
+
+
+def test_two_files_for_one_place_are_named(tmp_path):
+    hr, lr = touch(tmp_path / "hr", "a.png"), touch(tmp_path / "lr", "a.png", "ax4.png")
+    with pytest.raises(InputError, match=r"ax4\.png: belongs to a as does .*a\.png"):
+        image_folder(hr, lr, scale=4)
+    other = touch(tmp_path / "other", "a.jpg")
+    with pytest.raises(InputError, match=r"a\.png: the same name as .*a\.jpg"):
+        image_folder([str(hr), str(other)], lr, scale=4)
+
+
+def test_excluded_images_go_with_their_lr_and_need_not_be_there(tmp_path):
+    hr, lr = touch(tmp_path / "hr", "302003.jpg", "1.jpg"), touch(tmp_path / "lr", "302003x2.png", "1x2.png")
+    assert names(image_folder(hr, exclude=["302003", "absent"])) == ["1"]
+    assert names(image_folder(hr, exclude=[302003])) == names(image_folder(hr, exclude="302003")) == ["1"]
+    assert names(image_folder(hr, lr, exclude=["302003"], scale=2)) == ["1"]
+    with pytest.raises(InputError, match="no image left"):
+        image_folder(hr, exclude=["302003", "1"])
+
+
+def test_a_split_has_every_image_once_and_the_share_asked_for(tmp_path):
+    hr = touch(tmp_path / "hr", *(f"{i}.png" for i in range(50)))
+    train, val = split_folder(hr, part="train", fraction=0.2), split_folder(hr, part="val", fraction=0.2)
+    assert len(val) == 10 and sorted([*train, *val], key=lambda pair: pair.hr) == image_folder(hr)
+    assert val == split_folder(hr, part="val", fraction=0.2)
+
+
+def test_a_split_depends_on_stems_alone_and_bears_additions(tmp_path):
+    stems = [f"image{i}" for i in range(40)]
+    png, jpg = touch(tmp_path / "a", *(f"{s}.png" for s in stems)), touch(tmp_path / "b", *(f"{s}.jpg" for s in stems))
+    held_out = names(split_folder(png, part="val"))
+    assert held_out == names(split_folder(jpg, part="val")) == ["image0", "image34", "image36", "image6"]
+    touch(png, "more1.png", "more2.png")
+    assert len(set(held_out) - set(names(split_folder(png, part="val")))) <= 2
+
+
+def test_each_part_of_a_split_has_an_image(tmp_path):
+    hr = touch(tmp_path / "hr", "a.png", "b.png")
+    for fraction in (0.01, 0.99):
+        assert [len(split_folder(hr, part=part, fraction=fraction)) for part in ("train", "val")] == [1, 1]
+    (hr / "b.png").unlink()
+    with pytest.raises(InputError, match="1 image cannot be split"):
+        split_folder(hr)
+
+
+def test_a_split_takes_lr_along_and_refuses_what_does_not_exist(tmp_path):
+    hr, lr = touch(tmp_path / "hr", "a.png", "b.png"), touch(tmp_path / "lr", "ax3.png", "bx3.png")
+    (pair,) = split_folder(hr, lr, part="val", scale=3)
+    assert pair.lr == lr / f"{pair.name}x3.png"
+    with pytest.raises(InputError, match="part=test: choose train or val"):
+        split_folder(hr, part="test")
+    with pytest.raises(InputError, match="fraction=1"):
+        split_folder(hr, fraction=1)
+
+
+def test_bundled_photos_are_there_and_held_out_ones_are_others():
+    pairs = bundled_photos(PHOTOS)
+    assert names(pairs) == [*TRAIN_PHOTOS, *HELD_OUT_PHOTOS] and len(pairs) == 15
+    assert not TRAIN_PHOTOS.keys() & HELD_OUT_PHOTOS.keys()
+    assert read_image(bundled_photos("coffee")[0].hr).shape == (3, 400, 600)
+
+
+def test_bundled_photos_do_not_import_scikit_image():
+    code = (
+        "import sys; from sr_lightning.data.sources import bundled_photos; "
+        "bundled_photos(['coffee']); sys.exit('skimage' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_an_unknown_photo_or_a_missing_package_says_what_to_do(monkeypatch):
+    with pytest.raises(InputError, match=r"lena, 7; choose from rocket, .* coffee"):
+        bundled_photos(["lena", "camera", 7])
+    monkeypatch.setattr(sources, "PHOTOS", {"camera": "removed.png"})
+    with pytest.raises(InputError, match=r"lacks removed\.png.*pip install"):
+        bundled_photos(["camera"])
+    monkeypatch.setattr(sources, "find_spec", lambda name: find_spec("no_such_package_as_this"))
+    with pytest.raises(InputError, match=r'pip install "scikit-image>=0\.25'):
+        bundled_photos(["camera"])
+
+
+def test_a_benchmark_set_has_lr_files_where_the_archive_has(tmp_path):
+    hr = touch(tmp_path / "benchmark" / "Set2" / "HR", "a.png", "b.png")
+    lr = touch(tmp_path / "benchmark" / "Set2" / "LR_bicubic" / "X3", "ax3.png", "bx3.png")
+    assert benchmark_set(tmp_path, "Set2", 3) == [Pair(s, hr / f"{s}.png", lr / f"{s}x3.png") for s in "ab"]
+    assert benchmark_set(tmp_path, "Set2", 8) == [Pair(s, hr / f"{s}.png") for s in "ab"]
+    (lr / "bx3.png").unlink()
+    with pytest.raises(InputError, match=r"b\.png: HR without LR"):
+        benchmark_set(tmp_path, "Set2", 3)
+
+
+def test_an_unknown_benchmark_set_lists_those_that_are_there(tmp_path):
+    with pytest.raises(InputError, match=r"no test set Set5 \(there is no <name>/HR at all"):
+        benchmark_set(tmp_path, "Set5", 4)
+    for name in ("Set14", "B100"):
+        touch(tmp_path / "benchmark" / name / "HR", "a.png")
+    with pytest.raises(InputError, match=r"no test set Set5 \(there: B100, Set14"):
+        benchmark_set(tmp_path, "Set5", 4)
+
+
+def test_the_real_sets_pair_up(data_root):
+    assert len(benchmark_set(data_root, "Set5", 4)) == 5
+    bsd100 = benchmark_set(data_root, "BSD100", 3)
+    assert len(bsd100) == 100 and all(pair.lr.stem == f"{pair.name}x3" for pair in bsd100)
+    folders = [str(data_root / "BSDS500" / part) for part in ("train", "test")]
+    assert len(image_folder(folders, exclude=["302003"])) == 399
