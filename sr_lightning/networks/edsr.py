@@ -1,0 +1,79 @@
+"""EDSR: a deep residual network without batch normalisation."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sr_lightning.networks.bicubic import Bicubic
+from sr_lightning.networks.parts import conv3, div2k_mean, upsampler
+
+
+class EDSR(nn.Module):
+    """Enhanced Deep Residual Networks for Single Image Super-Resolution, Lim et al. 2017, section 3 (arXiv 1707.02921).
+
+    The paper's baseline is `num_features=64, num_blocks=16`, its large network `num_features=256, num_blocks=32,
+    residual_scale=0.1`. Initial weights are PyTorch's default, as in the authors' code.
+
+    Args:
+        scale: 2, 3, 4 or 8.
+        num_features: Channels of every convolution in between.
+        num_blocks: Residual blocks.
+        residual_scale: What a block adds is multiplied by it; wide networks do not train with 1.
+        num_channels: 3 (RGB, as in the paper) or 1 (luma).
+        value_range: Convolutions see `(image - mean) * value_range`, mean that of DIV2K. Published weights (the
+            authors', BasicSR's) were made for 255 and load as they are. Of a ReLU network the range only rescales the
+            biases: at 255 the optimizer's steps move them 255 times less than at 1, measured in the image.
+        global_skip: Add the bicubic enlargement of the input instead of the mean. Not in the paper. The last
+            convolution then starts at zero, and the network as bicubic.
+
+    Attributes:
+        receptive_radius: LR pixels to each side of its own that an output pixel depends on, at every scale.
+
+    Shapes: lr (N, num_channels, h, w) in [0, 1], at least 1x1 -> sr (N, num_channels, h*scale, w*scale), float32,
+    unclamped.
+
+    Raises:
+        InputError: A scale or a number of channels that is none of the above.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: int,
+        num_features: int = 64,
+        num_blocks: int = 16,
+        residual_scale: float = 1.0,
+        num_channels: int = 3,
+        value_range: float = 255.0,
+        global_skip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale, self.num_channels, self.value_range = scale, num_channels, value_range
+        self.receptive_radius = 2 * num_blocks + 4  # all 3x3; the tail, at high resolution, reaches one LR pixel on
+        self.register_buffer("mean", div2k_mean(num_channels), persistent=False)
+        self.skip = Bicubic(scale=scale) if global_skip else None
+        self.head = conv3(num_channels, num_features)
+        self.blocks = nn.Sequential(*(_ResidualBlock(num_features, residual_scale) for _ in range(num_blocks)))
+        self.merge = conv3(num_features, num_features)
+        self.upsampler = upsampler(num_features, scale)
+        self.tail = conv3(num_features, num_channels)
+        if global_skip:
+            nn.init.zeros_(self.tail.weight)
+            nn.init.zeros_(self.tail.bias)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        x = self.head((lr - self.mean) * self.value_range)
+        x = x + self.merge(self.blocks(x))  # (N, F, h, w)
+        x = self.tail(self.upsampler(x))  # (N, F, h, w) -> (N, F, h*s, w*s) -> (N, C, h*s, w*s)
+        return x.float() / self.value_range + (self.mean if self.skip is None else self.skip(lr))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, num_features: int, residual_scale: float) -> None:
+        super().__init__()
+        self.residual_scale = residual_scale
+        self.conv1 = conv3(num_features, num_features)
+        self.conv2 = conv3(num_features, num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, self.conv2(F.relu(self.conv1(x), inplace=True)), alpha=self.residual_scale)

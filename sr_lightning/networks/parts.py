@@ -1,0 +1,49 @@
+"""What several networks are built from."""
+
+import torch
+from torch import Tensor, nn
+
+from sr_lightning.errors import InputError
+
+# Mean of DIV2K's training images, in [0, 1]: RGB as EDSR's authors publish it, and the BT.601 luma of that colour
+# (which is the mean luma: luma is an affine function of RGB).
+DIV2K_MEAN = {3: (0.4488, 0.4371, 0.4040), 1: (0.4379,)}
+
+
+def div2k_mean(num_channels: int) -> Tensor:
+    """The mean of DIV2K's training images, (1, num_channels, 1, 1), in [0, 1].
+
+    Raises:
+        InputError: `num_channels` is neither 3 (RGB) nor 1 (luma).
+    """
+    check_channels(num_channels)
+    return torch.tensor(DIV2K_MEAN[num_channels]).view(1, -1, 1, 1)
+
+
+def check_channels(num_channels: int) -> None:
+    if num_channels not in (1, 3):
+        raise InputError(f"num_channels={num_channels}: an image has 3 (RGB) or 1 (luma)")
+
+
+def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+def upsampler(num_features: int, scale: int, activation: type[nn.Module] | None = None) -> nn.Sequential:
+    """Convolutions and pixel shuffles that enlarge feature maps: x3 in one step, powers of two in steps of two.
+
+    Args:
+        num_features: Channels that come in and go out.
+        scale: 3 or a power of two.
+        activation: Follows each shuffle, if any.
+
+    Raises:
+        InputError: `scale` is something else.
+    """
+    if scale != 3 and (scale < 2 or scale & (scale - 1)):
+        raise InputError(f"scale={scale}: this network enlarges by 3, or in steps of 2 (2, 4, 8)")
+    layers: list[nn.Module] = []
+    for step in [3] if scale == 3 else [2] * (scale.bit_length() - 1):
+        layers += [conv3(num_features, step * step * num_features), nn.PixelShuffle(step)]
+        layers += [activation()] if activation else []
+    return nn.Sequential(*layers)

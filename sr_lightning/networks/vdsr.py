@@ -1,0 +1,54 @@
+"""VDSR: twenty convolutions that learn what the bicubic enlargement lacks."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sr_lightning.errors import InputError
+from sr_lightning.networks.bicubic import Bicubic
+
+
+class VDSR(nn.Module):
+    """Accurate Image Super-Resolution Using Very Deep Convolutional Networks, Kim et al. 2016 (arXiv 1511.04587).
+
+    Section 3. The weights do not depend on the scale: the paper trains one network for x2, x3 and x4. Initial weights
+    are He's (normal, variance 2 / inputs of a filter) with zero biases.
+
+    Args:
+        scale: The factor; it only drives the bicubic enlargement before the first convolution.
+        num_features: Channels of every convolution in between.
+        num_layers: Convolutions, the last included. At least 2.
+        bias: Whether they have biases. twtygqyy's published weights do not.
+
+    Attributes:
+        receptive_radius: LR pixels to each side of its own that an output pixel depends on.
+
+    Shapes: lr (N, 1, h, w) luma in [0, 1], at least 1x1 -> sr (N, 1, h*scale, w*scale), float32, unclamped.
+
+    Raises:
+        InputError: Fewer than two layers.
+    """
+
+    num_channels = 1
+
+    def __init__(self, *, scale: int, num_features: int = 64, num_layers: int = 20, bias: bool = True) -> None:
+        super().__init__()
+        if num_layers < 2:
+            raise InputError(f"num_layers={num_layers}: VDSR has at least 2 convolutions")
+        self.scale = scale
+        # The convolutions reach num_layers HR pixels to each side; there the enlargement looks at 4x4 LR pixels.
+        self.receptive_radius = (2 * num_layers - 2 + scale) // (2 * scale) + 2
+        self.upsample = Bicubic(scale=scale)
+        widths = [1, *[num_features] * (num_layers - 1), 1]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=bias) for i, o in pairwise(widths))
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            if bias:
+                nn.init.zeros_(conv.bias)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        x = enlarged = self.upsample(lr)  # (N, 1, h, w) -> (N, 1, h*s, w*s)
+        for conv in self.convs[:-1]:
+            x = F.relu(conv(x), inplace=True)
+        return self.convs[-1](x).float() + enlarged

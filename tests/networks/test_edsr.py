@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sr_lightning.color import rgb_to_y
+from sr_lightning.networks import EDSR, Bicubic
+
+
+def on_8_bit_range(weights, lr, num_blocks, residual_scale, steps):
+    """EDSR as the authors run it, on images in 0..255."""
+
+    def conv(x, key):
+        return F.conv2d(x, weights[f"{key}.weight"], weights[f"{key}.bias"], padding=1)
+
+    mean = 255 * torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1)
+    x = head = conv(lr - mean, "head")
+    for i in range(num_blocks):
+        x = x + residual_scale * conv(F.relu(conv(x, f"blocks.{i}.conv1")), f"blocks.{i}.conv2")
+    x = conv(x, "merge") + head
+    for i, step in enumerate(steps):
+        x = F.pixel_shuffle(conv(x, f"upsampler.{2 * i}"), step)
+    return conv(x, "tail") + mean
+
+
+@pytest.mark.parametrize(("scale", "steps"), [(2, [2]), (3, [3]), (4, [2, 2]), (8, [2, 2, 2])])
+@pytest.mark.parametrize("residual_scale", [1.0, 0.1])
+def test_it_is_the_authors_network_on_images_in_0_to_255(scale, steps, residual_scale):
+    network = EDSR(scale=scale, num_features=8, num_blocks=2, residual_scale=residual_scale)
+    lr = torch.rand(1, 3, 6, 7)
+    expected = on_8_bit_range(network.state_dict(), 255 * lr, 2, residual_scale, steps)
+    torch.testing.assert_close(255 * network(lr), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_the_value_range_only_rescales_the_biases():
+    published = EDSR(scale=2, num_features=8, num_blocks=2)
+    unit = EDSR(scale=2, num_features=8, num_blocks=2, value_range=1.0)
+    weights = published.state_dict()
+    unit.load_state_dict({k: v / 255 if k.endswith("bias") else v for k, v in weights.items()})
+    lr = torch.rand(1, 3, 6, 7)
+    torch.testing.assert_close(unit(lr), published(lr))
+
+
+def test_with_the_skip_it_starts_as_bicubic_and_learns_what_that_lacks():
+    network, plain = (EDSR(scale=3, num_features=8, num_blocks=1, global_skip=skip) for skip in (True, False))
+    lr = torch.rand(1, 3, 8, 9)
+    torch.testing.assert_close(network(lr), Bicubic(scale=3)(lr))
+    network.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(network(lr) - plain(lr), Bicubic(scale=3)(lr) - plain.mean)
+
+
+def test_the_luma_networks_mean_is_the_luma_of_the_rgb_networks():
+    rgb, luma = EDSR(scale=2, num_blocks=1), EDSR(scale=2, num_blocks=1, num_channels=1)
+    torch.testing.assert_close(luma.mean, rgb_to_y(rgb.mean), rtol=0, atol=5e-5)
+    assert luma(torch.rand(1, 1, 4, 5)).shape == (1, 1, 8, 10)
+
+
+def test_weights_have_plain_names_and_nothing_else_is_saved():
+    weights = EDSR(scale=4, num_features=8, num_blocks=3, global_skip=True).state_dict()
+    assert {key.split(".")[0] for key in weights} == {"head", "blocks", "merge", "upsampler", "tail"}
+    assert {key.rsplit(".")[-1] for key in weights} == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("scale", [0, 1, 5, 6, 12])
+def test_a_scale_that_is_neither_3_nor_a_power_of_two_is_refused(scale):
+    with pytest.raises(ValueError, match=f"scale={scale}: .*by 3, or in steps of 2"):
+        EDSR(scale=scale)
+
+
+def test_a_channel_count_that_no_image_has_is_refused():
+    with pytest.raises(ValueError, match="num_channels=4"):
+        EDSR(scale=2, num_channels=4)
