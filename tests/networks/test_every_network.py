@@ -1,0 +1,161 @@
+"""What holds for every network, found by its file in conf/model."""
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+CONF = Path(__file__).parents[2] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base")
+SCALES = [2, 3, 4, 8]
+# Sizes that make a network small enough to run here, wherever its config has them as numbers
+SMALL = {"num_features": 16, "num_blocks": 2, "num_groups": 2, "num_layers": 6, "reduction": 4}
+
+# At x2, x3, x4 and x8, as published or counted in the papers' reference implementations
+PARAMETERS = {
+    "edsr_baseline": (1_369_859, 1_554_499, 1_517_571, 1_665_283),
+    "edsr": (40_729_603, 43_680_003, 43_089_923, 45_450_243),
+    "wdsr_a": (1_190_100, 1_195_605, 1_203_312, 1_256_160),
+    "wdsr_a model.network.num_features=128 model.network.num_blocks=32": (
+        37_808_180,
+        37_826_645,
+        37_852_496,
+        38_029_760,
+    ),
+    "wdsr_b": (601_876, 607_381, 615_088, 667_936),
+    "srresnet": (1_401_749, 1_586_389, 1_549_462, 1_697_175),
+    "rcan": (15_444_643, 15_629_283, 15_592_355, 15_740_067),
+    "vdsr": (665_921,) * 4,
+    "vdsr model.network.bias=false": (664_704,) * 4,
+    "fsrcnn": (12_637 + 172,) * 4,  # 172 PReLU slopes
+    "srcnn": (8_129,) * 4,
+    "srcnn model.network.kernel_sizes=[9,5,5]": (57_281,) * 4,
+    "espcn model.network.num_features=[64,32] model.network.kernel_sizes=[5,3,3]": (21_284, 22_729, 24_752, 38_624),
+}
+
+
+@cache
+def config(choice: str, scale: int) -> DictConfig:
+    """The composed config of `model=choice`, which may be followed by overrides."""
+    name, *overrides = choice.split()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(overrides=[f"+model={name}", f"+scale=x{scale}", *overrides]).model
+
+
+def small(name: str, scale: int) -> nn.Module:
+    """The network of a config, in evaluation mode, shrunk by SMALL, its weights a little off the initial ones."""
+    description = copy.deepcopy(config(name, scale).network)
+    for key in SMALL.keys() & description.keys():
+        if isinstance(description[key], int):
+            description[key] = SMALL[key]
+    torch.manual_seed(0)
+    network = instantiate(description).eval()
+    for parameter in network.parameters():  # some start at zero, where nothing behind them matters
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return network
+
+
+def image(network: nn.Module, height: int = 12, width: int = 15) -> torch.Tensor:
+    return torch.rand(2, network.num_channels, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("choice", PARAMETERS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_parameters_are_as_many_as_published(choice, scale):
+    with torch.device("meta"):
+        network = instantiate(config(choice, scale).network)
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[choice][SCALES.index(scale)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_any_image_is_enlarged_by_the_scale_to_float32(name, scale):
+    network = small(name, scale)
+    assert network.scale == scale
+    assert network.num_channels in (1, 3)
+    for height, width in [(1, 1), (5, 7)]:
+        with torch.inference_mode():
+            sr = network(image(network, height, width))
+        assert sr.shape == (2, network.num_channels, height * scale, width * scale)
+        assert sr.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_saved_is_what_was_learned(name):
+    network = small(name, 2)
+    learned = {key for key, _ in network.named_parameters()}
+    for key, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            learned |= {f"{key}.{buffer}" for buffer, _ in module.named_buffers()}
+    assert network.state_dict().keys() == learned
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_gradient_reaches_every_parameter(name, scale):
+    network = small(name, scale)  # evaluation mode: in training, batch normalisation cancels the biases before it
+    if any(True for _ in network.parameters()):
+        network(image(network)).square().sum().backward()
+    unreached = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not unreached
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_bfloat16_is_within_two_percent_of_the_outputs_range(name, scale):
+    network = small(name, scale)
+    with torch.inference_mode():
+        exact = network(image(network))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(image(network))
+    assert (rounded - exact).abs().max() < 0.02 * (exact.max() - exact.min())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_memory_format_changes_nothing(name, scale):
+    network = small(name, scale)
+    with torch.inference_mode():
+        contiguous = network(image(network))
+        network.to(memory_format=torch.channels_last)
+        channels_last = network(image(network).contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(channels_last, contiguous, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_images_of_a_batch_do_not_influence_each_other(name, scale):
+    network = small(name, scale)
+    lr = image(network)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(lr)[1:], network(lr[1:]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_receptive_radius_is_exact(name, scale, reached_radius):
+    network = small(name, scale)
+    if not hasattr(network, "receptive_radius"):
+        pytest.skip(f"{type(network).__name__} does not say how far it sees")
+    if network.receptive_radius is None:
+        lr = image(network, 24, 24).requires_grad_()
+        network(lr)[..., 0, 0].sum().backward()
+        assert lr.grad[..., -1, -1].any()
+    else:
+        assert reached_radius(network, network.receptive_radius + 3) == network.receptive_radius
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_optimizer_can_be_exchanged_by_its_target_alone(name):
+    for target in ("torch.optim.Adam", "sr_lightning.optim.Muon"):
+        model = copy.deepcopy(config(name, 2))
+        if "optimizer" not in model:
+            pytest.skip("nothing to train")
+        model.optimizer._target_ = target
+        assert instantiate(model.optimizer)([nn.Parameter(torch.zeros(3, 3))]).param_groups[0]["lr"] > 0
