@@ -1,0 +1,333 @@
+"""All images of a data set, decoded once into one file that every process maps into its memory."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm import tqdm
+
+from sr_lightning.data.images import image_size, in_threads, listing, read_image
+from sr_lightning.data.sources import Pair
+from sr_lightning.degradations import crop_to_multiple
+from sr_lightning.errors import InputError
+from sr_lightning.files import replacing
+
+FORMAT = 1  # raise it when the same image files would be stored otherwise, or are to be decoded otherwise
+RESIDENCES = ("mmap", "memory")
+
+log = logging.getLogger(__name__)
+
+
+class Degradation(Protocol):
+    """hr -> lr.
+
+    Attributes:
+        key: Plain values on which, besides HR and the scale, the result depends: name, settings, version.
+    """
+
+    key: Any
+
+    def __call__(self, hr: Tensor, scale: int) -> Tensor:
+        """(3, H, W) uint8, multiples of the scale -> (3, H/scale, W/scale) uint8."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """The images of a data set, HR cropped to a multiple of the scale, with their LR.
+
+    Attributes:
+        names: Of the images, length N.
+        scale: The factor.
+        pixels: uint8, flat: for each image HR as (H, W, 3), then LR as (H/scale, W/scale, 3). With the colours of a
+            pixel side by side a row of a patch is one piece of memory; in planes it would be three, and gathering
+            patches, which mostly waits for memory, up to a third slower.
+        hr_sizes: (N, 2) int64, height and width.
+        lr_sizes: (N, 2) int64.
+        hr_starts: (N,) int64, where in `pixels` the HR of each image begins.
+        lr_starts: (N,) int64.
+    """
+
+    names: tuple[str, ...]
+    scale: int
+    pixels: np.ndarray
+    hr_sizes: np.ndarray
+    lr_sizes: np.ndarray
+    hr_starts: np.ndarray
+    lr_starts: np.ndarray
+
+    @classmethod
+    def open(
+        cls,
+        pairs: Sequence[Pair],
+        scale: int,
+        degradation: Degradation | None,
+        cache_dir: str | Path,
+        residence: str = "mmap",
+    ) -> "ImageStore":
+        """Open the store of these images, built first if it is not in the cache.
+
+        It is found by the content of the files and the settings, wherever the files lie. One process builds, others
+        wait; a builder that is killed leaves nothing that counts.
+
+        Args:
+            pairs: The images. HR may be larger than LR times the scale by less than the scale, and is cropped.
+            scale: The factor.
+            degradation: Makes LR of whole cropped HR images where a pair has no LR; None if every pair has one.
+            cache_dir: Folder of the stores.
+            residence: "mmap": pages of the file, shared by all processes and no one's private memory; "memory": a
+                private copy.
+
+        Raises:
+            InputError: No images, bad files (all of them named), LR that does not fit its HR, no LR and no
+                degradation, no space.
+        """
+        if residence not in RESIDENCES:
+            raise InputError(f"residence={residence}: choose {' or '.join(RESIDENCES)}")
+        if not pairs:
+            raise InputError("a data set without images")
+        if degradation is None and (bare := [pair.name for pair in pairs if pair.lr is None]):
+            raise InputError(f"{len(bare)} images have no LR file, and no degradation is given:{listing(bare)}")
+        cache_dir = _writable(Path(cache_dir).expanduser())
+        folder = cache_dir / _key(pairs, scale, degradation, cache_dir)
+        sizes = _complete(folder)
+        if sizes is None:
+            _sweep(cache_dir)
+            with _lock(folder):
+                sizes = _complete(folder)  # built by another process meanwhile?
+                if sizes is None:
+                    sizes = _build(folder, pairs, scale, degradation)
+        hr_starts, lr_starts, _ = _layout(sizes, scale)
+        file = folder / "pixels"
+        if residence == "memory":
+            pixels = np.fromfile(file, np.uint8)
+            pixels.flags.writeable = False
+        else:
+            pixels = np.asarray(np.memmap(file, np.uint8, mode="r"))  # views of a plain array are cheaper to make
+        names = tuple(pair.name for pair in pairs)
+        return cls(names, scale, pixels, sizes, sizes // scale, hr_starts, lr_starts)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def hr(self, index: int) -> np.ndarray:
+        """(3, H, W) uint8, a read-only view that is not contiguous."""
+        return self._image(self.hr_starts[index], self.hr_sizes[index])
+
+    def lr(self, index: int) -> np.ndarray:
+        """(3, H/scale, W/scale) uint8, a read-only view that is not contiguous."""
+        return self._image(self.lr_starts[index], self.lr_sizes[index])
+
+    def _image(self, start: np.int64, size: np.ndarray) -> np.ndarray:
+        height, width = size
+        return self.pixels[start : start + 3 * height * width].reshape(height, width, 3).transpose(2, 0, 1)
+
+    def check_patch_size(self, patch_size: int) -> None:
+        """Every image must hold a patch.
+
+        Args:
+            patch_size: In LR pixels.
+
+        Raises:
+            InputError: Names the images that are smaller, and the largest patch_size that would do.
+        """
+        small = np.flatnonzero(self.lr_sizes.min(axis=1) < patch_size)
+        if len(small) == 0:
+            return
+        named = [f"{self.names[i]}: LR of {self.lr_sizes[i, 0]}x{self.lr_sizes[i, 1]}" for i in small]
+        raise InputError(
+            f"patch_size={patch_size} (LR pixels) does not fit into {len(small)} of {len(self)} images; "
+            f"exclude them, or set patch_size to {self.lr_sizes.min()} or less:{listing(named)}"
+        )
+
+
+def _layout(hr_sizes: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Where HR and LR of each image begin, both (N,), and the bytes of all."""
+    hr_bytes = 3 * hr_sizes.prod(axis=1)
+    ends = np.cumsum(hr_bytes + hr_bytes // scale**2)
+    lr_starts = ends - hr_bytes // scale**2
+    return lr_starts - hr_bytes, lr_starts, int(ends[-1])
+
+
+def _key(pairs: Sequence[Pair], scale: int, degradation: Degradation | None, cache_dir: Path) -> str:
+    """Name of the store: all that its bytes depend on, but not where the files lie or what they are called."""
+    files = [file for pair in pairs for file in (pair.hr, pair.lr) if file is not None]
+    digest = _digests(files, cache_dir)
+    made = any(pair.lr is None for pair in pairs)
+    content = {
+        "format": FORMAT,
+        "scale": scale,
+        "degradation": degradation.key if made else None,
+        "images": [[digest[pair.hr], pair.lr and digest[pair.lr]] for pair in pairs],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _digests(files: Sequence[Path], cache_dir: Path) -> dict[Path, str]:
+    """File -> digest of its content, remembered by path, length and time so that a start does not read gigabytes."""
+    memory = cache_dir / "digests.json"
+    known = _recall(memory)
+    stamps, missing = {}, []
+    for file in files:
+        try:
+            status = file.stat()
+            stamps[file] = [os.path.abspath(file), status.st_size, status.st_mtime_ns]
+        except OSError as error:
+            missing.append(f"{file}: {error.strerror}")
+    if missing:
+        raise InputError(f"{len(missing)} of {len(files)} files cannot be used:{listing(missing)}")
+
+    unknown = [file for file, (path, *stamp) in stamps.items() if known.get(path, [])[:2] != stamp]
+    now = time.time_ns()
+    found = dict(zip(unknown, in_threads(_digest, unknown, "files"), strict=True))
+    fresh = {
+        stamps[file][0]: [*stamps[file][1:], digest]
+        for file, digest in found.items()
+        # One changed this very moment could change again within a tick of the file system's clock.
+        if abs(now - stamps[file][2]) > 2_000_000_000
+    }
+    if fresh:
+        with FileLock(f"{memory}.lock"), replacing(memory) as temporary:
+            temporary.write_text(json.dumps(_recall(memory) | fresh))
+    return {file: found[file] if file in found else known[path][2] for file, (path, *_) in stamps.items()}
+
+
+def _recall(memory: Path) -> dict[str, list]:
+    """Absolute path -> [bytes, mtime in ns, digest]."""
+    try:
+        return json.loads(memory.read_text())
+    except (FileNotFoundError, ValueError):  # what is lost is computed again
+        return {}
+
+
+def _digest(file: Path) -> str:
+    try:
+        with open(file, "rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from None
+
+
+def _complete(folder: Path) -> np.ndarray | None:
+    """HR sizes, (N, 2) int64, of a store that is there and whole; else None."""
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        whole = (folder / "pixels").stat().st_size == index["bytes"]
+    except FileNotFoundError:
+        return None
+    if not whole:
+        log.warning("%s is not as it was written, the images are decoded again", folder)
+        return None
+    return np.array(index["hr_sizes"], dtype=np.int64)
+
+
+def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degradation | None) -> np.ndarray:
+    """Decode all images into `folder`; the caller holds its lock. Returns the HR sizes, (N, 2) int64."""
+    sizes = np.array(list(in_threads(lambda pair: _hr_size(pair, scale), pairs)), dtype=np.int64)
+    total = _layout(sizes, scale)[2]
+    free = shutil.disk_usage(folder.parent).free
+    if total > free:
+        raise InputError(f"{folder.parent}: {total:,} bytes needed, {free:,} free; make room or set another cache_dir")
+    log.info("decoding %d images into %s, %.2f GB", len(pairs), folder, total / 1e9)
+
+    def load(job: tuple[Pair, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        return _load(*job, scale, degradation)
+
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        with open(partial / "pixels", "wb") as file:
+            images = in_threads(load, zip(pairs, sizes, strict=True))
+            for hr, lr in tqdm(images, desc="decoding images", total=len(pairs), disable=None):
+                file.write(np.ascontiguousarray(hr.transpose(1, 2, 0)).data)
+                file.write(np.ascontiguousarray(lr.transpose(1, 2, 0)).data)
+            file.flush()
+            os.fsync(file.fileno())
+        index = {"scale": scale, "bytes": total, "hr_sizes": sizes.tolist()}
+        with replacing(partial / "index.json") as temporary:
+            temporary.write_text(json.dumps(index))
+        shutil.rmtree(folder, ignore_errors=True)  # one that is not whole
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sizes
+
+
+def _hr_size(pair: Pair, scale: int) -> tuple[int, int]:
+    """Height and width of the cropped HR, after a look at both headers."""
+    height, width = image_size(pair.hr)
+    expected = height // scale, width // scale
+    if min(expected) == 0:
+        raise InputError(f"{pair.hr}: {height}x{width} has no pixel left at scale {scale}; exclude it")
+    if pair.lr is not None and (lr := image_size(pair.lr)) != expected:
+        raise InputError(
+            f"{pair.lr}: {lr[0]}x{lr[1]}, but HR of {height}x{width} at scale {scale} has LR of "
+            f"{expected[0]}x{expected[1]}; is it the LR of {pair.hr}, and of this scale?"
+        )
+    return expected[0] * scale, expected[1] * scale
+
+
+def _load(
+    pair: Pair, hr_size: np.ndarray, scale: int, degradation: Degradation | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cropped HR and LR, uint8 (3, H, W) and (3, H/scale, W/scale)."""
+    hr = np.ascontiguousarray(crop_to_multiple(_read_rgb(pair.hr), scale))
+    lr = degradation(torch.from_numpy(hr), scale).numpy() if pair.lr is None else _read_rgb(pair.lr)
+    for file, image, size in ((pair.hr, hr, hr_size), (pair.lr or degradation, lr, hr_size // scale)):
+        if image.dtype != np.uint8 or image.shape != (3, *size):
+            raise InputError(f"{file}: gave {image.dtype} of {image.shape}, expected uint8 of {(3, *size.tolist())}")
+    return hr, lr
+
+
+def _read_rgb(path: Path) -> np.ndarray:
+    """(3, H, W) uint8; gray is repeated."""
+    image = read_image(path)
+    return image if len(image) == 3 else np.repeat(image, 3, axis=0)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Only one process at a time; the lock ends with the process that holds it, however that ends."""
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that is decoding the images into %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sweep(cache_dir: Path) -> None:
+    """Delete what builders left that were killed."""
+    for partial in cache_dir.glob("*.partial"):
+        try:
+            with FileLock(partial.with_suffix(".lock"), timeout=0):
+                shutil.rmtree(partial)
+        except Timeout:  # its builder lives
+            continue
+
+
+def _writable(cache_dir: Path) -> Path:
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{cache_dir}: cannot make this folder ({error.strerror}); set another cache_dir") from None
+    if not os.access(cache_dir, os.W_OK):
+        raise InputError(f"{cache_dir}: no permission to write into this folder; set another cache_dir")
+    return cache_dir

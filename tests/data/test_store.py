@@ -1,0 +1,353 @@
+"""The image store: what it holds, what its name depends on, and builders that race, are killed or run out of space."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sr_lightning.data import store as room
+from sr_lightning.data.images import read_image, write_image
+from sr_lightning.data.sources import Pair, benchmark_set
+from sr_lightning.data.store import ImageStore
+from sr_lightning.degradations import Bicubic
+from sr_lightning.errors import InputError
+
+PROJECT = Path(__file__).parents[2]
+
+
+class FirstPixel:
+    """The first pixel of each scale x scale, so that LR tells where it came from."""
+
+    def __init__(self, version=1):
+        self.key = {"name": "first pixel", "version": version}
+
+    def __call__(self, hr, scale):
+        return hr[:, ::scale, ::scale]
+
+
+def images(folder, *sizes, seed=0):
+    """PNG files of noise, (H, W) each -> pairs and planes."""
+    rng = np.random.default_rng(seed)
+    pairs, planes = [], []
+    for i, (height, width) in enumerate(sizes):
+        planes.append(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+        pairs.append(Pair(f"{i:03}", folder / f"{i:03}.png"))
+        write_image(pairs[-1].hr, planes[-1])
+    return pairs, planes
+
+
+def age(folder, seconds=60):
+    """Make files look older, so that their digests may be remembered."""
+    for file in folder.glob("*.png"):
+        status = file.stat()
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns - seconds * 10**9))
+
+
+def stores(cache):
+    return sorted(path.name for path in cache.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("residence", ["mmap", "memory"])
+def test_hr_is_cropped_to_a_multiple_of_the_scale_and_lr_made_of_the_whole(tmp_path, residence):
+    pairs, planes = images(tmp_path / "hr", (20, 31), (9, 8), (8, 13))
+    store = ImageStore.open(pairs, 3, FirstPixel(), tmp_path / "cache", residence)
+    assert len(store) == 3 and store.names == ("000", "001", "002")
+    assert store.hr_sizes.tolist() == [[18, 30], [9, 6], [6, 12]] and store.lr_sizes.tolist() == [
+        [6, 10],
+        [3, 2],
+        [2, 4],
+    ]
+    for i, image in enumerate(planes):
+        height, width = store.hr_sizes[i]
+        np.testing.assert_array_equal(store.hr(i), image[:, :height, :width])
+        np.testing.assert_array_equal(store.lr(i), image[:, :height:3, :width:3])
+        assert store.hr(i).dtype == np.uint8 and not store.hr(i).flags.writeable
+
+
+def test_given_lr_is_stored_as_it_is_and_needs_no_degradation(tmp_path):
+    pairs, planes = images(tmp_path / "hr", (9, 11), (8, 8))
+    lr_pairs, lr_planes = images(tmp_path / "lr", (4, 5), (4, 4), seed=1)
+    pairs = [Pair(hr.name, hr.hr, lr.hr) for hr, lr in zip(pairs, lr_pairs, strict=True)]
+    store = ImageStore.open(pairs, 2, None, tmp_path / "cache")
+    for i in range(2):
+        np.testing.assert_array_equal(store.lr(i), lr_planes[i])
+    np.testing.assert_array_equal(store.hr(0), planes[0][:, :8, :10])
+
+
+def test_gray_is_repeated(tmp_path):
+    gray = np.random.default_rng(0).integers(0, 256, (1, 8, 8), dtype=np.uint8)
+    write_image(tmp_path / "a.png", gray)
+    write_image(tmp_path / "lr.png", gray[:, :4, :4])
+    store = ImageStore.open([Pair("a", tmp_path / "a.png", tmp_path / "lr.png")], 2, None, tmp_path / "cache")
+    np.testing.assert_array_equal(store.hr(0), np.repeat(gray, 3, axis=0))
+    np.testing.assert_array_equal(store.lr(0), np.repeat(gray[:, :4, :4], 3, axis=0))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_lr_made_for_the_store_equals_the_published_files(data_root, tmp_path, scale):
+    pairs = benchmark_set(data_root, "Set5", scale)
+    store = ImageStore.open([Pair(p.name, p.hr) for p in pairs], scale, Bicubic("replicate"), tmp_path)
+    for i, pair in enumerate(pairs):
+        np.testing.assert_array_equal(store.lr(i), read_image(pair.lr))
+
+
+def test_all_pairs_that_do_not_fit_are_named_at_once_and_nothing_is_left(tmp_path):
+    pairs, _ = images(tmp_path / "hr", (8, 8), (8, 8), (1, 8), (8, 8))
+    lr_pairs, _ = images(tmp_path / "lr", (4, 4), (4, 5), (2, 2))
+    (tmp_path / "hr" / "003.png").write_bytes(b"no image")
+    pairs = [*(Pair(p.name, p.hr, q.hr) for p, q in zip(pairs[:2], lr_pairs[:2], strict=True)), *pairs[2:]]
+    with pytest.raises(InputError) as caught:
+        ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    message = str(caught.value)
+    assert message.startswith("3 of 4 images cannot be used:")
+    assert "lr/001.png: 4x5, but HR of 8x8 at scale 2 has LR of 4x4" in message
+    assert "hr/002.png: 1x8 has no pixel left at scale 2" in message
+    assert "hr/003.png: not an image" in message
+    assert stores(tmp_path / "cache") == []
+
+
+def test_an_image_damaged_behind_its_header_is_found_and_nothing_is_left(tmp_path):
+    pairs, _ = images(tmp_path / "hr", *[(64, 64)] * 5)
+    for i in (1, 3):
+        pairs[i].hr.write_bytes(pairs[i].hr.read_bytes()[:2000])
+    with pytest.raises(
+        InputError, match=r"(?s)^2 of 5 images cannot be used:.*001\.png: .*003\.png: cannot be decoded"
+    ):
+        ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    assert stores(tmp_path / "cache") == []
+
+
+def test_wrong_requests_say_what_to_do(tmp_path):
+    pairs, _ = images(tmp_path / "hr", (8, 8))
+    with pytest.raises(InputError, match="without images"):
+        ImageStore.open([], 2, FirstPixel(), tmp_path / "cache")
+    with pytest.raises(InputError, match="residence=disk: choose mmap or memory"):
+        ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache", "disk")
+    with pytest.raises(InputError, match=r"1 images have no LR file, and no degradation is given:\n  000"):
+        ImageStore.open(pairs, 2, None, tmp_path / "cache")
+    with pytest.raises(InputError, match=r"(?s)2 of 2 files .*absent\.png: No such file.*gone\.png: No such file"):
+        ImageStore.open([Pair("a", tmp_path / "absent.png", tmp_path / "gone.png")], 2, None, tmp_path / "cache")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot make this folder .*set another cache_dir"):
+        ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "file" / "cache")
+
+
+def test_a_degradation_of_the_wrong_size_is_a_clear_error(tmp_path):
+    pairs, _ = images(tmp_path / "hr", (8, 8))
+    degradation = FirstPixel()
+    degradation.__class__ = type("TooLarge", (FirstPixel,), {"__call__": lambda self, hr, scale: hr})
+    with pytest.raises(InputError, match=r"gave uint8 of \(3, 8, 8\), expected uint8 of \(3, 4, 4\)"):
+        ImageStore.open(pairs, 2, degradation, tmp_path / "cache")
+
+
+def test_too_little_space_is_said_before_decoding(tmp_path, monkeypatch):
+    pairs, _ = images(tmp_path / "hr", (8, 8))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: usage._replace(free=239))
+    monkeypatch.setattr(room, "_load", None)
+    with pytest.raises(InputError, match="240 bytes needed, 239 free"):
+        ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    assert stores(tmp_path / "cache") == []
+
+
+def test_a_store_is_built_once_and_found_wherever_the_files_lie(tmp_path, monkeypatch):
+    pairs, planes = images(tmp_path / "hr", (8, 8), (12, 8))
+    ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    shutil.copytree(tmp_path / "hr", tmp_path / "other")
+    os.rename(tmp_path / "other" / "000.png", tmp_path / "other" / "renamed.png")
+    monkeypatch.setattr(room, "_build", None)
+    files = (tmp_path / "other" / "renamed.png", tmp_path / "other" / "001.png")
+    store = ImageStore.open([Pair(file.stem, file) for file in files], 2, FirstPixel(), tmp_path / "cache")
+    assert store.names == ("renamed", "001")
+    np.testing.assert_array_equal(store.hr(1), planes[1])
+
+
+def test_content_order_scale_and_degradation_each_make_another_store(tmp_path):
+    pairs, planes = images(tmp_path / "hr", (8, 8), (12, 8))
+    cache = tmp_path / "cache"
+
+    def opened(pairs=pairs, scale=2, degradation=None):
+        ImageStore.open(pairs, scale, degradation or FirstPixel(), cache)
+        return len(stores(cache))
+
+    assert opened() == 1
+    assert opened(pairs[::-1]) == 2
+    assert opened(scale=4) == 3
+    assert opened(degradation=FirstPixel(version=2)) == 4
+    assert opened(degradation=Bicubic("mirror")) == 5
+    assert opened(degradation=Bicubic("replicate")) == 6
+    lr = images(tmp_path / "lr", (4, 4), seed=7)[0][0].hr
+    with_lr = [Pair("000", pairs[0].hr, lr), pairs[1]]
+    assert opened(with_lr) == 7
+    write_image(pairs[0].hr, 255 - planes[0])
+    assert opened() == 8
+    np.testing.assert_array_equal(ImageStore.open(pairs, 2, FirstPixel(), cache).hr(0), 255 - planes[0])
+
+
+def test_where_all_lr_is_given_the_degradation_does_not_matter(tmp_path):
+    pairs, _ = images(tmp_path / "hr", (8, 8))
+    lr = images(tmp_path / "lr", (4, 4))[0][0].hr
+    for degradation in (None, FirstPixel(1), FirstPixel(2)):
+        ImageStore.open([Pair("a", pairs[0].hr, lr)], 2, degradation, tmp_path / "cache")
+    assert len(stores(tmp_path / "cache")) == 1
+
+
+def test_contents_are_read_once_and_again_after_a_change(tmp_path, monkeypatch):
+    pairs, planes = images(tmp_path / "hr", (8, 8), (8, 8))
+    age(tmp_path / "hr")
+    read = []
+    digest = room._digest
+    monkeypatch.setattr(room, "_digest", lambda file: (read.append(file.name), digest(file))[1])
+
+    def opened():
+        read.clear()
+        ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+        return sorted(read)
+
+    assert opened() == ["000.png", "001.png"]
+    assert opened() == []
+    write_image(pairs[1].hr, 255 - planes[1])
+    assert opened() == ["001.png"]
+    assert opened() == ["001.png"]  # too young to be sure that it does not change within the clock's tick
+    age(tmp_path / "hr")
+    assert opened() == ["000.png", "001.png"]
+    assert opened() == []
+    (tmp_path / "cache" / "digests.json").write_text("{")  # lost, not fatal
+    assert opened() == ["000.png", "001.png"]
+
+
+def open_at_once(barrier, results, folder, cache):
+    """In a process of its own: open the store, tell whether this process decoded and what it sees."""
+    torch.set_num_threads(1)
+    decoded = []
+    load = room._load
+    room._load = lambda *args: (decoded.append(1), load(*args))[1]
+    pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
+    barrier.wait()
+    store = ImageStore.open(pairs, 2, FirstPixel(), cache)
+    results.put((len(decoded), int(store.pixels.astype(np.int64).sum())))
+
+
+def test_of_processes_that_start_at_once_one_builds_and_all_see_the_same(tmp_path):
+    _, planes = images(tmp_path / "hr", *[(200, 200)] * 12)
+    total = sum(int(p.astype(np.int64).sum() + p[:, ::2, ::2].astype(np.int64).sum()) for p in planes)
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(3), context.Queue()
+    args = (barrier, results, tmp_path / "hr", tmp_path / "cache")
+    processes = [context.Process(target=open_at_once, args=args) for _ in range(3)]
+    for process in processes:
+        process.start()
+    seen = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(seen) == [(0, total), (0, total), (12, total)]
+    assert len(stores(tmp_path / "cache")) == 1
+
+
+BUILDER = """
+import sys
+import time
+from pathlib import Path
+from sr_lightning.data.sources import Pair
+from sr_lightning.data.store import ImageStore
+
+class Slow:
+    key = "slow"
+    def __call__(self, hr, scale):
+        if hr[0, 0, 0] == 13:
+            print("building", flush=True)
+            time.sleep(600)
+        return hr[:, ::scale, ::scale]
+
+folder, cache = map(Path, sys.argv[1:])
+pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
+ImageStore.open(pairs, 2, Slow(), cache)
+"""
+
+
+class Quick(FirstPixel):
+    """Named like the builder's, but quick."""
+
+    def __init__(self):
+        self.key = "slow"
+
+
+def start_builder(folder, cache):
+    """A process that is in the middle of building: all but the last image are written."""
+    command = [sys.executable, "-c", BUILDER, str(folder), str(cache)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
+    assert process.stdout.readline() == "building\n"
+    (pixels,) = cache.glob("*.partial/pixels")
+    return process, pixels
+
+
+@pytest.fixture
+def slow_images(tmp_path):
+    pairs, planes = images(tmp_path / "hr", *[(8, 8)] * 4)
+    for i, image in enumerate(planes):
+        image[0, 0, 0] = 13 if i == 3 else 0
+        write_image(pairs[i].hr, image)
+    return pairs, planes
+
+
+def test_a_killed_builder_leaves_nothing_that_counts(tmp_path, slow_images):
+    pairs, planes = slow_images
+    cache = tmp_path / "cache"
+    process, pixels = start_builder(tmp_path / "hr", cache)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert pixels.exists()
+    assert ImageStore.open(pairs[:1], 2, Quick(), cache).names == ("000",)  # another set's builder clears up
+    assert not pixels.exists() and len(stores(cache)) == 1
+    store = ImageStore.open(pairs, 2, Quick(), cache)
+    for i, image in enumerate(planes):
+        np.testing.assert_array_equal(store.hr(i), image)
+
+
+def test_a_builder_at_work_is_left_alone_and_waited_for(tmp_path, slow_images):
+    pairs, _ = slow_images
+    cache = tmp_path / "cache"
+    process, pixels = start_builder(tmp_path / "hr", cache)
+    try:
+        ImageStore.open(pairs[:1], 2, Quick(), cache)
+        assert pixels.exists()
+        code = f"import logging; logging.basicConfig(level='INFO')\n{BUILDER}"
+        command = [sys.executable, "-c", code, str(tmp_path / "hr"), str(cache)]
+        waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
+        try:
+            assert "waiting for another process that is decoding the images" in waiting.stderr.readline()
+        finally:
+            waiting.kill()
+            waiting.wait()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_store_that_was_cut_short_afterwards_is_built_again(tmp_path, caplog):
+    pairs, planes = images(tmp_path / "hr", (8, 8))
+    ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    (pixels,) = (tmp_path / "cache").glob("*/pixels")
+    pixels.write_bytes(pixels.read_bytes()[:-1])
+    store = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    np.testing.assert_array_equal(store.hr(0), planes[0])
+    assert "not as it was written" in caplog.text
+
+
+def test_images_smaller_than_a_patch_are_all_named_with_what_would_fit(tmp_path):
+    pairs, _ = images(tmp_path / "hr", (40, 40), (14, 40), (40, 22))
+    store = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    store.check_patch_size(7)
+    with pytest.raises(InputError) as caught:
+        store.check_patch_size(12)
+    assert str(caught.value) == (
+        "patch_size=12 (LR pixels) does not fit into 2 of 3 images; exclude them, or set patch_size to 7 or less:\n"
+        "  001: LR of 7x20\n  002: LR of 20x11"
+    )
