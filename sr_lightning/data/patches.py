@@ -1,0 +1,165 @@
+"""Training batches: which patches batch k consists of, and how they are gathered as uint8."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sr_lightning.data.store import ImageStore
+from sr_lightning.errors import InputError
+
+
+class Draw(NamedTuple):
+    """The patches of a batch, all int64 of shape (B,).
+
+    Attributes:
+        image: Index in the store.
+        top: First row, in LR pixels.
+        left: First column, in LR pixels.
+        symmetry: 0 to 7: 1 reverses the rows, 2 the columns, 4 exchanges rows and columns after that. Sums combine.
+    """
+
+    image: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    symmetry: np.ndarray
+
+
+class PatchSampler:
+    """Draws patches: every place of a patch in the data set is equally likely, and so is every symmetry.
+
+    Args:
+        store: The images.
+        patch_size: Side of a patch in LR pixels.
+        batch_size: Patches per step over all processes.
+        seed: Not negative.
+        augment: Draw symmetries; without, the same places are drawn as they lie.
+        rank: Of this process.
+        world_size: Number of processes. Each takes every world_size-th patch of the batch, so what is trained on
+            does not depend on their number.
+
+    Raises:
+        InputError: A patch does not fit into every image, or the processes cannot share the batch evenly.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        *,
+        patch_size: int,
+        batch_size: int,
+        seed: int,
+        augment: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        store.check_patch_size(patch_size)
+        if batch_size < 1 or batch_size % world_size:
+            raise InputError(f"batch_size={batch_size}: must be a multiple of the number of processes, {world_size}")
+        if seed < 0:
+            raise InputError(f"seed={seed}: must not be negative")
+        self.patch_size, self.batch_size, self.seed = patch_size, batch_size, seed
+        self.augment, self.rank, self.world_size = augment, rank, world_size
+        rows, self._columns = (store.lr_sizes - patch_size + 1).T
+        places = rows * self._columns
+        self._ends = np.cumsum(places)
+        self._starts = self._ends - places
+
+    def draw(self, batch_number: int) -> Draw:
+        """This process's part of a batch: a function of the seed and the batch number, on every machine.
+
+        It rests on the Philox bits alone, which NumPy keeps the same in all versions; the draws of its Generator it
+        does not. The remainder favours small numbers by less than 2**-24 even with 2**37 places.
+        """
+        bits = np.random.Philox(key=[self.seed, batch_number]).random_raw(self.batch_size)
+        number = (bits % np.uint64(8 * self._ends[-1])).astype(np.int64)
+        symmetry = number & 7 if self.augment else np.zeros_like(number)
+        place = number >> 3
+        image = np.searchsorted(self._ends, place, side="right")
+        top, left = np.divmod(place - self._starts[image], self._columns[image])
+        draw = Draw(image, top, left, symmetry)
+        return Draw(*(part[self.rank :: self.world_size] for part in draw)) if self.world_size > 1 else draw
+
+
+def gather(store: ImageStore, draw: Draw, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Copy the patches of a batch out of the store.
+
+    Args:
+        store: The images.
+        draw: Of a sampler on this store.
+        patch_size: In LR pixels.
+
+    Returns:
+        lr (B, 3, p, p) and hr (B, 3, p*scale, p*scale), uint8, contiguous, in memory of their own.
+    """
+    lr = _crops(store.pixels, store.lr_starts, store.lr_sizes, draw, 1, patch_size)
+    hr = _crops(store.pixels, store.hr_starts, store.hr_sizes, draw, store.scale, patch_size * store.scale)
+    return lr, hr
+
+
+class DeviceGather:
+    """The whole store as one tensor on a device, and batches gathered there: only places cross the bus.
+
+    Args:
+        store: The images.
+        device: Has room for all pixels.
+
+    Raises:
+        InputError: The device's memory is too small.
+    """
+
+    def __init__(self, store: ImageStore, device: torch.device | str) -> None:
+        self.store = store
+        total, piece = len(store.pixels), 1 << 26
+        try:
+            self.pixels = torch.empty(total, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"the images need {total / 1e9:.1f} GB, more than {device} has free; set data.residence=mmap"
+            ) from None
+        for start in range(0, total, piece):  # pieces, as each passes through a copy that torch may own
+            self.pixels[start : start + piece] = torch.from_numpy(store.pixels[start : start + piece].copy())
+
+    def __call__(self, draw: Draw, patch_size: int) -> tuple[Tensor, Tensor]:
+        """As `gather`, on the device."""
+        store = self.store
+        lr = self._crops(store.lr_starts, store.lr_sizes, draw, 1, patch_size)
+        hr = self._crops(store.hr_starts, store.hr_sizes, draw, store.scale, patch_size * store.scale)
+        return lr, hr
+
+    def _crops(self, starts: np.ndarray, sizes: np.ndarray, draw: Draw, unit: int, side: int) -> Tensor:
+        start, pitch = _places(starts, sizes, draw, unit)
+        reverse_rows, reverse_columns, exchange = (draw.symmetry >> bit & 1 for bit in range(3))
+        start = start + (side - 1) * (reverse_rows * pitch + reverse_columns * 3)
+        down, right = pitch * (1 - 2 * reverse_rows), 3 * (1 - 2 * reverse_columns)
+        down, right = np.where(exchange, right, down), np.where(exchange, down, right)
+        walk = torch.from_numpy(np.stack([start, down, right])).to(self.pixels.device)
+        start, down, right = walk[:, :, None, None, None]  # each (B, 1, 1, 1)
+        colour, along = (torch.arange(length, device=self.pixels.device) for length in (3, side))
+        return self.pixels[start + colour[:, None, None] + down * along[:, None] + right * along]  # (B, 3, side, side)
+
+
+def _places(starts: np.ndarray, sizes: np.ndarray, draw: Draw, unit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the store each patch begins, at `unit` times the drawn place, and the bytes from row to row; (B,)."""
+    pitch = 3 * sizes[draw.image, 1]
+    return starts[draw.image] + unit * (draw.top * pitch + 3 * draw.left), pitch
+
+
+def _crops(pixels: np.ndarray, starts: np.ndarray, sizes: np.ndarray, draw: Draw, unit: int, side: int) -> Tensor:
+    """Crops at `unit` times the drawn places, (B, 3, side, side).
+
+    First the rows of all patches are copied, each as one item of 3*side bytes, so that many reads from memory are
+    under way at once. Then each patch, now in the cache, is turned and taken apart into planes byte by byte.
+    """
+    start, pitch = _places(starts, sizes, draw, unit)
+    # Upside down costs nothing: the rows are copied from the last to the first.
+    rows = np.where(draw.symmetry[:, None] & 1, np.arange(side)[::-1], np.arange(side))  # (B, side)
+    items = np.ndarray(len(pixels) - 3 * side + 1, f"V{3 * side}", pixels, strides=(1,))  # one begins at every byte
+    copied = items[start[:, None] + pitch[:, None] * rows]  # (B, side)
+    planes = copied.view(np.uint8).reshape(-1, side, side, 3).transpose(0, 3, 1, 2)  # (B, 3, side, side)
+    turned = (planes, planes[..., ::-1], planes.mT, planes[..., ::-1].mT)
+    batch = torch.empty(planes.shape, dtype=torch.uint8)
+    for i, (patch, turn) in enumerate(zip(batch.numpy(), (draw.symmetry >> 1).tolist(), strict=True)):
+        patch[...] = turned[turn][i]
+    return batch
