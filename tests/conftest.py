@@ -1,9 +1,16 @@
 """Shared fixtures: where the real images lie, and a clear skip where they do not."""
 
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+# One thread, also in the processes that tests start: bits are the same on every machine, and a busy one is not waited
+# for by idle threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +22,25 @@ def data_root() -> Path:
     if not Path(root, "benchmark", "Set5", "HR").is_dir():
         pytest.skip(f"SR_DATA_ROOT={root} holds no benchmark/Set5/HR")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """Six smooth 96x80 pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8))
+        coarse.resize((80, 96), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command(pictures, tmp_path_factory):
+    """A command line of a short training; more words are added."""
+    cache = tmp_path_factory.mktemp("cache")
+    return [
+        *(sys.executable, "train.py", "data=folder", f"data.hr={pictures}", "data.val_fraction=0.3"),
+        *("data.patch_size=8", "data.batch_size=4", "max_steps=30", "val_every=10", "log_every=5", "save_every=10"),
+        *(f"cache_dir={cache}", "benchmarks=[]", "trainer=cpu", "trainer.precision=32-true", "num_pictures=1"),
+    ]

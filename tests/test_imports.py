@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "modules": FLOOR | {"inference", "metrics"},
     "scoring": FLOOR
     | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures"},
-    "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "modules", "scoring"},
+    "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
 NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim"}

@@ -1,51 +1,15 @@
 """Whole runs on a small folder of pictures: what they write, what they refuse."""
 
-import csv
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sr_lightning.checkpoint import load_network
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """Six smooth 96x80 pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i in range(6):
-        coarse = Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8))
-        coarse.resize((80, 96), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def command(pictures, tmp_path_factory):
-    """A command line of a short training; more words are added."""
-    cache = tmp_path_factory.mktemp("cache")
-    return [
-        *(sys.executable, "train.py", "data=folder", f"data.hr={pictures}", "data.val_fraction=0.3"),
-        *("data.patch_size=8", "data.batch_size=4", "max_steps=30", "val_every=10", "log_every=5", "save_every=10"),
-        *(f"cache_dir={cache}", "benchmarks=[]", "trainer=cpu", "trainer.precision=32-true", "num_pictures=1"),
-    ]
-
-
-def run(*words, check=True) -> subprocess.CompletedProcess:
-    done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+from sr_lightning.errors import InputError
+from tests.helpers import rows_of, run
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +46,6 @@ def test_a_checkpoint_says_what_it_is_in_plain_containers(finished):
 
 
 def test_a_checkpoint_of_another_class_than_a_network_is_not_built(finished, tmp_path):
-    from sr_lightning.errors import InputError
-
     checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     checkpoint["hyper_parameters"]["model"]["network"] = {"_target_": "subprocess.Popen", "args": ["true"]}
     torch.save(checkpoint, tmp_path / "evil.ckpt")
@@ -92,8 +54,6 @@ def test_a_checkpoint_of_another_class_than_a_network_is_not_built(finished, tmp
 
 
 def test_a_finished_run_resumes_to_its_scores(finished, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / "results.csv").unlink()
