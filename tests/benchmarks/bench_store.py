@@ -51,7 +51,7 @@ def measure(folder, cache, residence):
         gather(store, sampler.draw(number), 48)
     grown = memory() - before
     print(
-        f"{len(store):4} images, {store.pixels.nbytes / 1e6:5.0f} MB of pixels, {residence:6}: opened in {opened:.2f} s; "
+        f"{len(store):4} images, {store.pixels.nbytes / 1e6:.0f} MB, {residence:6}: opened in {opened:.2f} s; "
         f"after {BATCHES} batches: anonymous {grown[0]:.1f} MB, private dirty {grown[1]:.1f}, file {grown[2]:.0f}"
     )
 
