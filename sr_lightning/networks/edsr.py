@@ -12,7 +12,8 @@ class EDSR(nn.Module):
     """Enhanced Deep Residual Networks for Single Image Super-Resolution, Lim et al. 2017, section 3 (arXiv 1707.02921).
 
     The paper's baseline is `num_features=64, num_blocks=16`, its large network `num_features=256, num_blocks=32,
-    residual_scale=0.1`. Initial weights are PyTorch's default, as in the authors' code.
+    residual_scale=0.1`. Initial weights are PyTorch's default, as in the authors' code. Inside, images are
+    (image - mean) * 255 with the mean of DIV2K, so that published weights (the authors', BasicSR's) load as they are.
 
     Args:
         scale: 2, 3, 4 or 8.
@@ -20,9 +21,6 @@ class EDSR(nn.Module):
         num_blocks: Residual blocks.
         residual_scale: What a block adds is multiplied by it; wide networks do not train with 1.
         num_channels: 3 (RGB, as in the paper) or 1 (luma).
-        value_range: Convolutions see `(image - mean) * value_range`, mean that of DIV2K. Published weights (the
-            authors', BasicSR's) were made for 255 and load as they are. Of a ReLU network the range only rescales the
-            biases: at 255 the optimizer's steps move them 255 times less than at 1, measured in the image.
         global_skip: Add the bicubic enlargement of the input instead of the mean. Not in the paper. The last
             convolution then starts at zero, and the network as bicubic.
 
@@ -44,11 +42,10 @@ class EDSR(nn.Module):
         num_blocks: int = 16,
         residual_scale: float = 1.0,
         num_channels: int = 3,
-        value_range: float = 255.0,
         global_skip: bool = False,
     ) -> None:
         super().__init__()
-        self.scale, self.num_channels, self.value_range = scale, num_channels, value_range
+        self.scale, self.num_channels = scale, num_channels
         self.receptive_radius = 2 * num_blocks + 4  # all 3x3; the tail, at high resolution, reaches one LR pixel on
         self.register_buffer("mean", div2k_mean(num_channels), persistent=False)
         self.skip = Bicubic(scale=scale) if global_skip else None
@@ -62,10 +59,10 @@ class EDSR(nn.Module):
             nn.init.zeros_(self.tail.bias)
 
     def forward(self, lr: Tensor) -> Tensor:
-        x = self.head((lr - self.mean) * self.value_range)
+        x = self.head((lr - self.mean) * 255)
         x = x + self.merge(self.blocks(x))  # (N, F, h, w)
         x = self.tail(self.upsampler(x))  # (N, F, h, w) -> (N, F, h*s, w*s) -> (N, C, h*s, w*s)
-        return x.float() / self.value_range + (self.mean if self.skip is None else self.skip(lr))
+        return x.float() / 255 + (self.mean if self.skip is None else self.skip(lr))
 
 
 class _ResidualBlock(nn.Module):

@@ -31,15 +31,6 @@ def test_it_is_the_authors_network_on_images_in_0_to_255(scale, steps, residual_
     torch.testing.assert_close(255 * network(lr), expected, rtol=1e-5, atol=1e-3)
 
 
-def test_the_value_range_only_rescales_the_biases():
-    published = EDSR(scale=2, num_features=8, num_blocks=2)
-    unit = EDSR(scale=2, num_features=8, num_blocks=2, value_range=1.0)
-    weights = published.state_dict()
-    unit.load_state_dict({k: v / 255 if k.endswith("bias") else v for k, v in weights.items()})
-    lr = torch.rand(1, 3, 6, 7)
-    torch.testing.assert_close(unit(lr), published(lr))
-
-
 def test_with_the_skip_it_starts_as_bicubic_and_learns_what_that_lacks():
     network, plain = (EDSR(scale=3, num_features=8, num_blocks=1, global_skip=skip) for skip in (True, False))
     lr = torch.rand(1, 3, 8, 9)
