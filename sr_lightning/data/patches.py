@@ -9,6 +9,8 @@ from torch import Tensor
 from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError
 
+CACHE = 1 << 19  # bytes that stay in a core's second-level cache from one use to the next
+
 
 class Draw(NamedTuple):
     """The patches of a batch, all int64 of shape (B,).
@@ -149,17 +151,22 @@ def _places(starts: np.ndarray, sizes: np.ndarray, draw: Draw, unit: int) -> tup
 def _crops(pixels: np.ndarray, starts: np.ndarray, sizes: np.ndarray, draw: Draw, unit: int, side: int) -> Tensor:
     """Crops at `unit` times the drawn places, (B, 3, side, side).
 
-    First the rows of all patches are copied, each as one item of 3*side bytes, so that many reads from memory are
+    First the rows of some patches are copied, each as one item of 3*side bytes, so that many reads from memory are
     under way at once. Then each patch, now in the cache, is turned and taken apart into planes byte by byte.
     """
     start, pitch = _places(starts, sizes, draw, unit)
     # Upside down costs nothing: the rows are copied from the last to the first.
     rows = np.where(draw.symmetry[:, None] & 1, np.arange(side)[::-1], np.arange(side))  # (B, side)
+    rows = start[:, None] + pitch[:, None] * rows
     items = np.ndarray(len(pixels) - 3 * side + 1, f"V{3 * side}", pixels, strides=(1,))  # one begins at every byte
-    copied = items[start[:, None] + pitch[:, None] * rows]  # (B, side)
-    planes = copied.view(np.uint8).reshape(-1, side, side, 3).transpose(0, 3, 1, 2)  # (B, 3, side, side)
-    turned = (planes, planes[..., ::-1], planes.mT, planes[..., ::-1].mT)
-    batch = torch.empty(planes.shape, dtype=torch.uint8)
-    for i, (patch, turn) in enumerate(zip(batch.numpy(), (draw.symmetry >> 1).tolist(), strict=True)):
-        patch[...] = turned[turn][i]
+    turns = (draw.symmetry >> 1).tolist()
+    batch = torch.empty((len(turns), 3, side, side), dtype=torch.uint8)
+    patches = batch.numpy()
+    together = max(CACHE // (3 * side * side), 1)
+    for first in range(0, len(turns), together):
+        copied = items[rows[first : first + together]].view(np.uint8)
+        planes = copied.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)  # (together, 3, side, side)
+        turned = (planes, planes[..., ::-1], planes.mT, planes[..., ::-1].mT)
+        for i, turn in enumerate(turns[first : first + together]):
+            patches[first + i] = turned[turn][i]
     return batch

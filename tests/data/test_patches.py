@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sr_lightning.data import patches as room
 from sr_lightning.data.patches import DeviceGather, Draw, PatchSampler, gather
 from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError
@@ -164,6 +165,16 @@ def test_patches_are_crops_turned_and_lr_is_that_of_the_same_place(scale, patch_
         np.testing.assert_array_equal(hr_patch[:, ::scale, ::scale], lr_patch)
         y, x, side = top * scale, left * scale, patch_size * scale
         np.testing.assert_array_equal(hr_patch, store.hr(image)[:, y : y + side, x : x + side])
+
+
+def test_batches_larger_than_the_cache_are_the_same(monkeypatch):
+    store = make_store((7, 9), (12, 8))
+    draw = make_sampler(store, batch_size=50).draw(0)
+    whole = gather(store, draw, 4)
+    for patches_at_once in (0, 1, 7):
+        monkeypatch.setattr(room, "CACHE", patches_at_once * 3 * 12 * 12)
+        for piecewise, expected in zip(gather(store, draw, 4), whole, strict=True):
+            assert torch.equal(piecewise, expected)
 
 
 def test_the_last_place_of_the_last_image_is_reached():
