@@ -224,8 +224,11 @@ def requested_models(cfg: DictConfig) -> list[Model]:
         raise InputError(f"model={cfg.name} beside ckpt: the checkpoint says which network it holds; leave model out")
     paths = [Path(path) for path in ([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)]
     trained = [load_network(path) for path in paths]
-    if wrong := [f"{p} is x{t.network.scale}" for p, t in zip(paths, trained, strict=True)
-                 if cfg.scale not in (None, t.network.scale)]:
+    if wrong := [
+        f"{p} is x{t.network.scale}"
+        for p, t in zip(paths, trained, strict=True)
+        if cfg.scale not in (None, t.network.scale)
+    ]:
         raise InputError(f"scale=x{cfg.scale} was asked, but {', '.join(wrong)}; leave scale out")
     names = [t.name for t in trained]
     return [

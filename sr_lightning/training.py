@@ -105,7 +105,7 @@ def build_trainer(cfg: DictConfig, loggers: list[Logger]) -> pl.Trainer:
 
 
 def choose_precision(precision: str, accelerator: str) -> str:
-    """"auto" becomes bf16-mixed where the processor computes in bfloat16 and 32-true elsewhere."""
+    """What "auto" means: bf16-mixed where the processor computes in bfloat16, 32-true elsewhere."""
     if precision != "auto":
         return precision
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():

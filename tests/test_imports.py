@@ -24,8 +24,7 @@ MAY_IMPORT = {
     "checkpoint": FLOOR,
     "callbacks": FLOOR,
     "modules": FLOOR | {"inference", "metrics"},
-    "scoring": FLOOR
-    | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures"},
+    "scoring": FLOOR | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures"},
     "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.

@@ -24,7 +24,7 @@ class LastCheckpoint(Checkpoint):
     def _due(self, done: int) -> bool:
         return done % self.every == 0 or done == self.max_steps
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:  # noqa: ANN001
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         done = batch_idx + 1
         if self._due(done) and done % trainer.val_check_interval:
             trainer.save_checkpoint(self.path)

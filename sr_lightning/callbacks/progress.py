@@ -33,7 +33,7 @@ class Progress(pl.Callback):
             disable=not (trainer.is_global_zero and sys.stderr.isatty()),
         )
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:  # noqa: ANN001
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         done = batch_idx + 1
         if done % self.refresh == 0 or done == self.max_steps:
             self.bar.set_postfix_str(self._summary(pl_module, done), refresh=False)

@@ -1,7 +1,6 @@
 """From image files to training batches."""
 
 from sr_lightning.data.datamodule import FolderDataModule, SRDataModule
-from sr_lightning.data.div2k import div2k
 from sr_lightning.data.sources import benchmark_set, bundled_photos, image_folder
 
-__all__ = ["FolderDataModule", "SRDataModule", "benchmark_set", "bundled_photos", "div2k", "image_folder"]
+__all__ = ["FolderDataModule", "SRDataModule", "benchmark_set", "bundled_photos", "image_folder"]

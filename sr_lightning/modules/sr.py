@@ -56,7 +56,7 @@ class SRModule(pl.LightningModule):
         self._loss_count = 0
 
     def forward(self, lr: Tensor) -> Tensor:
-        """lr (N, 1 or 3, h, w) in [0, 1] -> the network's sr: luma for a one-channel network."""
+        """Lr (N, 1 or 3, h, w) in [0, 1] -> the network's sr: luma for a one-channel network."""
         return self.network(to_channels(lr, self.network.num_channels).contiguous(memory_format=self.memory_format))
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
