@@ -1,7 +1,9 @@
 """One training run: build what the config describes, fit, score the best checkpoint."""
 
 import copy
+import ctypes
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ def train(cfg: DictConfig) -> float:
         InputError: Something in the config or the data that the user can mend.
     """
     quieten_lightning()
+    keep_freed_memory()
     if cfg.resume is not None:
         cfg = saved_config(cfg)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
@@ -169,3 +172,18 @@ def quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message)
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory instead of giving it back; True where it did.
+
+    Each training step frees and takes the same megabytes. Given back, they are new to the process each time, and the
+    page faults cost a CPU a fifth of SRCNN's step (tests/benchmarks/bench_training.py memory).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # a C library other than glibc
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))

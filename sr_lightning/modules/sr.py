@@ -59,6 +59,13 @@ class SRModule(pl.LightningModule):
         """Lr (N, 1 or 3, h, w) in [0, 1] -> the network's sr: luma for a one-channel network."""
         return self.network(to_channels(lr, self.network.num_channels).contiguous(memory_format=self.memory_format))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module; but Lightning notes the hook it is in some forty times a step, which needs no registering."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss of a batch: lr (N, 3, h, w) and hr (N, 3, H, W), float32 in [0, 1]."""
         sr = self(batch["lr"]).float()

@@ -1,0 +1,174 @@
+"""What a training step costs: python tests/benchmarks/bench_training.py [loop] [precision] [memory].
+
+loop       microseconds that Lightning and our module add to a step, against a plain PyTorch loop on the same batches
+precision  bf16 with channels_last against eager float32, for each network named
+memory     a step with glibc keeping freed memory, against one where it gives it back
+All on one thread, in interleaved rounds.
+"""
+
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import pytorch_lightning as pl
+
+from sr_lightning.data import SRDataModule, bundled_photos
+from sr_lightning.degradations import Bicubic
+from sr_lightning.loggers import MetricsFile
+from sr_lightning.modules import SRModule
+from sr_lightning.networks import EDSR, ESPCN, SRCNN, WDSR, SRResNet
+from sr_lightning.optim import Muon, warmup_cosine
+from sr_lightning.training import keep_freed_memory, quieten_lightning
+
+STEPS, ROUNDS = 400, 7
+
+
+def module(network: torch.nn.Module, steps: int = STEPS, channels_last: bool = True) -> SRModule:
+    scheduler = partial(warmup_cosine, total_steps=steps)
+    return SRModule(network, torch.nn.L1Loss(), partial(Muon, lr=1e-3), scheduler, channels_last=channels_last)
+
+
+def data(cache_dir: str) -> SRDataModule:
+    photos, held_out = bundled_photos(["rocket", "coins", "camera"]), bundled_photos(["chelsea"])
+    return SRDataModule(
+        *(photos, held_out), scale=2, degradation=Bicubic(), patch_size=8, batch_size=4, max_steps=STEPS, seed=0,
+        cache_dir=cache_dir,
+    )  # fmt: skip
+
+
+def loop() -> None:
+    """The smallest network there is, so that what is added can be seen."""
+    quieten_lightning()
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    tiny = partial(ESPCN, scale=2, num_features=(8,), kernel_sizes=(3, 3))
+
+    def plain(datamodule: SRDataModule) -> float:
+        trained = module(tiny())
+        configured = trained.configure_optimizers()
+        optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+        batches = datamodule.train_batches()
+        start = time.perf_counter()
+        for k in range(STEPS):
+            optimizer.zero_grad()
+            trained.loss_of(datamodule.to_float(batches[k])).backward()
+            optimizer.step()
+            scheduler.step()
+        return (time.perf_counter() - start) / STEPS
+
+    class Clock(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if batch_idx == 9:  # past what the first steps set up
+                self.start = time.perf_counter()
+            if batch_idx == STEPS - 1:
+                self.seconds = (time.perf_counter() - self.start) / (STEPS - 10)
+
+    def lightning(datamodule: SRDataModule, folder: str) -> float:
+        clock = Clock()
+        pl.Trainer(
+            accelerator="cpu", max_epochs=1, logger=MetricsFile(Path(folder, "metrics.csv")), callbacks=[clock],
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+            use_distributed_sampler=False, limit_val_batches=0,
+        ).fit(module(tiny()), datamodule)  # fmt: skip
+        return clock.seconds
+
+    with tempfile.TemporaryDirectory() as folder:
+        datamodule = data(folder)
+        datamodule.setup()
+        rounds = [(plain(datamodule), lightning(datamodule, folder)) for _ in range(ROUNDS)]
+    raw, whole = (min(times) * 1e6 for times in zip(*rounds, strict=True))  # the least disturbed round of each
+    print(f"loop: plain {raw:.0f} us a step, whole loop {whole:.0f} us, added {whole - raw:.0f} us")
+
+
+def step_of(network: torch.nn.Module, patch_size: int, batch_size: int, fast: bool) -> Callable[[], None]:
+    """A training step on random patches: eager float32, or bf16 with channels_last."""
+    trained = module(network, channels_last=fast).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    side = patch_size * network.scale
+    batch = {"lr": torch.rand(batch_size, 3, patch_size, patch_size), "hr": torch.rand(batch_size, 3, side, side)}
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            loss = trained.loss_of(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds(step: Callable[[], None], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    return (time.perf_counter() - start) / repeats
+
+
+def precision() -> None:
+    keep_freed_memory()
+    cases = {
+        "SRCNN 9-1-5 x3, LR 16": (lambda: SRCNN(scale=3), 16, 20),
+        "ESPCN 64-64-32 x3, LR 20": (lambda: ESPCN(scale=3), 20, 20),
+        "EDSR-baseline x4, LR 48": (lambda: EDSR(scale=4), 48, 1),
+        "SRResNet x4, LR 48": (lambda: SRResNet(scale=4), 48, 1),
+        "WDSR-A 16x32 x4, LR 48": (lambda: WDSR(scale=4), 48, 1),
+        "WDSR-B 16x32 x4, LR 48": (lambda: WDSR(scale=4, expansion=6, low_rank=0.8), 48, 1),
+    }
+    for name, (build, patch_size, repeats) in cases.items():
+        steps = [step_of(build(), patch_size, 16, fast) for fast in (False, True)]
+        for step in steps:
+            step()
+        rounds = [[seconds(step, repeats) for step in steps] for _ in range(3 if repeats == 1 else ROUNDS)]
+        ratio = statistics.median(slow / fast for slow, fast in rounds)
+        print(f"precision: {name}, batch 16: bf16 + channels_last is {ratio:.2f}x eager float32", flush=True)
+
+
+MEMORY_CASES = {
+    "SRCNN 9-1-5 x3, LR 16": lambda: (SRCNN(scale=3, global_skip=True), 16),
+    "ESPCN 64-64-32 x2, LR 20": lambda: (ESPCN(scale=2, global_skip=True), 20),
+    "EDSR-baseline x2, LR 24": lambda: (EDSR(scale=2), 24),
+}
+
+
+def memory() -> None:
+    """In processes of their own: what malloc has been told it cannot be told to forget."""
+    for name in MEMORY_CASES:
+        rounds = []
+        for _ in range(5):
+            code = f"import bench_training as b; b.one_memory_run({name!r}, {{}})"
+            runs = [
+                subprocess.run(
+                    [sys.executable, "-c", code.format(keep)], cwd=Path(__file__).parent, capture_output=True
+                )
+                for keep in (False, True)
+            ]
+            rounds.append([float(run.stdout) for run in runs])
+        ratio = statistics.median(given_back / kept for given_back, kept in rounds)
+        print(f"memory: {name}, batch 16, bf16: keeping freed memory is {ratio:.2f}x giving it back", flush=True)
+
+
+def one_memory_run(name: str, keep: bool) -> None:
+    torch.set_num_threads(1)
+    if keep:
+        keep_freed_memory()
+    network, patch_size = MEMORY_CASES[name]()
+    step = step_of(network, patch_size, 16, fast=True)
+    seconds(step, 3)
+    print(min(seconds(step, 5) for _ in range(6)))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or ["loop", "precision", "memory"]:
+        {"loop": loop, "precision": precision, "memory": memory}[name]()
