@@ -1,5 +1,7 @@
 """What several networks are built from."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -29,13 +31,13 @@ def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
-def upsampler(num_features: int, scale: int, activation: type[nn.Module] | None = None) -> nn.Sequential:
+def upsampler(num_features: int, scale: int, activation: Callable[[], nn.Module] | None = None) -> nn.Sequential:
     """Convolutions and pixel shuffles that enlarge feature maps: x3 in one step, powers of two in steps of two.
 
     Args:
         num_features: Channels that come in and go out.
         scale: 3 or a power of two.
-        activation: Follows each shuffle, if any.
+        activation: Makes what follows each shuffle, if anything.
 
     Raises:
         InputError: `scale` is something else.
