@@ -1,0 +1,170 @@
+"""Tensors of a torch.save file that holds a whole pickled module, read without importing or running any of it.
+
+`torch.load(weights_only=True)` refuses such files: in the format before torch 1.6 a module's class is a persistent
+reference with its source beside it. Here every class and function the pickle names, but for the few that tensors are
+made of, becomes an empty one of this file.
+"""
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sr_lightning.errors import InputError
+
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before 1.6: torch/serialization.py
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+def read_module(path: str | Path) -> dict[str, Tensor]:
+    """Parameters and buffers of the one module in a file, by the names its state dict would have, on the CPU.
+
+    Args:
+        path: Written by `torch.save(module, path)`, or of a dictionary with the module in it, by any torch from 0.1.12.
+
+    Raises:
+        InputError: Not such a file, or none or several modules in it.
+    """
+    try:
+        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
+        values = content.values() if isinstance(content, dict) else [content]
+        modules = [value for value in values if isinstance(value, _Unknown) and "_modules" in value.state]
+        if len(modules) != 1:
+            raise ValueError(f"it holds {len(modules)}")
+        return _state_dict(modules[0])
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(f"{path} cannot be read as one pickled module: {error}") from error
+
+
+def _state_dict(module: "_Unknown", prefix: str = "") -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, value in [*module.state.get("_parameters", {}).items(), *module.state.get("_buffers", {}).items()]:
+        value = value.data if isinstance(value, _Parameter) else value
+        if isinstance(value, Tensor):  # or None
+            tensors[prefix + name] = value.detach().clone()
+    for name, child in module.state["_modules"].items():
+        if isinstance(child, _Unknown):
+            tensors |= _state_dict(child, f"{prefix}{name}.")
+    return tensors
+
+
+class _Unknown:
+    """Takes the place of anything that is not a tensor: it can be made and given a state, and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Unknown":
+        self = super().__new__(cls)
+        self.state = {}
+        return self
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state if isinstance(state, dict) else {}
+
+
+class _Parameter:
+    """A parameter as torch wrote it before 0.4: its data, then a state that says whether it is trained."""
+
+    def __init__(self, data: Tensor | None = None, requires_grad: bool = True) -> None:
+        self.data = data
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if len(state) == 5:  # the oldest form: the data is in the state
+            self.data = state[0]
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, load_storage: Callable[..., Tensor] | None = None) -> None:
+        super().__init__(file, encoding="latin1")  # Python 2 wrote its strings as bytes
+        self.load_storage = load_storage
+
+        def view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+            return storage.as_strided(size, stride, storage.storage_offset() + offset)
+
+        # All made anew for each file: a pickle can set attributes of classes and functions, which must not outlive it.
+        self.known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch", "Size"): tuple,
+            ("torch.nn.parameter", "Parameter"): type("Parameter", (_Parameter,), {}),
+            ("torch.autograd.variable", "Variable"): type("Variable", (_Parameter,), {}),
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+            ("torch._utils", "_rebuild_tensor"): view,
+            ("torch._utils", "_rebuild_tensor_v2"): view,
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("torch", "torch.cuda") and name in _DTYPES:
+            return _DTYPES[name]
+        return self.known.get((module, name)) or type(name, (_Unknown,), {})
+
+    def persistent_load(self, reference: Any) -> Any:
+        kind, *details = reference
+        if kind == "module":  # class, file, source
+            return details[0]
+        if kind == "storage" and self.load_storage is not None:
+            return self.load_storage(*details)
+        raise pickle.UnpicklingError(f"a reference to {kind!r}")
+
+
+def _read_zip(path: str | Path) -> Any:
+    """The format since torch 1.6: <name>/data.pkl, and each storage as <name>/data/<key>."""
+    with zipfile.ZipFile(path) as archive:
+        root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("its numbers are big-endian")
+        storages: dict[str, Tensor] = {}
+
+        def load(dtype: torch.dtype, key: str, location: str, numel: int) -> Tensor:
+            if key not in storages:
+                storages[key] = _numbers(archive.read(f"{root}data/{key}"), dtype, numel)
+            return storages[key]
+
+        return _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), load).load()
+
+
+def _read_stream(path: str | Path) -> Any:
+    """The format before: pickles of a magic number, version, system and content, then all storages, raw."""
+    storages: dict[str, Tensor] = {}
+
+    def load(dtype: torch.dtype, key: str, location: str, numel: int, view: tuple[str, int, int] | None) -> Tensor:
+        if key not in storages:  # its numbers come later
+            storages[key] = torch.empty(numel, dtype=dtype)
+        if view is None:
+            return storages[key]
+        _, offset, length = view
+        return storages[key][offset : offset + length]
+
+    with open(path, "rb") as file:
+        if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _VERSION:
+            raise ValueError("neither of torch's formats")
+        if not _Unpickler(file).load()["little_endian"]:
+            raise ValueError("its numbers are big-endian")
+        content = _Unpickler(file, load).load()
+        for key in _Unpickler(file).load():
+            numel = int.from_bytes(file.read(8), "little")
+            storage = storages[key]
+            storage.copy_(_numbers(file.read(numel * storage.itemsize), storage.dtype, storage.numel()))
+    return content
+
+
+def _numbers(data: bytes, dtype: torch.dtype, numel: int) -> Tensor:
+    if len(data) != numel * dtype.itemsize:
+        raise ValueError(f"{numel} numbers of {dtype} in {len(data)} bytes: the file is cut off")
+    return torch.frombuffer(bytearray(data), dtype=dtype) if numel else torch.empty(0, dtype=dtype)
