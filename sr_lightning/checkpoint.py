@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 from lightning_fabric.plugins import TorchCheckpointIO
-from torch import nn
+from torch import Tensor, nn
 
 from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
@@ -77,13 +77,17 @@ def load_network(path: str | Path) -> Trained:
     if not issubclass(cls, nn.Module):
         raise InputError(f"{path} names {cls.__qualname__} as its network, which is not a torch.nn.Module")
     network = cls(**description)
-    prefix = "network."
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(network_weights(checkpoint))
     except RuntimeError as error:
         raise InputError(f"the weights in {path} do not fit its network: {error}") from error
     return Trained(network.eval(), config["name"], steps_done(checkpoint), config)
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict of the network alone."""
+    prefix = "network."
+    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
 
 
 def steps_done(checkpoint: dict[str, Any]) -> int:

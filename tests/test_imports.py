@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "pictures": {"data"},
     "loggers": FLOOR,
     "checkpoint": FLOOR,
+    "pickled_module": FLOOR,
+    "weights": FLOOR | {"checkpoint", "networks", "pickled_module"},
     "callbacks": FLOOR,
     "modules": FLOOR | {"inference", "metrics"},
     "scoring": FLOOR | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures"},
