@@ -109,3 +109,4 @@ def log_results(loggers: Sequence[Logger], rows: Sequence[dict[str, Any]], pictu
             for path in pictures:
                 with Image.open(path) as image:
                     logger.experiment.add_image(f"pictures/{path.stem}", np.asarray(image), dataformats="HWC")
+            logger.experiment.flush()  # Lightning has closed it with the training

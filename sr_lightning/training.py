@@ -49,6 +49,8 @@ def train(cfg: DictConfig) -> float:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(cfg.run_dir)
 
+    if not 0 <= cfg.seed < 2**32:
+        raise InputError(f"seed={cfg.seed}: must be between 0 and {2**32 - 1}")
     pl.seed_everything(cfg.seed, verbose=False)
     module: SRModule = instantiate(cfg.model, _convert_="all")
     module.save_hyperparameters(config)  # checkpoints describe themselves, and the loggers are told
@@ -170,7 +172,12 @@ def quieten_lightning() -> None:
     """Lightning's hints that do not apply: data is in memory, a run's folder may hold its earlier part."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*LeafSpec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*",
+        ".*LeafSpec.*",
+        ".*logging interval.*",
+    ):
         warnings.filterwarnings("ignore", message)
 
 

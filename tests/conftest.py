@@ -36,11 +36,17 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def command(pictures, tmp_path_factory):
-    """A command line of a short training; more words are added."""
+def command(pictures, short):
+    """A command line of a short training on the small pictures; more words are added."""
+    return [*short, "data=folder", f"data.hr={pictures}", "data.val_fraction=0.3"]
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory):
+    """A command line of a short training."""
     cache = tmp_path_factory.mktemp("cache")
     return [
-        *(sys.executable, "train.py", "data=folder", f"data.hr={pictures}", "data.val_fraction=0.3"),
+        *(sys.executable, "train.py"),
         *("data.patch_size=8", "data.batch_size=4", "max_steps=30", "val_every=10", "log_every=5", "save_every=10"),
         *(f"cache_dir={cache}", "benchmarks=[]", "trainer=cpu", "trainer.precision=32-true", "num_pictures=1"),
     ]

@@ -131,13 +131,18 @@ class SRDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the stores of both sets; what is not in the cache yet is decoded by one process, others wait."""
-        if self.train_store is None:
-            self.train_store = self._open(self.train, "memory" if self.residence == "memory" else "mmap")
-            self.train_store.check_patch_size(self.patch_size)
-            self.val_store = self._open(self.val, "mmap")
-
-    def _open(self, pairs: Sequence[Pair], residence: str) -> ImageStore:
-        return ImageStore.open(pairs, self.scale, self.degradation, self.cache_dir, residence)
+        if self.train_store is not None:
+            return
+        stores, errors = [], []
+        for pairs, residence in ((self.train, "memory" if self.residence == "memory" else "mmap"), (self.val, "mmap")):
+            try:
+                stores.append(ImageStore.open(pairs, self.scale, self.degradation, self.cache_dir, residence))
+            except InputError as error:  # what is wrong with the other set is said as well
+                errors.append(str(error))
+        if errors:
+            raise InputError("\n".join(errors))
+        stores[0].check_patch_size(self.patch_size)
+        self.train_store, self.val_store = stores
 
     def train_batches(self, rank: int = 0, world_size: int = 1) -> TrainBatches:
         """Item k is what process `rank` of `world_size` trains on in step k."""

@@ -235,7 +235,11 @@ def _complete(folder: Path) -> np.ndarray | None:
 
 def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degradation | None) -> np.ndarray:
     """Decode all images into `folder`; the caller holds its lock. Returns the HR sizes, (N, 2) int64."""
-    sizes = np.array(list(in_threads(lambda pair: _hr_size(pair, scale), pairs)), dtype=np.int64)
+    try:
+        sizes = np.array(list(in_threads(lambda pair: _hr_size(pair, scale), pairs)), dtype=np.int64)
+    except InputError:  # a header was bad: look into all files, to name those as well that are damaged further on
+        all(in_threads(lambda pair: _check(pair, scale), pairs))
+        raise
     total = _layout(sizes, scale)[2]
     free = shutil.disk_usage(folder.parent).free
     if total > free:
@@ -264,6 +268,15 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return sizes
+
+
+def _check(pair: Pair, scale: int) -> bool:
+    """Read a pair whole; True, or an error."""
+    _hr_size(pair, scale)
+    for file in (pair.hr, pair.lr):
+        if file is not None:
+            read_image(file)
+    return True
 
 
 def _hr_size(pair: Pair, scale: int) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from sr_lightning.networks import EDSR, ESPCN, SRCNN, WDSR, SRResNet
 from sr_lightning.optim import Muon, warmup_cosine
 from sr_lightning.training import keep_freed_memory, quieten_lightning
 
-STEPS, ROUNDS = 400, 7
+STEPS, ROUNDS = 400, 15
 
 
 def module(network: torch.nn.Module, steps: int = STEPS, channels_last: bool = True) -> SRModule:
@@ -129,7 +129,7 @@ def precision() -> None:
         steps = [step_of(build(), patch_size, 16, fast) for fast in (False, True)]
         for step in steps:
             step()
-        rounds = [[seconds(step, repeats) for step in steps] for _ in range(3 if repeats == 1 else ROUNDS)]
+        rounds = [[seconds(step, repeats) for step in steps] for _ in range(3 if repeats == 1 else 7)]
         ratio = statistics.median(slow / fast for slow, fast in rounds)
         print(f"precision: {name}, batch 16: bf16 + channels_last is {ratio:.2f}x eager float32", flush=True)
 

@@ -130,7 +130,7 @@ def test_absent_folders_are_said_together_with_both_ways_out(tmp_path):
     with pytest.raises(InputError) as error:
         div2k(tmp_path, "train", "bicubic", 2)
     message = str(error.value)
-    assert "data.download=true (fetches 4.5 GB)" in message
+    assert "data.train.download=true (fetches 4.5 GB)" in message
     assert f"{tmp_path}/DIV2K_train_HR/0001.png" in message
     assert f"{tmp_path}/DIV2K_train_LR_bicubic/X2/0001x2.png" in message
     assert f"{tmp_path}/DIV2K_train_HR.zip, from https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip" in message

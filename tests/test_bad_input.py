@@ -1,0 +1,98 @@
+"""Wrong images and settings: one clear error that names them all, before the first step."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import run
+
+
+@pytest.fixture
+def folder(pictures, tmp_path):
+    """A copy of the small pictures that a test may spoil."""
+    return shutil.copytree(pictures, tmp_path / "mine")
+
+
+def refused(command, *words) -> str:
+    """The output of a training that must end with a plain error and without a step."""
+    done = run(*command, *words, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert "Traceback" not in output
+    assert "step 10/" not in output
+    return output
+
+
+def test_every_unreadable_image_is_named(command, folder):
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    (folder / "1.png").write_text("<html>quota exceeded</html>")
+    output = refused(command, f"data.hr={folder}")
+    assert "0.png" in output
+    assert "1.png" in output
+    assert "2.png" not in output
+
+
+def test_images_smaller_than_a_patch_are_named_with_the_way_out(command, folder):
+    Image.new("RGB", (20, 20)).save(folder / "tiny.png")
+    Image.new("RGB", (12, 40)).save(folder / "thin.png")
+    output = refused(command, f"data.hr={folder}", "data.patch_size=16", "data.val_hr=" + str(folder))
+    assert "tiny: LR of 10x10" in output
+    assert "thin: LR of 20x6" in output
+    assert "patch_size to 6 or less" in output
+
+
+def test_hr_and_lr_that_do_not_pair_are_named(command, folder, tmp_path):
+    lr = tmp_path / "lr"
+    lr.mkdir()
+    for i in range(1, 6):
+        Image.new("RGB", (40, 48)).save(lr / f"{i}x2.png")
+    Image.new("RGB", (40, 48)).save(lr / "9x2.png")
+    output = refused(command, f"data.hr={folder}", f"data.lr={lr}")
+    assert "0.png: HR without LR" in output
+    assert "9x2.png: LR without HR" in output
+
+
+def test_an_lr_of_another_scale_is_named(command, folder, tmp_path):
+    lr = tmp_path / "lr"
+    lr.mkdir()
+    for path in folder.iterdir():
+        Image.new("RGB", (20, 24)).save(lr / path.name)
+    assert "24x20, but HR of 96x80 at scale 2 has LR of 48x40" in refused(command, f"data.hr={folder}", f"data.lr={lr}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.hr=nowhere"], "nowhere"),
+        (["model=espnc"], "Could not find 'model/espnc'"),
+        (["model.network.num_feature=[8]"], "Key 'num_feature' is not in struct"),
+        (["data.residence=disk"], "choose mmap, memory or device"),
+        (["data.batch_size=0"], "batch_size=0"),
+        (["+model.lr_factors.conv9=0.1"], "no parameter's name begins with"),
+        (["seed=-1"], "seed=-1"),
+    ],
+)
+def test_a_wrong_setting_is_named(command, words, message):
+    assert message in refused(command, *words)
+
+
+@pytest.mark.parametrize(("name", "way_out"), [("t91", "nowhere/T91"), ("div2k", "data.train.download=true")])
+def test_a_data_set_that_is_not_there_says_what_to_do(short, name, way_out):
+    assert way_out in refused(short, f"data={name}", "data_root=nowhere")
+
+
+def test_images_of_every_kind_train(command, tmp_path):
+    """Gray, palette, 16 bit, opaque alpha and CMYK are read as documented."""
+    folder = tmp_path / "kinds"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    colour.convert("L").save(folder / "gray.png")
+    colour.quantize().save(folder / "palette.png")
+    colour.convert("RGBA").save(folder / "alpha.png")
+    colour.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(rng.integers(0, 65536, (64, 64), dtype=np.uint16)).save(folder / "deep.png")
+    run(*command, f"data.hr={folder}", "max_steps=10", f"hydra.run.dir={tmp_path / 'run'}")
+    assert (tmp_path / "run" / "results.csv").is_file()

@@ -1,0 +1,109 @@
+"""evaluate.py from outside: what it prints, writes and refuses."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import rows_of, run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(command, tmp_path_factory):
+    """A x2 checkpoint."""
+    run_dir = tmp_path_factory.mktemp("trained") / "a"
+    run(*command, "max_steps=10", "num_pictures=0", f"hydra.run.dir={run_dir}")
+    return run_dir / "checkpoints" / "best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory):
+    """A data root with one benchmark: a gray and a colour image with odd sizes, no LR files."""
+    folder = tmp_path_factory.mktemp("root") / "benchmark" / "Mine" / "HR"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for name, shape in {"colour": (61, 47, 3), "gray": (50, 53)}.items():
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).resize((shape[1], shape[0])).save(
+            folder / f"{name}.png"
+        )
+    return folder.parents[2]
+
+
+def evaluate(*words, check=True):
+    return run(sys.executable, "evaluate.py", *words, check=check)
+
+
+def test_a_checkpoint_needs_no_other_word(checkpoint, benchmarks, tmp_path):
+    done = evaluate(f"ckpt={checkpoint}", "benchmarks=[Mine]", f"data_root={benchmarks}", f"hydra.run.dir={tmp_path}")
+    rows = rows_of(tmp_path / "results.csv")
+    assert [(row["model"], row["image"]) for row in rows] == [
+        (model, image) for model in ("bicubic", "espcn") for image in ("colour", "gray", "mean")
+    ]
+    assert {row["scale"] for row in rows} == {"2"}
+    assert {row["protocol"] for row in rows} == {"y_shave-scale_8bit_ssim-wang_lr-made"}
+    assert f"{float(rows[-1]['psnr_y']):.2f}" in done.stdout
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"Mine_x2_colour.png", "Mine_x2_gray.png"}
+
+
+def test_several_checkpoints_share_a_table_under_their_own_names(checkpoint, benchmarks, tmp_path):
+    other = tmp_path / "b" / "checkpoints" / "best.ckpt"
+    other.parent.mkdir(parents=True)
+    shutil.copy(checkpoint, other)
+    words = ("benchmarks=[Mine]", f"data_root={benchmarks}", f"hydra.run.dir={tmp_path / 'out'}")
+    evaluate(f"ckpt=[{checkpoint},{other}]", *words)
+    means = [row for row in rows_of(tmp_path / "out" / "results.csv") if row["image"] == "mean"]
+    assert [row["model"] for row in means] == ["bicubic", "espcn a", "espcn b"]
+    assert means[1]["psnr_y"] == means[2]["psnr_y"]
+
+
+def test_the_rgb_protocol_scores_a_luma_network_with_bicubic_chroma(checkpoint, benchmarks, tmp_path):
+    words = ("benchmarks=[Mine]", f"data_root={benchmarks}", "protocol=rgb", f"hydra.run.dir={tmp_path}")
+    evaluate(f"ckpt={checkpoint}", *words)
+    rows = rows_of(tmp_path / "results.csv")
+    assert "psnr_rgb" in rows[0]
+    assert rows[0]["protocol"].startswith("rgb_")
+
+
+def test_the_baseline_is_scored_without_a_checkpoint(benchmarks, tmp_path):
+    words = ("benchmarks=[Mine]", f"data_root={benchmarks}", f"hydra.run.dir={tmp_path}")
+    evaluate("model=bicubic", "scale=x3", *words)
+    assert [row["image"] for row in rows_of(tmp_path / "results.csv")] == ["colour", "gray", "mean"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ckpt=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+        (["ckpt={checkpoint}", "scale=x3"], "scale=x3 was asked, but {checkpoint} is x2"),
+        (["ckpt={checkpoint}", "model=bicubic"], "leave model out"),
+        (["ckpt={checkpoint}", "benchmarks=[Yours]"], "no test set Yours (there: Mine)"),
+        (["model=espcn", "scale=x2"], "give its checkpoint"),
+        (["model=bicubic"], "model=bicubic scale=x3"),
+        (["ckpt={text}"], "cannot be read as a checkpoint"),
+        (["ckpt={folder}"], "is a folder; its checkpoint is probably"),
+        (["model=bicubic", "scale=x5"], "Could not find 'scale/x5'"),
+        (["model=bicubic", "scale=x2", "protocol.border=wide"], "choose from scale"),
+        (["benchmark=[Mine]"], "Key 'benchmark' is not in struct"),
+    ],
+)
+def test_wrong_input_gets_one_clear_error(words, message, checkpoint, benchmarks, tmp_path):
+    text = tmp_path / "text.ckpt"
+    text.write_text("not a checkpoint")
+    names = {"checkpoint": checkpoint, "text": text, "folder": tmp_path}
+    words = [word.format(**names) for word in words]
+    if not any(word.startswith("benchmark") for word in words):
+        words.append("benchmarks=[Mine]")
+    done = evaluate(*words, f"data_root={benchmarks}", f"hydra.run.dir={tmp_path / 'out'}", check=False)
+    assert done.returncode == 1
+    assert message.format(**names) in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_bicubic_of_set5_has_its_published_value(data_root, tmp_path):
+    words = ("benchmarks=[Set5]", "num_pictures=0", f"data_root={data_root}", f"hydra.run.dir={tmp_path}")
+    evaluate("model=bicubic", "scale=x3", "protocol=srcnn_paper", *words)
+    mean = rows_of(tmp_path / "results.csv")[-1]
+    assert float(mean["psnr_y"]) == pytest.approx(30.392, abs=0.005)
+    assert float(mean["ssim_y"]) == pytest.approx(0.8682, abs=1e-4)
