@@ -26,6 +26,7 @@ from sr_lightning.loggers import MetricsFile, log_results
 from sr_lightning.metrics import score
 from sr_lightning.modules import SRModule
 from sr_lightning.scoring import score_run
+from sr_lightning.weights import warm_start
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ def train(cfg: DictConfig) -> float:
     pl.seed_everything(cfg.seed, verbose=False)
     module: SRModule = instantiate(cfg.model, _convert_="all")
     module.save_hyperparameters(config)  # checkpoints describe themselves, and the loggers are told
+    if cfg.resume is None and cfg.get("warm_start") is not None:
+        warm_start(module.network, cfg.warm_start)
     datamodule: SRDataModule = instantiate(cfg.data, _convert_="all")
     preflight(module, datamodule)
     if module.optimizer is None:  # nothing to train: the bicubic baseline

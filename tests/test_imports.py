@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "callbacks": FLOOR,
     "modules": FLOOR | {"inference", "metrics"},
     "scoring": FLOOR | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures"},
-    "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring"},
+    "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "weights"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
 NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim"}
