@@ -1,6 +1,6 @@
 """Optimizers and schedules that torch lacks."""
 
 from sr_lightning.optim.muon import Muon
-from sr_lightning.optim.schedule import warmup_cosine
+from sr_lightning.optim.schedule import step_decay, warmup_cosine
 
-__all__ = ["Muon", "warmup_cosine"]
+__all__ = ["Muon", "step_decay", "warmup_cosine"]

@@ -1,5 +1,6 @@
 """Learning-rate schedules that count batches."""
 
+from collections.abc import Sequence
 from math import ceil, cos, pi
 
 from torch.optim import Optimizer
@@ -39,3 +40,25 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
         return final + (1 - final) * (1 + cos(pi * progress)) / 2
 
     return LambdaLR(optimizer, share)
+
+
+def step_decay(
+    optimizer: Optimizer, total_steps: int, milestones: Sequence[float] = (0.5,), gamma: float = 0.5
+) -> LambdaLR:
+    """The learning rate times `gamma` from each milestone on; `step()` after every batch.
+
+    Args:
+        optimizer: Its groups' present learning rates are those of the start.
+        total_steps: Batches of the whole training.
+        milestones: Shares of total_steps, between 0 and 1, so that a longer training keeps its shape.
+        gamma: The factor, above 0.
+
+    Raises:
+        InputError: A value out of range.
+    """
+    if total_steps < 1 or gamma <= 0 or not all(0 < milestone < 1 for milestone in milestones):
+        raise InputError(
+            f"step_decay: out of range: total_steps={total_steps} (1 or more), gamma={gamma} (above 0) or "
+            f"milestones={list(milestones)} (shares of total_steps between 0 and 1)"
+        )
+    return LambdaLR(optimizer, lambda batch: gamma ** sum(batch >= share * total_steps for share in milestones))

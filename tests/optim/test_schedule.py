@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from sr_lightning.errors import InputError
-from sr_lightning.optim import warmup_cosine
+from sr_lightning.optim import step_decay, warmup_cosine
 
 
-def rates(total_steps: int, batches: int | None = None, peak: float = 2.0, **settings) -> list[float]:
+def rates(
+    total_steps: int, batches: int | None = None, peak: float = 2.0, schedule=warmup_cosine, **settings
+) -> list[float]:
     """The learning rate each batch runs at."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
-    schedule = warmup_cosine(optimizer, total_steps, **settings)
+    schedule = schedule(optimizer, total_steps, **settings)
     seen = []
     for _ in range(batches or total_steps):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -54,3 +56,15 @@ def test_each_group_keeps_its_own_peak():
 def test_values_out_of_range_are_named_at_once():
     with pytest.raises(InputError, match=r"total_steps=0.*warmup=5.*final=-1"):
         warmup_cosine(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1), 0, warmup=5, final=-1)
+
+
+def test_steps_fall_at_their_share_of_the_training():
+    assert rates(10, schedule=step_decay, milestones=(0.5, 0.8), gamma=0.1) == pytest.approx(
+        [2.0] * 5 + [0.2] * 3 + [0.02] * 2
+    )
+
+
+@pytest.mark.parametrize("settings", [{"milestones": (1.0,)}, {"milestones": (0.5, 0)}, {"gamma": 0.0}])
+def test_steps_out_of_range_are_refused(settings):
+    with pytest.raises(InputError, match="out of range"):
+        rates(10, schedule=step_decay, **settings)
