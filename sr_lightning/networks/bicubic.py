@@ -18,9 +18,13 @@ class Bicubic(nn.Module):
     Args:
         scale: The factor.
 
+    Attributes:
+        receptive_radius: LR pixels to each side of its own that an output pixel depends on, at every scale.
+
     Shapes: lr (N, C, h, w), any C and range, at least 1x1 -> sr (N, C, h*scale, w*scale), float32, unclamped.
     """
 
+    receptive_radius = 2
     num_channels = 1  # as the baseline it is scored on luma, like the classics; it takes any number
 
     def __init__(self, *, scale: int) -> None:
@@ -44,6 +48,15 @@ class Bicubic(nn.Module):
         super()._apply(fn, recurse)
         self.kernel = _kernel(self.scale).to(self.kernel.device)
         return self
+
+
+def radius_behind_bicubic(reach: int, scale: int) -> int:
+    """Receptive radius in LR pixels of what looks `reach` pixels to each side of the enlarged image.
+
+    The enlarged pixel `reach` beyond the last of an LR pixel's is centred (2*reach - 1 + scale) / (2*scale) LR pixels
+    from it; bicubic looks at the LR pixels that are less than two from there.
+    """
+    return (2 * reach - 2 + scale) // (2 * scale) + 2
 
 
 def _kernel(scale: int) -> Tensor:

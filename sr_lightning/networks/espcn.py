@@ -28,6 +28,9 @@ class ESPCN(nn.Module):
             is small (about 0.05 of the range) and brightness is not, so a tanh network stays linear, and stuck,
             without it. None leaves the first convolution like the others.
 
+    Attributes:
+        receptive_radius: LR pixels to each side of its own that an output pixel depends on.
+
     Shapes: lr (N, 1, h, w) luma in [0, 1], at least 1x1 -> sr (N, 1, h*scale, w*scale), unclamped.
     """
 
@@ -53,6 +56,7 @@ class ESPCN(nn.Module):
         if detail_gain is not None and not orthogonal:
             raise ValueError(f"detail_gain={detail_gain} scales orthogonal weights: set orthogonal=true as well")
         self.scale = scale
+        self.receptive_radius = max(sum(k // 2 for k in kernel_sizes), Bicubic.receptive_radius * global_skip)
         self.skip = Bicubic(scale=scale) if global_skip else None
         widths = [1, *num_features, scale * scale]
         self.convs = nn.ModuleList(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_lightning.networks.bicubic import Bicubic
+from sr_lightning.networks.bicubic import Bicubic, radius_behind_bicubic
 
 
 class SRCNN(nn.Module):
@@ -24,6 +24,10 @@ class SRCNN(nn.Module):
             paper. The last convolution then starts at zero, and the network as bicubic.
         init_std: Standard deviation of the normal the weights are drawn from, biases zero (the paper: 0.001).
             None: PyTorch's default.
+
+    Attributes:
+        margin: HR pixels that `sr` lacks on each side in training mode.
+        receptive_radius: LR pixels to each side of its own that an output pixel depends on.
 
     Shapes: lr (N, 1, h, w) luma in [0, 1], at least 1x1 -> sr (N, 1, h*scale, w*scale), unclamped; in training mode
     `2*margin` less in height and width.
@@ -49,6 +53,7 @@ class SRCNN(nn.Module):
         self.scale = scale
         self.global_skip = global_skip
         self.margin = sum(k // 2 for k in kernel_sizes)
+        self.receptive_radius = radius_behind_bicubic(self.margin, scale)
         self.upsample = Bicubic(scale=scale)
         self.conv1 = nn.Conv2d(1, num_features[0], kernel_sizes[0])
         self.conv2 = nn.Conv2d(num_features[0], num_features[1], kernel_sizes[1])

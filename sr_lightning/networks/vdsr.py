@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_lightning.errors import InputError
-from sr_lightning.networks.bicubic import Bicubic
+from sr_lightning.networks.bicubic import Bicubic, radius_behind_bicubic
 
 
 class VDSR(nn.Module):
@@ -37,8 +37,7 @@ class VDSR(nn.Module):
         if num_layers < 2:
             raise InputError(f"num_layers={num_layers}: VDSR has at least 2 convolutions")
         self.scale = scale
-        # The convolutions reach num_layers HR pixels to each side; there the enlargement looks at 4x4 LR pixels.
-        self.receptive_radius = (2 * num_layers - 2 + scale) // (2 * scale) + 2
+        self.receptive_radius = radius_behind_bicubic(num_layers, scale)
         self.upsample = Bicubic(scale=scale)
         widths = [1, *[num_features] * (num_layers - 1), 1]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=bias) for i, o in pairwise(widths))

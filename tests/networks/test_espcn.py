@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from sr_lightning.networks import ESPCN, Bicubic
 
@@ -53,3 +54,11 @@ def test_bad_arguments_are_refused_with_their_values():
         ESPCN(scale=2, kernel_sizes=(5, 3))
     with pytest.raises(ValueError, match="orthogonal=true"):
         ESPCN(scale=2, orthogonal=False, detail_gain=10.0)
+
+
+@pytest.mark.parametrize("global_skip", [False, True])
+@pytest.mark.parametrize("kernel_sizes", [(5, 3, 3), (3, 1, 1), (1, 1, 1)])
+def test_the_receptive_radius_is_exact_with_and_without_the_skip(kernel_sizes, global_skip, reached_radius):
+    network = ESPCN(scale=3, num_features=(2, 2), kernel_sizes=kernel_sizes, global_skip=global_skip)
+    nn.init.ones_(network.convs[-1].weight)  # with the skip it starts at zero
+    assert reached_radius(network, network.receptive_radius + 3) == network.receptive_radius

@@ -142,8 +142,6 @@ def test_images_of_a_batch_do_not_influence_each_other(name, scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_receptive_radius_is_exact(name, scale, reached_radius):
     network = small(name, scale)
-    if not hasattr(network, "receptive_radius"):
-        pytest.skip(f"{type(network).__name__} does not say how far it sees")
     if network.receptive_radius is None:
         lr = image(network, 24, 24).requires_grad_()
         network(lr)[..., 0, 0].sum().backward()

@@ -49,3 +49,10 @@ def test_even_kernels_and_missing_widths_are_refused_with_the_values():
         SRCNN(scale=2, kernel_sizes=(9, 2, 5))
     with pytest.raises(ValueError, match=r"num_features=\[64\]"):
         SRCNN(scale=2, num_features=(64,))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+@pytest.mark.parametrize("kernel_sizes", [(9, 1, 5), (9, 5, 5), (1, 1, 1), (3, 1, 1), (7, 3, 5)])
+def test_the_receptive_radius_is_exact_for_every_kernel(scale, kernel_sizes, reached_radius):
+    network = SRCNN(scale=scale, num_features=(2, 2), kernel_sizes=kernel_sizes)
+    assert reached_radius(network, network.receptive_radius + 2) == network.receptive_radius
