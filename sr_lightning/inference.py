@@ -1,5 +1,6 @@
 """Images of any channel count through networks of any channel count: the one place where chroma is handled."""
 
+import torch
 from torch import Tensor, nn
 
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr, ycbcr_to_rgb
@@ -53,3 +54,40 @@ def super_resolve(network: nn.Module, lr: Tensor) -> Tensor:
     if network.num_channels == 1:
         return with_chroma(sr, lr, network.scale)
     return sr.mean(dim=1, keepdim=True)
+
+
+class SelfEnsemble(nn.Module):
+    """Any network on the eight flips and rotations of an image, turned back and averaged: the papers' "+".
+
+    EDSR's section 3.3 (arXiv 1707.02921) after Timofte et al. 2016. Each kind is enlarged on its own, so memory grows
+    by one image, and time eightfold. Only for degradations that commute with flips and rotations, as bicubic does.
+
+    Args:
+        network: Has `scale` and `num_channels`.
+
+    Shapes: as the network's; sr is float32.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.scale, self.num_channels = network.scale, network.num_channels
+        self.receptive_radius = network.receptive_radius
+
+    def forward(self, lr: Tensor) -> Tensor:
+        total: Tensor | float = 0.0
+        for flipped in (False, True):
+            for turns in range(4):
+                x = torch.rot90(lr.flip(-1) if flipped else lr, turns, (-2, -1))  # (N, C, h, w) or (N, C, w, h)
+                sr = torch.rot90(self.network(x.contiguous()).float(), -turns, (-2, -1))
+                total += sr.flip(-1) if flipped else sr
+        return total / 8
+
+    def for_inference(self) -> "SelfEnsemble":
+        """A copy around the network's inference form."""
+        return SelfEnsemble(inference_form(self.network))
+
+
+def inference_form(network: nn.Module) -> nn.Module:
+    """What computes the same in less time (weight normalisation folded, deconvolution rewritten), or the network."""
+    return network.for_inference() if hasattr(network, "for_inference") else network

@@ -1,10 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr
-from sr_lightning.inference import super_resolve, to_channels
-from sr_lightning.networks import ESPCN, Bicubic
+from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve, to_channels
+from sr_lightning.networks import EDSR, ESPCN, FSRCNN, WDSR, Bicubic
 
 
 class Colour(nn.Module):
@@ -40,3 +41,81 @@ def test_a_gray_image_is_luma_as_it_is():
     gray = torch.rand(1, 1, 4, 4)
     assert to_channels(gray, 1) is gray
     torch.testing.assert_close(super_resolve(Colour(), gray), Colour()(gray))
+
+
+# The eight flips and rotations, said by other operations than the ensemble's
+SYMMETRIES = {
+    "same": lambda x: x,
+    "left-right": lambda x: x.flip(-1),
+    "up-down": lambda x: x.flip(-2),
+    "half turn": lambda x: x.flip(-1, -2),
+    "transposed": lambda x: x.mT,
+    "quarter turn": lambda x: x.mT.flip(-1),
+    "three quarters": lambda x: x.mT.flip(-2),
+    "other diagonal": lambda x: x.mT.flip(-1, -2),
+}
+
+
+def untrained(cls, **options):
+    torch.manual_seed(0)
+    network = cls(scale=3, **options).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return network
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+@pytest.mark.parametrize("shape", [(1, 3, 6, 11), (2, 3, 7, 7), (1, 3, 1, 4)])
+def test_the_self_ensemble_commutes_with_every_flip_and_rotation(symmetry, shape):
+    network = untrained(EDSR, num_features=8, num_blocks=1)
+    turn, lr = SYMMETRIES[symmetry], torch.rand(shape)
+    with torch.inference_mode():
+        ensemble = SelfEnsemble(network)
+        torch.testing.assert_close(ensemble(turn(lr)), turn(ensemble(lr)), rtol=0, atol=1e-5)
+        if symmetry != "same":
+            assert (network(turn(lr)) - turn(network(lr))).abs().max() > 1e-3  # the network alone does not
+
+
+class Ramp(nn.Module):
+    """Repeats pixels and adds the column's number, so that each of the eight kinds leaves its own trace."""
+
+    scale, num_channels, receptive_radius = 2, 1, 0
+
+    def forward(self, lr):
+        sr = lr.repeat_interleave(2, -1).repeat_interleave(2, -2)
+        return sr + torch.arange(sr.shape[-1])
+
+
+def test_the_self_ensemble_is_the_mean_of_eight_seen_the_right_way_round():
+    lr = torch.rand(1, 1, 3, 5)
+    columns, rows = torch.arange(10).float(), torch.arange(6).float()[:, None]
+    # Four kinds keep the axes and four exchange them; half of each count from the other end: 9 - column, 5 - row.
+    added = (2 * columns + 2 * (9 - columns) + 2 * rows + 2 * (5 - rows)) / 8
+    expected = lr.repeat_interleave(2, -1).repeat_interleave(2, -2) + added
+    torch.testing.assert_close(SelfEnsemble(Ramp())(lr), expected)
+
+
+def test_the_self_ensemble_of_bicubic_is_bicubic():
+    lr = torch.rand(2, 1, 5, 8)
+    ensemble = SelfEnsemble(Bicubic(scale=3))
+    assert (ensemble.scale, ensemble.num_channels, ensemble.receptive_radius) == (3, 1, 2)
+    torch.testing.assert_close(ensemble(lr), Bicubic(scale=3)(lr), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda network: network, SelfEnsemble])
+@pytest.mark.parametrize("cls", [WDSR, FSRCNN])
+def test_the_inference_form_computes_the_same_without_norms_and_deconvolutions(cls, wrap):
+    network = wrap(untrained(cls))
+    form = inference_form(network)
+    lr = torch.rand(1, network.num_channels, 6, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(form(lr), network(lr), rtol=1e-5, atol=1e-5)
+    slow = [
+        [m for m in net.modules() if is_parametrized(m) or isinstance(m, nn.ConvTranspose2d)] for net in (network, form)
+    ]
+    assert slow[0] and not slow[1]
+
+
+def test_a_network_without_an_inference_form_is_its_own():
+    network = ESPCN(scale=2)
+    assert inference_form(network) is network
