@@ -55,11 +55,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"there is no checkpoint {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} cannot be read as a checkpoint: it is damaged, or no file of train.py") from error
+    except (RuntimeError, EOFError, OSError) as error:
         raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(checkpoint, dict) or "network" not in checkpoint.get("hyper_parameters", {}).get("model", {}):
-        raise InputError(f"{path} does not say which network it holds: was it written by this project's train.py?")
+        raise InputError(
+            f"{path} does not say which network it holds: was it written by this project's train.py? "
+            "Another project's file is scored with model=… scale=… beside it"
+        )
     return checkpoint
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a file is a checkpoint written by this project."""
+    try:
+        read_checkpoint(path)
+    except InputError:
+        return False
+    return True
 
 
 def load_network(path: str | Path) -> Trained:

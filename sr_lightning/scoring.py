@@ -13,17 +13,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from sr_lightning.checkpoint import load_network
+from sr_lightning.checkpoint import is_checkpoint, load_network
 from sr_lightning.color import quantize, rgb_to_y
 from sr_lightning.data.images import read_image
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.degradations.bicubic import crop_to_multiple, downscale
 from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
-from sr_lightning.inference import super_resolve, to_channels, with_chroma
+from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve, to_channels, with_chroma
 from sr_lightning.metrics import Protocol, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.pictures import save_comparison
+from sr_lightning.weights import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,8 @@ def score_sets(
     """
     scale = models[0].network.scale
     protocol, degradation = instantiate(cfg.protocol), instantiate(cfg.degradation)
-    models = [Model("bicubic", Bicubic(scale=scale)), *(m for m in models if not isinstance(m.network, Bicubic))]
+    others = [Model(m.name, inference_form(m.network)) for m in models if not isinstance(m.network, Bicubic)]
+    models = [Model("bicubic", Bicubic(scale=scale)), *others]
     rows: list[dict[str, Any]] = []
     pictures: list[Path] = []
     for name, pairs in sets.items():
@@ -212,17 +214,30 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def requested_models(cfg: DictConfig) -> list[Model]:
-    """The networks of `ckpt=`, or the one of `model=` if it has nothing to train."""
+    """The networks of `ckpt=`, or the one of `model=` if it has nothing to train; their self-ensembles if asked for.
+
+    Files of other projects do not say which network they hold: `model=` says it beside them.
+    """
     if cfg.ckpt is None:
-        if "model" not in cfg or cfg.scale is None:
-            raise InputError("say what to score: ckpt=FILE (or a list), or model=bicubic scale=x3")
-        network = instantiate(cfg.model.network).eval()
-        if next(network.parameters(), None) is not None:
-            raise InputError(f"model={cfg.name} has weights to load: give its checkpoint, ckpt=FILE")
-        return [Model(cfg.name, network)]
-    if "model" in cfg:
-        raise InputError(f"model={cfg.name} beside ckpt: the checkpoint says which network it holds; leave model out")
-    paths = [Path(path) for path in ([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)]
+        models = [model_without_weights(cfg)]
+    else:
+        paths = [Path(path) for path in ([cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt)]
+        models = published_models(cfg, paths) if "model" in cfg else trained_models(cfg, paths)
+    return [Model(f"{m.name}+", SelfEnsemble(m.network)) for m in models] if cfg.self_ensemble else models
+
+
+def model_without_weights(cfg: DictConfig) -> Model:
+    """The network of `model=`, if it is bicubic."""
+    if "model" not in cfg or cfg.scale is None:
+        raise InputError("say what to score: ckpt=FILE (or a list), or model=bicubic scale=x3")
+    network = instantiate(cfg.model.network).eval()
+    if next(network.parameters(), None) is not None:
+        raise InputError(f"model={cfg.name} has weights to load: give its checkpoint, ckpt=FILE")
+    return Model(cfg.name, network)
+
+
+def trained_models(cfg: DictConfig, paths: Sequence[Path]) -> list[Model]:
+    """The networks of this project's checkpoints, each as it says itself."""
     trained = [load_network(path) for path in paths]
     if wrong := [
         f"{p} is x{t.network.scale}"
@@ -235,6 +250,20 @@ def requested_models(cfg: DictConfig) -> list[Model]:
         Model(t.name if names.count(t.name) == 1 else f"{t.name} {path.parent.parent.name}", t.network)
         for path, t in zip(paths, trained, strict=True)
     ]
+
+
+def published_models(cfg: DictConfig, paths: Sequence[Path]) -> list[Model]:
+    """The network of `model=` with the weights of other projects' files."""
+    if own := [str(path) for path in paths if is_checkpoint(path)]:
+        raise InputError(f"model={cfg.name}: {', '.join(own)} says which network it holds; leave model out")
+    if cfg.scale is None:
+        raise InputError(f"model={cfg.name} beside ckpt: say the scale as well, such as scale=x2")
+    models = []
+    for path in paths:
+        network = instantiate(cfg.model.network).eval()
+        load_weights(network, path)
+        models.append(Model(cfg.name if len(paths) == 1 else f"{cfg.name} {path.stem}", network))
+    return models
 
 
 def report(

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "weights": FLOOR | {"checkpoint", "networks", "pickled_module"},
     "callbacks": FLOOR,
     "modules": FLOOR | {"inference", "metrics"},
-    "scoring": FLOOR | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures"},
+    "scoring": FLOOR
+    | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures", "weights"},
     "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "weights"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
