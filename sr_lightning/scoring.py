@@ -21,6 +21,7 @@ from sr_lightning.degradations.bicubic import crop_to_multiple, downscale
 from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
 from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve, to_channels, with_chroma
+from sr_lightning.markdown import markdown_table
 from sr_lightning.metrics import Protocol, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.pictures import save_comparison
@@ -292,9 +293,7 @@ def table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
             scores = [f"{row[m]:.2f}" if m == psnr else f"{row[m]:.4f}" for m in metrics]
             last = "" if row["model"] == "bicubic" else f"{gain:+.2f}"
             lines.append([row["dataset"], row["image"], f"x{row['scale']}", row["model"], *scores, last])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+    return markdown_table(lines)
 
 
 def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:

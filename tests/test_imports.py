@@ -10,6 +10,7 @@ FLOOR = {"errors", "files"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "markdown": set(),
     "color": FLOOR,
     "cli": {"errors"},
     "optim": FLOOR,
@@ -27,7 +28,9 @@ MAY_IMPORT = {
     "callbacks": FLOOR,
     "modules": FLOOR | {"inference", "metrics"},
     "scoring": FLOOR
-    | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures", "weights"},
+    | {"checkpoint", "color", "data", "degradations", "inference", "markdown", "metrics", "networks", "pictures"}
+    | {"weights"},
+    "models": {"inference", "markdown"},
     "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "weights"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.

@@ -1,0 +1,81 @@
+"""python -m sr_lightning.models: the networks in numbers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sr_lightning.models import count, lr_size, main, measure, measure_apart, networks
+from tests.helpers import ROOT
+
+CONF = Path(__file__).parents[1] / "conf"
+# Multiply-adds for a 1280x720 output in units of 1e9, from the tables of CARN (arXiv 1803.08664, section 4.3), of its
+# followers for EDSR and RCAN, and for SRCNN 9-1-5 its weights times the pixels
+PUBLISHED = {
+    ("edsr_baseline", 2): 316.3,
+    ("edsr_baseline", 3): 160.2,
+    ("edsr_baseline", 4): 114.0,
+    ("edsr", 2): 9384.7,
+    ("edsr", 4): 2894.5,
+    ("srresnet", 4): 127.8,
+    ("rcan", 2): 3529.7,
+    ("vdsr", 2): 612.6,
+    ("srcnn", 2): 8032 * 1280 * 720 / 1e9,
+}
+
+
+@pytest.mark.parametrize(("name", "scale"), PUBLISHED)
+def test_multiply_adds_are_as_published(name, scale):
+    counted = count(networks(scale)[name], *lr_size(scale)).multiply_adds / 1e9
+    assert counted == pytest.approx(PUBLISHED[name, scale], rel=0.004)
+
+
+def test_a_convolution_is_counted_once_per_pixel_and_weight():
+    espcn = {"_target_": "sr_lightning.networks.ESPCN", "scale": 2, "num_features": [7], "kernel_sizes": [5, 3]}
+    numbers = count(espcn, 10, 12)
+    assert numbers.multiply_adds == 10 * 12 * (7 * 25 + 4 * 7 * 9)
+    assert numbers.parameters == 7 * 25 + 7 + 4 * 7 * 9 + 4
+    assert numbers.receptive_field == 7
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_the_smallest_image_whose_output_is_720p_is_taken(scale):
+    height, width = lr_size(scale)
+    assert 0 <= height * scale - 720 < scale
+    assert 0 <= width * scale - 1280 < scale
+
+
+def test_every_model_with_a_network_has_a_line(capsys):
+    main(["--scale", "8"])
+    lines = capsys.readouterr().out.splitlines()
+    names = {path.stem for path in (CONF / "model").glob("*.yaml")}
+    shown = [line.split("|")[1].strip() for line in lines[3:]]
+    assert {"edsr_baseline", "msrresnet", "bicubic"} <= set(shown) <= names - {"base"}
+    assert len(shown) == len(set(shown))
+    assert next(line for line in lines if "| rcan" in line).endswith("| whole image     |")
+    assert "1,665,283" in next(line for line in lines if "| edsr_baseline" in line)
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_a_network_is_measured_unless_it_needs_more_than_the_budget():
+    edsr = {"_target_": "sr_lightning.networks.EDSR", "scale": 2, "num_features": 64, "num_blocks": 1}
+    cost = measure_apart(edsr, 64, 96, budget=600)
+    assert cost.milliseconds > 0
+    features = 64 * (2 * 64) * (2 * 96) * 4 / 2**20  # MiB of one layer's output at high resolution
+    assert features < cost.mebibytes < 100 * features
+    assert measure(edsr, 64, 96, budget=0) is None
+
+
+def test_help_is_quick_and_has_an_example():
+    code = """
+import runpy, sys
+sys.argv = ["models", "--help"]
+try:
+    runpy.run_module("sr_lightning.models", run_name="__main__")
+except SystemExit:
+    assert not {"torch", "hydra"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python -m sr_lightning.models --scale 4 --measure" in done.stdout
