@@ -64,7 +64,7 @@ def twtygqyy_vdsr(depth: int) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """How another project calls the weights of a network.
 
