@@ -157,7 +157,8 @@ def div2k(
     if problems:
         raise InputError(
             f"DIV2K {split} is incomplete:{''.join(problems)}\n"
-            "Put them there, or move the folder away and set data.train.download=true, or choose others by first and last."
+            "Put them there, or move the folder away and set data.train.download=true, or choose others by first and "
+            "last."
         )
     pairs = []
     for number in numbers:
@@ -189,7 +190,8 @@ def _choose(split: str, track: str | None, scale: int | None, first: int | None,
 
 def _how_to_get(root: Path, absent: Sequence[Part], numbers: range, base_url: str) -> str:
     gigabytes = sum(ARCHIVES[part.archive][0] for part in absent) / 1e9
-    lines = [f"DIV2K images are not there. Either set data.train.download=true (fetches {gigabytes:.1f} GB), or put there:"]
+    way_out = f"set data.train.download=true (fetches {gigabytes:.1f} GB)"
+    lines = [f"DIV2K images are not there. Either {way_out}, or put there:"]
     for part in absent:
         lines.append(f"  {root / part.folder / part.file(numbers[0])} and the others,")
         lines.append(f"    or the archive {root / part.zip}, from {base_url.rstrip('/')}/{part.zip}")
