@@ -94,6 +94,7 @@ def score_images(
     folder: Path,
     num_pictures: int,
     pictures: list[Path],
+    device: str,
 ) -> list[dict[str, Any]]:
     """Score models of one scale on the same images.
 
@@ -104,12 +105,12 @@ def score_images(
         folder: For the comparison pictures.
         num_pictures: How many images are shown, the first ones.
         pictures: The files written are appended.
+        device: Where the networks are.
 
     Returns:
         One row per model and image, and one with image "mean" per model: model, scale, dataset, image, the scores
         (psnr_y and ssim_y, or psnr_rgb and ssim_rgb) and protocol.
     """
-    device = next((p.device for model in models for p in model.network.parameters()), torch.device("cpu"))
     rows: dict[str, list[dict[str, Any]]] = {model.name: [] for model in models}
     for i, sample in enumerate(samples):
         lr, hr = sample.lr.to(device), sample.hr.to(device)
@@ -162,12 +163,13 @@ def score_sets(
     scale = models[0].network.scale
     protocol, degradation = instantiate(cfg.protocol), instantiate(cfg.degradation)
     others = [Model(m.name, inference_form(m.network)) for m in models if not isinstance(m.network, Bicubic)]
-    models = [Model("bicubic", Bicubic(scale=scale)), *others]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = [Model(m.name, m.network.to(device)) for m in (Model("bicubic", Bicubic(scale=scale)), *others)]
     rows: list[dict[str, Any]] = []
     pictures: list[Path] = []
     for name, pairs in sets.items():
         samples = (load_sample(pair, scale, protocol, degradation) for pair in pairs)
-        rows += score_images(models, name, samples, Path(cfg.run_dir, "pictures"), cfg.num_pictures, pictures)
+        rows += score_images(models, name, samples, Path(cfg.run_dir, "pictures"), cfg.num_pictures, pictures, device)
     return rows, pictures
 
 
@@ -201,10 +203,9 @@ def evaluate(cfg: DictConfig) -> float:
         InputError: Nothing to score, a checkpoint or benchmark that is not there, or a scale that does not fit.
     """
     models = requested_models(cfg)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, pictures = [], []
     for scale in dict.fromkeys(model.network.scale for model in models):
-        of_scale = [Model(m.name, m.network.to(device)) for m in models if m.network.scale == scale]
+        of_scale = [model for model in models if model.network.scale == scale]
         sets = {name: benchmark_set(cfg.data_root, name, scale) for name in cfg.benchmarks}
         new_rows, new_pictures = score_sets(of_scale, sets, cfg)
         rows += new_rows

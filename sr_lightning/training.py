@@ -74,7 +74,7 @@ def train(cfg: DictConfig) -> float:
         if cfg.resume is None or steps_done(read_checkpoint(last)) < cfg.max_steps:
             trainer.fit(module, datamodule, ckpt_path=last if cfg.resume else None)
         if trainer.is_global_zero:
-            best = load_network(run_dir / "checkpoints" / "best.ckpt").network.to(module.device)
+            best = load_network(run_dir / "checkpoints" / "best.ckpt").network
             psnr, rows, pictures = score_run(cfg, best, datamodule.val)
             log_results(loggers, rows, pictures)
             return psnr

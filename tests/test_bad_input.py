@@ -96,3 +96,10 @@ def test_images_of_every_kind_train(command, tmp_path):
     Image.fromarray(rng.integers(0, 65536, (64, 64), dtype=np.uint16)).save(folder / "deep.png")
     run(*command, f"data.hr={folder}", "max_steps=10", f"hydra.run.dir={tmp_path / 'run'}")
     assert (tmp_path / "run" / "results.csv").is_file()
+
+
+def test_small_images_are_left_out_when_asked(command, folder, tmp_path):
+    Image.new("RGB", (20, 20)).save(folder / "tiny.png")
+    words = ("data.patch_size=16", f"data.val_hr={folder}", "data.skip_small=true", "max_steps=10")
+    done = run(*command, f"data.hr={folder}", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert "1 of 7 training images are smaller than a patch" in done.stdout

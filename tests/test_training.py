@@ -60,3 +60,15 @@ def test_a_finished_run_resumes_to_its_scores(finished, tmp_path):
     run(sys.executable, "train.py", f"resume={copy}")
     assert rows_of(copy / "results.csv") == rows_of(finished / "results.csv")
     assert (copy / ".hydra" / "overrides.yaml").read_text() == (finished / ".hydra" / "overrides.yaml").read_text()
+
+
+def test_two_processes_train_and_validate_as_one(command, tmp_path):
+    for devices in (1, 2):
+        words = ("trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}", "max_steps=10")
+        run(*command, *words, f"hydra.run.dir={tmp_path / str(devices)}")
+    one, two = (rows_of(tmp_path / str(devices) / "metrics.csv") for devices in (1, 2))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == ["5", "10"]
+    for key in ("train/loss", "val/psnr", "val/ssim"):
+        values = [[float(row[key]) for row in rows if row[key]] for rows in (one, two)]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert len(rows_of(tmp_path / "2" / "results.csv")) == len(rows_of(tmp_path / "1" / "results.csv"))

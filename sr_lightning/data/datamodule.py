@@ -1,5 +1,6 @@
 """The LightningDataModule: one training batch per batch number, whole images for validation."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sr_lightning.data.images import image_size, in_threads
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, image_folder, split_folder
 from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]  # "lr" and "hr" images (N, 3, H, W); "index" (N,) of validation images; or "draw" of a gather
 
@@ -95,6 +99,7 @@ class SRDataModule(pl.LightningDataModule):
         max_steps: Batches of the whole training.
         seed: Of the patches.
         augment: Flips and rotations.
+        skip_small: Leave out training images that are smaller than a patch, and say so; else they are an error.
         residence: Where decoded images are: "mmap" (a file all processes share), "memory", or "device" (a GPU's).
         num_workers: Processes that gather batches; 0 gathers in the training process, faster for what is in memory.
         cache_dir: For the decoded images.
@@ -113,11 +118,12 @@ class SRDataModule(pl.LightningDataModule):
         seed: int,
         cache_dir: str | Path,
         augment: bool = True,
+        skip_small: bool = False,
         residence: str = "mmap",
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.train, self.val = list(train), list(val)
+        self.train, self.val, self.skip_small = list(train), list(val), skip_small
         self.scale, self.degradation = scale, degradation
         self.patch_size, self.batch_size = patch_size, batch_size
         self.max_steps, self.seed, self.augment = max_steps, seed, augment
@@ -133,6 +139,8 @@ class SRDataModule(pl.LightningDataModule):
         """Open the stores of both sets; what is not in the cache yet is decoded by one process, others wait."""
         if self.train_store is not None:
             return
+        if self.skip_small:
+            self._skip_small()
         stores, errors = [], []
         for pairs, residence in ((self.train, "memory" if self.residence == "memory" else "mmap"), (self.val, "mmap")):
             try:
@@ -143,6 +151,13 @@ class SRDataModule(pl.LightningDataModule):
             raise InputError("\n".join(errors))
         stores[0].check_patch_size(self.patch_size)
         self.train_store, self.val_store = stores
+
+    def _skip_small(self) -> None:
+        sizes = in_threads(image_size, [pair.hr for pair in self.train])
+        large = [min(size) // self.scale >= self.patch_size for size in sizes]
+        if not all(large):
+            log.info("%d of %d training images are smaller than a patch", large.count(False), len(large))
+        self.train = [pair for pair, keep in zip(self.train, large, strict=True) if keep]
 
     def train_batches(self, rank: int = 0, world_size: int = 1) -> TrainBatches:
         """Item k is what process `rank` of `world_size` trains on in step k."""

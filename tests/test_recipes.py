@@ -1,0 +1,65 @@
+"""Every data set and recipe of conf/ composes, and none trains on a benchmark image."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
+from tests.helpers import ROOT
+
+CONF = ROOT / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", ["name=test", "run_dir=nowhere", *overrides])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_recipe_says_its_command_and_builds(name):
+    head = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert head[0] == "# @package _global_"
+    assert head[1].startswith(f"# python train.py experiment={name}")
+    assert head[2].startswith("# ")
+    assert "TBD" not in "".join(head[:6])
+    cfg = composed(f"experiment={name}")
+    module = instantiate(cfg.model, _convert_="all")
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(module.network.parameters()))
+    patch_size = cfg.data.patch_size
+    batch = {
+        "lr": torch.rand(1, 3, patch_size, patch_size),
+        "hr": torch.rand(1, 3, patch_size * cfg.scale, patch_size * cfg.scale),
+    }
+    assert module.train().loss_of(batch).isfinite()
+
+
+@pytest.mark.parametrize("name", ["bsds", "t91_bsds"])
+def test_set5s_woman_is_in_no_training_list(name, data_root):
+    assert (data_root / "BSDS500" / "train" / "302003.jpg").is_file()
+    files = [pair.hr for pair in instantiate(composed(f"data={name}", f"data_root={data_root}").data.train)]
+    assert len(files) == {"bsds": 399, "t91_bsds": 490}[name]
+    assert not [file for file in files if file.stem == "302003"]
+
+
+def test_no_data_set_lists_a_benchmark_folder():
+    for path in (CONF / "data").glob("*.yaml"):
+        text = "".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
+        assert "benchmark" not in text
+        assert "BSDS500/val" not in text
+
+
+def test_validation_and_training_of_the_demo_have_no_photo_in_common():
+    data = composed("data=demo").data
+    assert not set(data.train.names) & set(data.val.names)
+    motorcycles = [name for name in [*data.train.names, *data.val.names] if name.startswith("motorcycle")]
+    assert len(motorcycles) == len([name for name in data.train.names if name.startswith("motorcycle")]) == 2
+
+
+def test_every_config_file_starts_by_saying_what_it_is():
+    bare = [path for path in CONF.rglob("*.yaml") if not path.read_text().startswith("#")]
+    assert not [Path(path).relative_to(CONF) for path in bare]
