@@ -19,17 +19,20 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 
 import pytorch_lightning as pl
+from hydra import compose, initialize_config_dir
 
+import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.data import SRDataModule, bundled_photos
 from sr_lightning.degradations import Bicubic
 from sr_lightning.loggers import MetricsFile
 from sr_lightning.modules import SRModule
 from sr_lightning.networks import EDSR, ESPCN, SRCNN, WDSR, SRResNet
 from sr_lightning.optim import Muon, warmup_cosine
-from sr_lightning.training import keep_freed_memory, quieten_lightning
+from sr_lightning.training import build_trainer, keep_freed_memory, quieten_lightning
 
 STEPS, ROUNDS = 400, 15
 
@@ -48,11 +51,12 @@ def data(cache_dir: str) -> SRDataModule:
 
 
 def loop() -> None:
-    """The smallest network there is, so that what is added can be seen."""
+    """The smallest network there is, so that what is added can be seen; the very trainer of train.py."""
     quieten_lightning()
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     tiny = partial(ESPCN, scale=2, num_features=(8,), kernel_sizes=(3, 3))
+    never = 10 * STEPS
 
     def plain(datamodule: SRDataModule) -> float:
         trained = module(tiny())
@@ -71,16 +75,16 @@ def loop() -> None:
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             if batch_idx == 9:  # past what the first steps set up
                 self.start = time.perf_counter()
-            if batch_idx == STEPS - 1:
-                self.seconds = (time.perf_counter() - self.start) / (STEPS - 10)
+            if batch_idx == STEPS - 2:  # before the last checkpoint
+                self.seconds = (time.perf_counter() - self.start) / (STEPS - 11)
 
     def lightning(datamodule: SRDataModule, folder: str) -> float:
-        clock = Clock()
-        pl.Trainer(
-            accelerator="cpu", max_epochs=1, logger=MetricsFile(Path(folder, "metrics.csv")), callbacks=[clock],
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-            use_distributed_sampler=False, limit_val_batches=0,
-        ).fit(module(tiny()), datamodule)  # fmt: skip
+        words = ["name=bench", f"run_dir={folder}", f"max_steps={STEPS}", f"save_every={never}", f"val_every={never}"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("train", [*words, "trainer=cpu", "trainer.precision=32-true"])
+        trainer = build_trainer(cfg, [MetricsFile(Path(folder, "metrics.csv"))])
+        trainer.callbacks.append(clock := Clock())
+        trainer.fit(module(tiny()), datamodule)
         return clock.seconds
 
     with tempfile.TemporaryDirectory() as folder:
