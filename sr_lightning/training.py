@@ -52,8 +52,7 @@ def train(cfg: DictConfig) -> float:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
     run_dir = Path(cfg.run_dir)
 
-    if not 0 <= cfg.seed < 2**32:
-        raise InputError(f"seed={cfg.seed}: must be between 0 and {2**32 - 1}")
+    check_numbers(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     module: SRModule = instantiate(cfg.model, _convert_="all")
     module.save_hyperparameters(config)  # checkpoints describe themselves, and the loggers are told
@@ -86,6 +85,22 @@ def train(cfg: DictConfig) -> float:
             import wandb
 
             wandb.finish()  # or the next run of this process would go on in this one
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Hydra takes any value for any key; these must be whole numbers.
+
+    Raises:
+        InputError: Names those that are not, or are out of range.
+    """
+    ranges = {"seed": (0, 2**32 - 1)} | dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, 2**62))
+    wrong = [
+        f"{key}={cfg[key]} (a whole number from {low} to {high})"
+        for key, (low, high) in ranges.items()
+        if not isinstance(cfg[key], int) or not low <= cfg[key] <= high
+    ]
+    if wrong:
+        raise InputError(f"out of range: {', '.join(wrong)}")
 
 
 def build_trainer(cfg: DictConfig, loggers: list[Logger]) -> pl.Trainer:
