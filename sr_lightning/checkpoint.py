@@ -87,10 +87,14 @@ def load_network(path: str | Path) -> Trained:
     checkpoint = read_checkpoint(path)
     config = checkpoint["hyper_parameters"]
     description = dict(config["model"]["network"])
-    cls = get_class(description.pop("_target_"))
-    if not issubclass(cls, nn.Module):
-        raise InputError(f"{path} names {cls.__qualname__} as its network, which is not a torch.nn.Module")
-    network = cls(**description)
+    target = description.pop("_target_")
+    try:
+        cls = get_class(target)
+        if not issubclass(cls, nn.Module):
+            raise InputError(f"{path} names {target} as its network, which is not a torch.nn.Module")
+        network = cls(**description)
+    except (ImportError, TypeError) as error:
+        raise InputError(f"{path} holds a {target} that this version cannot build: {error}") from error
     try:
         network.load_state_dict(network_weights(checkpoint))
     except RuntimeError as error:

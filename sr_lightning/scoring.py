@@ -160,6 +160,9 @@ def score_sets(
     Returns:
         The rows of `score_images`, bicubic's first in each set, and the pictures written to run_dir/pictures.
     """
+    names = ["bicubic", *(m.name for m in models if not isinstance(m.network, Bicubic))]
+    if len(set(names)) < len(names):
+        raise InputError(f"several models have one name, {', '.join(names)}: each needs its own (and not bicubic)")
     scale = models[0].network.scale
     protocol, degradation = instantiate(cfg.protocol), instantiate(cfg.degradation)
     others = [Model(m.name, inference_form(m.network)) for m in models if not isinstance(m.network, Bicubic)]
@@ -173,20 +176,30 @@ def score_sets(
     return rows, pictures
 
 
+def sets_of_run(cfg: DictConfig, held_out: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
+    """The sets a run is scored on: its validation images, and those benchmarks that are under data_root.
+
+    Raises:
+        InputError: A benchmark's HR and LR files do not belong together.
+    """
+    sets = {"held-out": held_out}
+    for name in cfg.benchmarks:
+        folder = Path(cfg.data_root).expanduser() / "benchmark" / name / "HR"
+        if folder.is_dir():
+            sets[name] = benchmark_set(cfg.data_root, name, cfg.scale)
+        else:
+            log.info("%s will not be scored: there is no %s", name, folder)
+    return sets
+
+
 def score_run(
-    cfg: DictConfig, network: nn.Module, held_out: Sequence[Pair]
+    cfg: DictConfig, network: nn.Module, sets: dict[str, Sequence[Pair]]
 ) -> tuple[float, list[dict[str, Any]], list[Path]]:
-    """Score what a run has trained on its validation images and on those benchmarks that are under data_root.
+    """Score what a run has trained on `sets_of_run`.
 
     Returns:
         Mean PSNR on the validation images in dB, all rows, all pictures.
     """
-    sets = {"held-out": held_out}
-    for name in cfg.benchmarks:
-        if Path(cfg.data_root, "benchmark", name, "HR").is_dir():
-            sets[name] = benchmark_set(cfg.data_root, name, cfg.scale)
-        else:
-            log.info("%s is not scored: there is no %s", name, Path(cfg.data_root, "benchmark", name, "HR"))
     rows, pictures = score_sets([Model(cfg.name, network)], sets, cfg)
     report(rows, pictures, Path(cfg.run_dir), images_of="held-out")
     psnr = next(key for key in rows[0] if key.startswith("psnr"))
@@ -248,10 +261,11 @@ def trained_models(cfg: DictConfig, paths: Sequence[Path]) -> list[Model]:
     ]:
         raise InputError(f"scale=x{cfg.scale} was asked, but {', '.join(wrong)}; leave scale out")
     names = [t.name for t in trained]
-    return [
-        Model(t.name if names.count(t.name) == 1 else f"{t.name} {path.parent.parent.name}", t.network)
-        for path, t in zip(paths, trained, strict=True)
-    ]
+    if len(set(names)) < len(names):  # the run's folder tells them apart, or the whole path does
+        names = [f"{name} {path.parent.parent.name}" for name, path in zip(names, paths, strict=True)]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return [Model(name, t.network) for name, t in zip(names, trained, strict=True)]
 
 
 def published_models(cfg: DictConfig, paths: Sequence[Path]) -> list[Model]:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import ctypes
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -12,13 +13,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from sr_lightning.callbacks import LastCheckpoint, Progress
+from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint, Progress
 from sr_lightning.checkpoint import AtomicCheckpointIO, load_network, read_checkpoint, steps_done
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
@@ -27,7 +28,7 @@ from sr_lightning.files import replacing
 from sr_lightning.loggers import MetricsFile, log_results
 from sr_lightning.metrics import score
 from sr_lightning.modules import SRModule
-from sr_lightning.scoring import score_run
+from sr_lightning.scoring import score_run, sets_of_run
 from sr_lightning.weights import warm_start
 
 log = logging.getLogger(__name__)
@@ -60,15 +61,16 @@ def train(cfg: DictConfig) -> float:
         warm_start(module.network, cfg.warm_start)
     datamodule: SRDataModule = instantiate(cfg.data, _convert_="all")
     preflight(module, datamodule)
+    sets = sets_of_run(cfg, datamodule.val)
     if module.optimizer is None:  # nothing to train: the bicubic baseline
-        psnr, *_ = score_run(cfg, module.network.eval(), datamodule.val)
+        psnr, *_ = score_run(cfg, module.network.eval(), sets)
         return psnr
 
     with replacing(run_dir / "config.yaml") as temporary:
         OmegaConf.save(OmegaConf.create(config), temporary)
     loggers = [MetricsFile(run_dir / "metrics.csv")]
-    if cfg.logger:
-        loggers.append(instantiate(cfg.logger))
+    if cfg.get("logger"):
+        loggers.append(instantiate(cfg.logger, save_dir=str(run_dir)))
     try:
         trainer = build_trainer(cfg, loggers)
         last = run_dir / "checkpoints" / "last.ckpt"
@@ -76,7 +78,7 @@ def train(cfg: DictConfig) -> float:
             trainer.fit(module, datamodule, ckpt_path=last if cfg.resume else None)
         if trainer.is_global_zero:
             best = load_network(run_dir / "checkpoints" / "best.ckpt").network
-            psnr, rows, pictures = score_run(cfg, best, datamodule.val)
+            psnr, rows, pictures = score_run(cfg, best, sets)
             log_results(loggers, rows, pictures)
             return psnr
         return trainer.checkpoint_callback.best_model_score.item()
@@ -106,15 +108,19 @@ def check_numbers(cfg: DictConfig) -> None:
 def build_trainer(cfg: DictConfig, loggers: list[Logger]) -> pl.Trainer:
     """The Lightning trainer: the whole training is one epoch of `max_steps` batches, which makes resuming exact."""
     checkpoints = Path(cfg.run_dir) / "checkpoints"
-    best = ModelCheckpoint(
+    best = BestCheckpoint(
         checkpoints, "best", monitor="val/psnr", mode="max", enable_version_counter=False, save_on_train_epoch_end=False
     )
     last = LastCheckpoint(checkpoints / "last.ckpt", cfg.save_every, cfg.max_steps)
     progress = Progress(cfg.max_steps, cfg.data.batch_size)
+    accelerator = cfg.trainer.accelerator
+    if accelerator == "auto":  # Apple's GPUs compute no float64, which scores are summed in
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     return instantiate(
         cfg.trainer,
         _convert_="all",
-        precision=choose_precision(cfg.trainer.precision, cfg.trainer.accelerator),
+        accelerator=accelerator,
+        precision=choose_precision(cfg.trainer.precision, accelerator),
         max_epochs=1,
         val_check_interval=min(cfg.val_every, cfg.max_steps),
         check_val_every_n_epoch=None,
@@ -143,7 +149,7 @@ def choose_precision(precision: str, accelerator: str) -> str:
     """What "auto" means: bf16-mixed where the processor computes in bfloat16, 32-true elsewhere."""
     if precision != "auto":
         return precision
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -151,16 +157,26 @@ def choose_precision(precision: str, accelerator: str) -> str:
 
 
 def preflight(module: SRModule, datamodule: SRDataModule) -> None:
-    """Send one training batch and one validation image through the whole path: what is wrong is said before step 1."""
+    """Send a part of the first batch and of a validation image through the whole path, before step 1.
+
+    Raises:
+        InputError: Validation images are too small to be scored, or something else the user can mend.
+    """
     datamodule.setup()
-    image = datamodule.to_float(WholeImages(datamodule.val_store)[0])
+    scale, store = module.network.scale, datamodule.val_store
+    least = 11 + 2 * module.protocol.border_for(scale)  # SSIM's window
+    if small := [name for name, size in zip(store.names, store.hr_sizes, strict=True) if min(size) < least]:
+        raise InputError(f"validation images need {least} x {least} pixels to be scored; smaller: {', '.join(small)}")
+    part = max(64, math.ceil(least / scale))  # LR pixels: enough to find faults, and no minutes of a large network
+    image = datamodule.to_float(WholeImages(store)[0])
     trained, module.network = module.network, copy.deepcopy(module.network)  # batch norm keeps its statistics
     try:
         with torch.no_grad():
-            sr = module.eval()(image["lr"])
-            score(sr, image["hr"], module.network.scale, module.protocol)
-            if module.loss is not None and datamodule.residence != "device":
-                module.train().loss_of(datamodule.to_float(datamodule.train_batches()[0]))
+            sr = module.eval()(image["lr"][..., :part, :part])
+            score(sr, image["hr"][..., : part * scale, : part * scale], scale, module.protocol)
+            if module.loss is not None:
+                batch = datamodule.to_float(datamodule.train_batches(on_device=False)[0])
+                module.train().loss_of({name: images[:1] for name, images in batch.items()})
     finally:
         module.network = trained.train()
 
@@ -171,6 +187,8 @@ def saved_config(cfg: DictConfig) -> DictConfig:
     Raises:
         InputError: `resume` is no run directory, holds no checkpoint, or other settings are asked for.
     """
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise InputError("resume goes on with one run: leave -m out")
     run_dir = Path(cfg.run_dir)
     if not (run_dir / "config.yaml").is_file():
         raise InputError(f"resume={cfg.resume} is not the directory of a run: it has no config.yaml")
@@ -186,7 +204,7 @@ def saved_config(cfg: DictConfig) -> DictConfig:
             lines = "".join(f"\n  {key}: was {was.get(key)}, asked {asked.get(key)}" for key in changed)
             raise InputError(
                 f"resume={cfg.resume} goes on with the run's own settings; these differ:{lines}\n"
-                "Give resume alone, or start a new run"
+                "Give resume alone, or all the words of the run's own command, or start a new run"
             )
     return saved
 

@@ -58,6 +58,14 @@ def test_several_checkpoints_share_a_table_under_their_own_names(checkpoint, ben
     assert means[1]["psnr_y"] == means[2]["psnr_y"]
 
 
+def test_two_checkpoints_of_one_run_are_told_apart(checkpoint, benchmarks, tmp_path):
+    last = checkpoint.with_name("last.ckpt")
+    words = ("benchmarks=[Mine]", f"data_root={benchmarks}", f"hydra.run.dir={tmp_path}")
+    evaluate(f"ckpt=[{checkpoint},{last}]", *words)
+    means = [row for row in rows_of(tmp_path / "results.csv") if row["image"] == "mean"]
+    assert [row["model"] for row in means] == ["bicubic", str(checkpoint), str(last)]
+
+
 def test_the_rgb_protocol_scores_a_luma_network_with_bicubic_chroma(checkpoint, benchmarks, tmp_path):
     words = ("benchmarks=[Mine]", f"data_root={benchmarks}", "protocol=rgb", f"hydra.run.dir={tmp_path}")
     evaluate(f"ckpt={checkpoint}", *words)

@@ -77,6 +77,22 @@ def test_a_run_killed_twice_and_resumed_equals_one_never_stopped(long_command, t
     assert rows_of(killed / "results.csv") == rows_of(whole / "results.csv")
 
 
+def test_a_run_that_was_moved_remembers_its_best_score_and_leaves_its_old_place_alone(long_command, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    words = [*long_command, "logger=tensorboard", f"hydra.run.dir={old}"]
+    kill_after_new_checkpoints(words, old / "checkpoints" / "last.ckpt", 8)
+    old.rename(new)
+    run(sys.executable, "train.py", f"resume={new}")
+    assert not old.exists()
+    validated = [float(row["val/psnr"]) for row in rows_of(new / "metrics.csv") if row["val/psnr"]]
+    (best,) = [
+        state["best_model_score"].item()
+        for name, state in read_checkpoint(new / "checkpoints" / "last.ckpt")["callbacks"].items()
+        if name.startswith("BestCheckpoint")
+    ]
+    assert best == pytest.approx(max(validated), abs=1e-6)
+
+
 def test_resuming_with_other_settings_names_them(command, tmp_path):
     run_dir = tmp_path / "run"
     run(*command, f"hydra.run.dir={run_dir}")

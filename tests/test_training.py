@@ -62,6 +62,21 @@ def test_a_finished_run_resumes_to_its_scores(finished, tmp_path):
     assert (copy / ".hydra" / "overrides.yaml").read_text() == (finished / ".hydra" / "overrides.yaml").read_text()
 
 
+def test_the_last_batch_is_validated_and_saved_whatever_the_intervals(command, tmp_path):
+    run(*command, "max_steps=13", "val_every=5", "save_every=4", f"hydra.run.dir={tmp_path}")
+    assert [row["step"] for row in rows_of(tmp_path / "metrics.csv") if row["val/psnr"]] == ["5", "10", "13"]
+    assert load_network(tmp_path / "checkpoints" / "last.ckpt").step == 13
+
+
+def test_images_gathered_on_the_device_train_to_the_same_weights(command, tmp_path):
+    for residence in ("mmap", "memory", "device"):
+        run(*command, f"data.residence={residence}", "max_steps=10", f"hydra.run.dir={tmp_path / residence}")
+    trained = [load_network(tmp_path / r / "checkpoints" / "last.ckpt").network for r in ("mmap", "memory", "device")]
+    for other in trained[1:]:
+        for name, tensor in trained[0].state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+
+
 def test_two_processes_train_and_validate_as_one(command, tmp_path):
     for devices in (1, 2):
         words = ("trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}", "max_steps=10")

@@ -25,6 +25,8 @@ class Progress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start, self.first = time.monotonic(), pl_module.batches_done
+        if (best := trainer.checkpoint_callback.best_model_score) is not None:  # of the part before resuming
+            self.best = best.item()
         self.bar = tqdm(
             total=self.max_steps,
             initial=self.first,

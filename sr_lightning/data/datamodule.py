@@ -52,6 +52,11 @@ class ResumableLoader(DataLoader):
         self.sampler.start = state["batch"]
 
 
+def as_it_is(batch: Batch) -> Batch:
+    """The collation of whole batches; torch's own would make tensors of the numpy arrays of a draw."""
+    return batch
+
+
 class TrainBatches(Dataset):
     """Item k is batch k of this process: gathered as uint8, or its places alone where a device gathers.
 
@@ -159,8 +164,8 @@ class SRDataModule(pl.LightningDataModule):
             log.info("%d of %d training images are smaller than a patch", large.count(False), len(large))
         self.train = [pair for pair, keep in zip(self.train, large, strict=True) if keep]
 
-    def train_batches(self, rank: int = 0, world_size: int = 1) -> TrainBatches:
-        """Item k is what process `rank` of `world_size` trains on in step k."""
+    def train_batches(self, rank: int = 0, world_size: int = 1, on_device: bool | None = None) -> TrainBatches:
+        """Item k is what process `rank` of `world_size` trains on in step k; `on_device` as residence says."""
         sampler = PatchSampler(
             self.train_store,
             patch_size=self.patch_size,
@@ -170,11 +175,11 @@ class SRDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return TrainBatches(self.train_store, sampler, on_device=self.residence == "device")
+        return TrainBatches(self.train_store, sampler, self.residence == "device" if on_device is None else on_device)
 
     def train_dataloader(self) -> DataLoader:
         batches = self.train_batches(self.trainer.global_rank, self.trainer.world_size)
-        return ResumableLoader(batches, self.max_steps, self.trainer, num_workers=self.num_workers)
+        return ResumableLoader(batches, self.max_steps, self.trainer, num_workers=self.num_workers, collate_fn=as_it_is)
 
     def val_dataloader(self) -> DataLoader:
         images, rank, world_size = WholeImages(self.val_store), self.trainer.global_rank, self.trainer.world_size

@@ -56,6 +56,8 @@ class PatchSampler:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if patch_size < 1:
+            raise InputError(f"patch_size={patch_size}: must be at least 1 LR pixel")
         store.check_patch_size(patch_size)
         if batch_size < 1 or batch_size % world_size:
             raise InputError(f"batch_size={batch_size}: must be a multiple of the number of processes, {world_size}")

@@ -149,7 +149,8 @@ class ImageStore:
         named = [f"{self.names[i]}: LR of {self.lr_sizes[i, 0]}x{self.lr_sizes[i, 1]}" for i in small]
         raise InputError(
             f"patch_size={patch_size} (LR pixels) does not fit into {len(small)} of {len(self)} images; "
-            f"exclude them, or set patch_size to {self.lr_sizes.min()} or less:{listing(named)}"
+            f"set data.skip_small=true to leave them out, or data.patch_size to {self.lr_sizes.min()} or less:"
+            f"{listing(named)}"
         )
 
 

@@ -1,0 +1,51 @@
+"""best.ckpt, which is scored, and last.ckpt, where a stopped run goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, but a run that was moved remembers its best score when it is resumed."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {moved(key): moved(item) for key, item in value.items()}
+            return value.replace(old, str(self.dirpath), 1) if isinstance(value, str) else value
+
+        old = str(state_dict["dirpath"])
+        super().load_state_dict(moved(state_dict))
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves every N batches and after the last one, each time over the same file.
+
+    Where a validation follows the batch, it saves after the validation: Lightning would not make it up on resuming,
+    and the best checkpoint could be missed. (ModelCheckpoint(every_n_train_steps=...) saves before it.) The last batch
+    is always validated: what the whole schedule has led to must not be missed.
+
+    Args:
+        path: The file.
+        every: Batches between two checkpoints.
+        max_steps: Batches of the whole training.
+    """
+
+    def __init__(self, path: str | Path, every: int, max_steps: int) -> None:
+        self.path, self.every, self.max_steps = Path(path), every, max_steps
+
+    def _due(self, done: int) -> bool:
+        return done % self.every == 0 or done == self.max_steps
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        done = batch_idx + 1
+        if done == self.max_steps:
+            trainer.should_stop = True  # Lightning validates before it stops
+        elif self._due(done) and done % trainer.val_check_interval:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and self._due(pl_module.batches_done):
+            trainer.save_checkpoint(self.path)
