@@ -14,7 +14,6 @@ MAY_IMPORT = {
     "color": FLOOR,
     "cli": {"errors"},
     "optim": FLOOR,
-    "losses": FLOOR,
     "degradations": FLOOR,
     "networks": FLOOR,
     "metrics": FLOOR | {"color"},
@@ -34,7 +33,7 @@ MAY_IMPORT = {
     "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "weights"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
-NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim"}
+NO_FRAMEWORK = {"networks", "degradations", "color", "metrics", "inference", "optim"}
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}
 
 
