@@ -348,6 +348,7 @@ def test_images_smaller_than_a_patch_are_all_named_with_what_would_fit(tmp_path)
     with pytest.raises(InputError) as caught:
         store.check_patch_size(12)
     assert str(caught.value) == (
-        "patch_size=12 (LR pixels) does not fit into 2 of 3 images; exclude them, or set patch_size to 7 or less:\n"
+        "patch_size=12 (LR pixels) does not fit into 2 of 3 images; set data.skip_small=true to leave them out, "
+        "or data.patch_size to 7 or less:\n"
         "  001: LR of 7x20\n  002: LR of 20x11"
     )
