@@ -1,9 +1,14 @@
-"""Files that are complete or not there."""
+"""Files that are complete or not there, made by one process at a time."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -22,3 +27,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(lock_file: str | Path, what: str) -> Iterator[None]:
+    """Only one process is in the block; others wait, and say that they wait for `what`.
+
+    The lock ends with the process that holds it, however that ends.
+    """
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process is making %s: waiting for it", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -202,8 +202,7 @@ def score_run(
     """
     rows, pictures = score_sets([Model(cfg.name, network)], sets, cfg)
     report(rows, pictures, Path(cfg.run_dir), images_of="held-out")
-    psnr = next(key for key in rows[0] if key.startswith("psnr"))
-    return next(r for r in rows if r["image"] == "mean" and r["model"] == cfg.name)[psnr], rows, pictures
+    return first_mean(rows, cfg.name), rows, pictures
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -224,8 +223,13 @@ def evaluate(cfg: DictConfig) -> float:
         rows += new_rows
         pictures += new_pictures
     report(rows, pictures, Path(cfg.run_dir))
-    psnr = next(key for key in rows[0] if key.startswith("psnr"))
-    return next(r for r in rows if r["image"] == "mean" and r["model"] == models[0].name)[psnr]
+    return first_mean(rows, models[0].name)
+
+
+def first_mean(rows: Sequence[dict[str, Any]], model: str) -> float:
+    """Mean PSNR of a model on the first set it was scored on, in dB."""
+    row = next(row for row in rows if row["image"] == "mean" and row["model"] == model)
+    return next(value for key, value in row.items() if key.startswith("psnr"))
 
 
 def requested_models(cfg: DictConfig) -> list[Model]:

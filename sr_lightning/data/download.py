@@ -11,18 +11,17 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.client import HTTPException, InvalidURL
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from sr_lightning.errors import InputError
+from sr_lightning.files import one_at_a_time
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def download(
     if urlsplit(url).scheme not in ("http", "https", "file"):
         raise InputError(f"{url} is no address: it must begin with https://, http:// or file://")
     by_hand = f"Or fetch {url} by hand, put it at {path} and run again."
-    with _lock(path):
+    with _alone(path):
         if path.exists():
             if wrong := _mismatch(path, sha256, md5, size):
                 raise InputError(f"{path}: {wrong}. Delete or replace it, then run again to fetch {url}")
@@ -109,7 +108,7 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
     """
     archive, folder = Path(archive), Path(folder)
     temporary = folder.with_name(f".{folder.name}.extracting")
-    with _lock(folder):
+    with _alone(folder):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
@@ -136,19 +135,10 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
     return folder
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _alone(path: Path) -> AbstractContextManager[None]:
+    """Only one process makes `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Another process is making %s: waiting for it", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return one_at_a_time(path.with_name(f".{path.name}.lock"), str(path))
 
 
 def _mismatch(path: Path, sha256: str | None, md5: str | None, size: int | None) -> str | None:

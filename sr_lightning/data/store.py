@@ -6,8 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +21,7 @@ from sr_lightning.data.images import image_size, in_threads, listing, read_image
 from sr_lightning.data.sources import Pair
 from sr_lightning.degradations import crop_to_multiple
 from sr_lightning.errors import InputError
-from sr_lightning.files import replacing
+from sr_lightning.files import one_at_a_time, replacing
 
 FORMAT = 1  # raise it when the same image files would be stored otherwise, or are to be decoded otherwise
 RESIDENCES = ("mmap", "memory")
@@ -105,7 +104,7 @@ class ImageStore:
         sizes = _complete(folder)
         if sizes is None:
             _sweep(cache_dir)
-            with _lock(folder):
+            with one_at_a_time(f"{folder}.lock", f"the decoded images in {folder}"):
                 sizes = _complete(folder)  # built by another process meanwhile?
                 if sizes is None:
                     sizes = _build(folder, pairs, scale, degradation)
@@ -310,21 +309,6 @@ def _read_rgb(path: Path) -> np.ndarray:
     """(3, H, W) uint8; gray is repeated."""
     image = read_image(path)
     return image if len(image) == 3 else np.repeat(image, 3, axis=0)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Only one process at a time; the lock ends with the process that holds it, however that ends."""
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process that is decoding the images into %s", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _sweep(cache_dir: Path) -> None:

@@ -322,7 +322,7 @@ def test_a_builder_at_work_is_left_alone_and_waited_for(tmp_path, slow_images):
         command = [sys.executable, "-c", code, str(tmp_path / "hr"), str(cache)]
         waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
         try:
-            assert "waiting for another process that is decoding the images" in waiting.stderr.readline()
+            assert "another process is making the decoded images" in waiting.stderr.readline()
         finally:
             waiting.kill()
             waiting.wait()
