@@ -55,8 +55,8 @@ def load_sample(pair: Pair, scale: int, protocol: Protocol, degradation: Any) ->
     """
     hr = torch.from_numpy(read_image(pair.hr))
     if protocol.lr_source == "luma":
-        luma = quantize(rgb_to_y(hr.double() / 255)) if len(hr) == 3 else hr.double() / 255
-        luma = crop_to_multiple(luma, scale)
+        hr = hr.double() / 255
+        luma = crop_to_multiple(quantize(rgb_to_y(hr)) if len(hr) == 3 else hr, scale)
         return Sample(pair.name, downscale(luma, scale)[None].float(), luma[None].float(), protocol)
     if pair.lr is None or protocol.lr_source == "made":
         hr = crop_to_multiple(hr, scale)

@@ -21,12 +21,9 @@ class Progress(pl.Callback):
 
     def __init__(self, max_steps: int, batch_size: int, refresh: int = 20) -> None:
         self.max_steps, self.batch_size, self.refresh = max_steps, batch_size, refresh
-        self.best = float("-inf")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start, self.first = time.monotonic(), pl_module.batches_done
-        if (best := trainer.checkpoint_callback.best_model_score) is not None:  # of the part before resuming
-            self.best = best.item()
         self.bar = tqdm(
             total=self.max_steps,
             initial=self.first,
@@ -42,9 +39,9 @@ class Progress(pl.Callback):
             self.bar.update(done - self.bar.n)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        self.best = max(self.best, pl_module.latest["val/psnr"])
+        psnr = pl_module.latest["val/psnr"]
+        before = trainer.checkpoint_callback.best_model_score  # also of the part before resuming; None at first
+        best = psnr if before is None else max(psnr, before.item())
         done = pl_module.batches_done
         elapsed = time.monotonic() - self.start
         left = elapsed / max(done - self.first, 1) * (self.max_steps - done)
@@ -52,7 +49,7 @@ class Progress(pl.Callback):
             with tqdm.external_write_mode():
                 log.info(
                     "step %d/%d  %s  best %.2f dB  %s left",
-                    *(done, self.max_steps, self._summary(pl_module, done), self.best, tqdm.format_interval(left)),
+                    *(done, self.max_steps, self._summary(pl_module, done), best, tqdm.format_interval(left)),
                 )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
