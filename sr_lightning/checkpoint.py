@@ -103,9 +103,10 @@ def load_network(path: str | Path) -> Trained:
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict of the network alone."""
-    prefix = "network."
-    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    """The state dict of the network alone: of its moving average where the run kept one."""
+    weights = checkpoint["state_dict"]
+    prefix = "averaged." if any(key.startswith("averaged.") for key in weights) else "network."
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def steps_done(checkpoint: dict[str, Any]) -> int:

@@ -57,8 +57,8 @@ def train(cfg: DictConfig) -> float:
     pl.seed_everything(cfg.seed, verbose=False)
     module: SRModule = instantiate(cfg.model, _convert_="all")
     module.save_hyperparameters(config)  # checkpoints describe themselves, and the loggers are told
-    if cfg.resume is None and cfg.get("warm_start") is not None:
-        warm_start(module.network, cfg.warm_start)
+    if cfg.resume is None and module.warm_start is not None:
+        warm_start(module.network, module.warm_start)
     datamodule: SRDataModule = instantiate(cfg.data, _convert_="all")
     preflight(module, datamodule)
     sets = sets_of_run(cfg, datamodule.val)
@@ -72,7 +72,7 @@ def train(cfg: DictConfig) -> float:
     if cfg.get("logger"):
         loggers.append(instantiate(cfg.logger, save_dir=str(run_dir)))
     try:
-        trainer = build_trainer(cfg, loggers)
+        trainer = build_trainer(cfg, module, loggers)
         last = run_dir / "checkpoints" / "last.ckpt"
         if cfg.resume is None or steps_done(read_checkpoint(last)) < cfg.max_steps:
             trainer.fit(module, datamodule, ckpt_path=last if cfg.resume else None)
@@ -81,7 +81,8 @@ def train(cfg: DictConfig) -> float:
             psnr, rows, pictures = score_run(cfg, best, sets)
             log_results(loggers, rows, pictures)
             return psnr
-        return trainer.checkpoint_callback.best_model_score.item()
+        best_score = trainer.checkpoint_callback.best_model_score  # None where the latest is the best
+        return module.latest["val/psnr"] if best_score is None else best_score.item()
     finally:
         if any(isinstance(logger, WandbLogger) for logger in loggers):
             import wandb
@@ -105,11 +106,16 @@ def check_numbers(cfg: DictConfig) -> None:
         raise InputError(f"out of range: {', '.join(wrong)}")
 
 
-def build_trainer(cfg: DictConfig, loggers: list[Logger]) -> pl.Trainer:
+def build_trainer(cfg: DictConfig, module: SRModule, loggers: list[Logger]) -> pl.Trainer:
     """The Lightning trainer: the whole training is one epoch of `max_steps` batches, which makes resuming exact."""
     checkpoints = Path(cfg.run_dir) / "checkpoints"
     best = BestCheckpoint(
-        checkpoints, "best", monitor="val/psnr", mode="max", enable_version_counter=False, save_on_train_epoch_end=False
+        checkpoints,
+        "best",
+        monitor=module.monitor,
+        mode="max",
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
     )
     last = LastCheckpoint(checkpoints / "last.ckpt", cfg.save_every, cfg.max_steps)
     progress = Progress(cfg.max_steps, cfg.data.batch_size)

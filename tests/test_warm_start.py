@@ -1,4 +1,4 @@
-"""train.py warm_start=…, from outside."""
+"""train.py model.warm_start=…, from outside."""
 
 import shutil
 import sys
@@ -15,7 +15,7 @@ def test_a_run_starts_from_another_scale_and_resumes_without_it(command, tmp_pat
     trained = load_network(source / "checkpoints" / "best.ckpt").network.state_dict()
 
     still = ["model.optimizer._target_=torch.optim.SGD", "model.optimizer.lr=0.0", "max_steps=10"]
-    done = run(*command, "scale=x3", *still, f"warm_start={source}", f"hydra.run.dir={started}")
+    done = run(*command, "scale=x3", *still, f"model.warm_start={source}", f"hydra.run.dir={started}")
     last = "convs.3.weight"  # makes scale*scale channels
     message = f"warm start from {source}: 6 of 8 tensors\n  another shape, left out: {last} 4x32x3x3, here 9x32x3x3"
     assert message in done.stdout
@@ -29,7 +29,7 @@ def test_a_run_starts_from_another_scale_and_resumes_without_it(command, tmp_pat
 
 
 def test_weights_that_are_not_there_are_one_clear_error(command, tmp_path):
-    done = run(*command, f"warm_start={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}", check=False)
+    done = run(*command, f"model.warm_start={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}", check=False)
     assert done.returncode == 1
     assert f"error: there is no file {tmp_path / 'checkpoints' / 'best.ckpt'}" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

@@ -1,5 +1,6 @@
 """The LightningModule that trains a network on a pixel loss."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,13 @@ class SRModule(pl.LightningModule):
         channels_last: Memory format of weights and images.
         log_every: Batches between two logged training losses.
         protocol: How validation is scored.
+        ema: Decay per batch of an exponential moving average of the network, which is then what is validated and what
+            checkpoints give; the first batches weigh more, (1 + k) / (10 + k) at batch k. None: no average.
+        warm_start: Where the network's first weights come from, if not from its own initialisation. It is noted
+            here and loaded by whoever builds the run, once: a resumed run has its weights already.
     """
+
+    monitor: str | None = "val/psnr"  # what makes a checkpoint the best; None: that it is the latest
 
     def __init__(
         self,
@@ -42,6 +49,8 @@ class SRModule(pl.LightningModule):
         channels_last: bool = True,
         log_every: int = 50,
         protocol: Protocol | None = None,
+        ema: float | None = None,
+        warm_start: str | None = None,
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -51,13 +60,25 @@ class SRModule(pl.LightningModule):
         self.lr_factors = lr_factors or {}
         self.log_every = log_every
         self.protocol = protocol or Protocol()
+        if ema is not None and not 0 < ema < 1:
+            raise InputError(f"model.ema={ema}: the decay per batch is above 0 and below 1, such as 0.999; null: none")
+        self.ema, self.averaged = ema, None
+        self.warm_start = warm_start
         self.latest: dict[str, float] = {}  # what was logged last, for the progress bar
-        self._loss_sum: Tensor | float = 0.0
-        self._loss_count = 0
+        self._sums: dict[str, Tensor] = {}  # of what was recorded since it was logged
+        self._count = 0
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Lr (N, 1 or 3, h, w) in [0, 1] -> the network's sr: luma for a one-channel network."""
-        return self.network(to_channels(lr, self.network.num_channels).contiguous(memory_format=self.memory_format))
+        """Lr (N, 1 or 3, h, w) in [0, 1] -> the network's sr: luma for a one-channel network.
+
+        In evaluation mode the averaged network's, where there is one.
+        """
+        network = self.network if self.training or self.averaged is None else self.averaged
+        return network(to_channels(lr, network.num_channels).contiguous(memory_format=self.memory_format))
+
+    def setup(self, stage: str) -> None:
+        if self.ema is not None and self.averaged is None:
+            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As any module; but Lightning notes the hook it is in some forty times a step, which needs no registering."""
@@ -68,32 +89,63 @@ class SRModule(pl.LightningModule):
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss of a batch: lr (N, 3, h, w) and hr (N, 3, H, W), float32 in [0, 1]."""
-        sr = self(batch["lr"]).float()
-        hr = to_channels(batch["hr"], self.network.num_channels)
-        return self.loss(sr, center_crop(hr, *sr.shape[-2:]))
+        return self.image_loss(*self.enlarge(batch["lr"], batch["hr"]))
+
+    def enlarge(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's sr, float32, and the part of hr, in its channels, that it is to be."""
+        sr = self(lr).float()
+        return sr, center_crop(to_channels(hr, self.network.num_channels), *sr.shape[-2:])
+
+    def image_loss(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """The loss between images, recorded as train/loss; a weighted sum's terms by their names as well."""
+        if not hasattr(self.loss, "terms"):
+            loss = self.loss(sr, hr)
+        else:
+            terms = self.loss.terms(sr, hr)
+            self.record({f"train/{name}": term for name, term in terms.items()})
+            loss = sum(terms.values())
+        self.record({"train/loss": loss})
+        return loss
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self.loss_of(batch)
-        self._loss_sum += loss.detach()
-        self._loss_count += 1
-        if (batch_idx + 1) % self.log_every == 0:
-            self._log_training(batch_idx + 1)
+        self.end_of_step(batch_idx)
         return loss
 
-    def _log_training(self, step: int) -> None:
-        """Log the mean loss since the last call; `self.log` on every step would cost more than a small network."""
-        loss = self.trainer.strategy.reduce(self._loss_sum / self._loss_count, reduce_op="mean").item()
-        self._loss_sum, self._loss_count = 0.0, 0
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the training loss is {loss} at step {step}: try a smaller learning rate")
-        learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_scalars({"train/loss": loss, "train/learning_rate": learning_rate}, step)
+    def record(self, values: dict[str, Tensor], share: float = 1.0) -> None:
+        """Add to what is logged as means over the batches of `log_every`.
+
+        Args:
+            values: Scalars by the name they are logged under.
+            share: Of the batch that they stand for.
+        """
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + share * value.detach()
+
+    def end_of_step(self, batch_idx: int) -> None:
+        """Log the recorded means when it is time; `self.log` on every step would cost more than a small network."""
+        self._count += 1
+        if (batch_idx + 1) % self.log_every:
+            return
+        means = self.trainer.strategy.reduce(torch.stack(list(self._sums.values())) / self._count, reduce_op="mean")
+        metrics = dict(zip(self._sums, means.tolist(), strict=True))
+        self._sums, self._count = {}, 0
+        if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+            raise FloatingPointError(f"{', '.join(wrong)} at step {batch_idx + 1}: try a smaller learning rate")
+        self.log_scalars(metrics | self.learning_rates(), batch_idx + 1)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Present learning rates by the name they are logged under."""
+        return {"train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
 
     def log_scalars(self, metrics: dict[str, float], step: int) -> None:
         """Hand numbers to every logger. `step` is the number of batches done, in every kind of training."""
         self.latest |= metrics
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)
+
+    def on_train_start(self) -> None:
+        self._sums, self._count = {}, 0  # without what was tried before the first step
 
     def on_validation_epoch_start(self) -> None:
         num_images = len(self.trainer.val_dataloaders.dataset)
@@ -108,6 +160,29 @@ class SRModule(pl.LightningModule):
         metrics = {f"val/{name}": value.item() for name, value in self.score.compute().items()}
         self.log_dict(metrics, logger=False)  # for the callbacks that monitor
         self.log_scalars(metrics, self.batches_done)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.update_average()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """One step of the moving average, if there is one: parameters are averaged, buffers copied."""
+        if self.averaged is None:
+            return
+        done = self.batches_done
+        decay = min(self.ema, (1 + done) / (10 + done))
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)
+        for averaged, buffer in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
+            averaged.copy_(buffer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to write weights that are no numbers over good ones."""
+        if not torch.nn.utils.get_total_norm(self.parameters()).isfinite():
+            raise FloatingPointError(
+                f"the weights are not finite after {self.batches_done} batches and are not saved: the checkpoints of "
+                "before are kept. Try a smaller learning rate"
+            )
 
     @property
     def batches_done(self) -> int:

@@ -82,9 +82,10 @@ def loop() -> None:
         words = ["name=bench", f"run_dir={folder}", f"max_steps={STEPS}", f"save_every={never}", f"val_every={never}"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("train", [*words, "trainer=cpu", "trainer.precision=32-true"])
-        trainer = build_trainer(cfg, [MetricsFile(Path(folder, "metrics.csv"))])
+        trained = module(tiny())
+        trainer = build_trainer(cfg, trained, [MetricsFile(Path(folder, "metrics.csv"))])
         trainer.callbacks.append(clock := Clock())
-        trainer.fit(module(tiny()), datamodule)
+        trainer.fit(trained, datamodule)
         return clock.seconds
 
     with tempfile.TemporaryDirectory() as folder:

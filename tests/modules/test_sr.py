@@ -1,9 +1,13 @@
 from functools import partial
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from sr_lightning.checkpoint import network_weights
+from sr_lightning.data import FolderDataModule
+from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
 from sr_lightning.modules import SRModule
 from sr_lightning.modules.sr import center_crop
@@ -65,6 +69,58 @@ def test_channels_last_changes_nothing_but_the_layout():
     batch = {"lr": torch.rand(2, 3, 12, 12), "hr": torch.rand(2, 3, 24, 24)}
     torch.testing.assert_close(first.loss_of(batch), second.loss_of(batch))
     assert first.network.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_moving_average_is_what_is_validated_and_what_a_checkpoint_gives(pictures, tmp_path):
+    trained = module(ema=0.9)
+    network = trained.network
+    expected = {name: value.clone() for name, value in network.state_dict().items()}
+    data = FolderDataModule(
+        str(pictures),
+        scale=2,
+        degradation=Bicubic(),
+        patch_size=8,
+        batch_size=4,
+        max_steps=5,
+        seed=0,
+        cache_dir=tmp_path,
+    )
+
+    class Follow(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, k):
+            decay = min(0.9, (1 + k) / (10 + k))
+            for name, value in network.state_dict().items():
+                expected[name] = decay * expected[name] + (1 - decay) * value
+
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", callbacks=[Follow()], logger=False, default_root_dir=tmp_path,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(trained, data)
+    for name, value in trained.averaged.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+        assert not torch.equal(value, network.state_dict()[name])
+
+    lr = torch.rand(1, 1, 9, 9)
+    torch.testing.assert_close(trained.eval()(lr), trained.averaged(lr))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    saved = network_weights(torch.load(tmp_path / "run.ckpt", weights_only=True))
+    assert all(torch.equal(saved[name], value) for name, value in trained.averaged.state_dict().items())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(monkeypatch):
+    trained = module()
+    monkeypatch.setattr(type(trained), "batches_done", 7)
+    trained.on_save_checkpoint({})
+    trained.network.conv2.bias.data[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite after 7 batches"):
+        trained.on_save_checkpoint({})
+
+
+def test_a_decay_that_is_none_is_refused():
+    with pytest.raises(InputError, match=r"model\.ema=1\.5"):
+        module(ema=1.5)
 
 
 def test_the_centre_is_cut_evenly_or_not_at_all():
