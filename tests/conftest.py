@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sr_lightning import download
+from tests.helpers import Server
+
 # One thread, also in the processes that tests start: bits are the same on every machine, and a busy one is not waited
 # for by idle threads.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -50,3 +53,12 @@ def short(tmp_path_factory):
         *("data.patch_size=8", "data.batch_size=4", "max_steps=30", "val_every=10", "log_every=5", "save_every=10"),
         *(f"cache_dir={cache}", "benchmarks=[]", "trainer=cpu", "trainer.precision=32-true", "num_pictures=1"),
     ]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server to download from; nobody sleeps between two tries."""
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    server = Server()
+    yield server
+    server.close()

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sr_lightning.data.download import download as fetch
-from sr_lightning.data.download import extract
 from sr_lightning.data.sources import Pair
+from sr_lightning.download import download as fetch
+from sr_lightning.download import extract
 from sr_lightning.errors import InputError
 
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"

@@ -8,74 +8,21 @@ import tarfile
 import threading
 import zipfile
 from collections import namedtuple
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from sr_lightning.data import download as room
-from sr_lightning.data.download import download, extract
+from sr_lightning import download as room
+from sr_lightning.download import download, extract
 from sr_lightning.errors import InputError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server:
-    """Files at paths, a record of what was asked for, and ways to misbehave."""
-
-    def __init__(self):
-        self.files = {"/set.zip": CONTENT}
-        self.asked = []  # (path, Range header)
-        self.ranges = True
-        self.drop_after = []  # per answer: bytes after which the connection ends; None for never
-        self.statuses = []  # per answer: a status sent instead of the file
-        self.content_type = "application/zip"
-        self.declare_length = True
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.answer(self)
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def answer(self, handler):
-        wanted = handler.headers.get("Range")
-        self.asked.append((handler.path, wanted))
-        status = self.statuses.pop(0) if self.statuses else None
-        body = self.files.get(handler.path)
-        if body is None or status:
-            handler.send_error(status or 404)
-            return
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.ranges else 0
-        if start >= len(body):
-            handler.send_response(416)
-            handler.send_header("Content-Range", f"bytes */{len(body)}")
-            handler.end_headers()
-            return
-        handler.send_response(206 if wanted and self.ranges else 200)
-        if wanted and self.ranges:
-            handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        handler.send_header("Content-Type", self.content_type)
-        if self.declare_length:
-            handler.send_header("Content-Length", str(len(body) - start))
-        handler.end_headers()
-        end = self.drop_after.pop(0) if self.drop_after else None
-        handler.wfile.write(body[start : None if end is None else start + end])
-
-
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(room.time, "sleep", lambda seconds: None)
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+def server(server):
+    server.files["/set.zip"] = CONTENT
+    return server
 
 
 def left_behind(folder) -> list[str]:
