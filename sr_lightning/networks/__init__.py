@@ -1,4 +1,4 @@
-"""The networks: plain modules `network(lr) -> sr`, one paper, one file, one public class."""
+"""The networks: plain modules, `network(lr) -> sr` and `discriminator(sr) -> logits`, a paper, a file, a class each."""
 
 from sr_lightning.networks.bicubic import Bicubic
 from sr_lightning.networks.edsr import EDSR
@@ -6,10 +6,26 @@ from sr_lightning.networks.edsr_bn import EDSRBN
 from sr_lightning.networks.espcn import ESPCN
 from sr_lightning.networks.fsrcnn import FSRCNN
 from sr_lightning.networks.msrresnet import MSRResNet
+from sr_lightning.networks.patch_discriminator import PatchDiscriminator
 from sr_lightning.networks.rcan import RCAN
 from sr_lightning.networks.srcnn import SRCNN
+from sr_lightning.networks.srgan_discriminator import SRGANDiscriminator
 from sr_lightning.networks.srresnet import SRResNet
 from sr_lightning.networks.vdsr import VDSR
 from sr_lightning.networks.wdsr import WDSR
 
-__all__ = ["EDSR", "EDSRBN", "ESPCN", "FSRCNN", "RCAN", "SRCNN", "VDSR", "WDSR", "Bicubic", "MSRResNet", "SRResNet"]
+__all__ = [
+    "EDSR",
+    "EDSRBN",
+    "ESPCN",
+    "FSRCNN",
+    "RCAN",
+    "SRCNN",
+    "VDSR",
+    "WDSR",
+    "Bicubic",
+    "MSRResNet",
+    "PatchDiscriminator",
+    "SRGANDiscriminator",
+    "SRResNet",
+]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from sr_lightning.errors import InputError
 
@@ -49,3 +50,17 @@ def upsampler(num_features: int, scale: int, activation: Callable[[], nn.Module]
         layers += [conv3(num_features, step * step * num_features), nn.PixelShuffle(step)]
         layers += [activation()] if activation else []
     return nn.Sequential(*layers)
+
+
+def leaky(layer: nn.Conv2d | nn.Linear, *, batch_norm: bool, spectral_norm: bool) -> list[nn.Module]:
+    """A layer of a discriminator and what follows it, a LeakyReLU of slope 0.2 last.
+
+    Args:
+        layer: The weights.
+        batch_norm: Normalise what it gives.
+        spectral_norm: Divide its weights by their spectral norm (Miyato et al. 2018, arXiv 1802.05957), in place of
+            batch normalisation, which would undo it: it takes out the scale of the weights before it.
+    """
+    if spectral_norm:
+        return [parametrizations.spectral_norm(layer), nn.LeakyReLU(0.2, inplace=True)]
+    return [layer, *([nn.BatchNorm2d(layer.out_channels)] if batch_norm else []), nn.LeakyReLU(0.2, inplace=True)]

@@ -1,0 +1,214 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sr_lightning.networks import PatchDiscriminator, SRGANDiscriminator
+
+SMALL = {
+    "srgan": lambda **options: SRGANDiscriminator(crop_size=32, num_features=8, num_hidden=16, **options),
+    "patch": lambda **options: PatchDiscriminator(num_features=8, num_layers=2, **options),
+}
+EVERY = pytest.mark.parametrize("kind", SMALL)
+EITHER_NORM = pytest.mark.parametrize("spectral_norm", [False, True])
+
+
+def images(num_channels=3, size=32):
+    return torch.rand(4, num_channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def shaken(kind, **options):
+    """A discriminator in evaluation mode after some steps' worth of change, so that statistics and biases matter."""
+    torch.manual_seed(0)
+    network = SMALL[kind](**options)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        for _ in range(3):
+            network.train()(images(network.num_channels))
+    return network.eval()
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_parameters_are_as_many_as_published():
+    with torch.device("meta"):
+        assert count(SRGANDiscriminator(crop_size=96)) == 23_565_505
+    # CycleGAN's, which has no affine normalisation either: 2.765 M as its authors' code prints it
+    assert count(PatchDiscriminator(spectral_norm=True)) == 2_764_737
+    # without the three biases before batch normalisation, with its two vectors each
+    assert count(PatchDiscriminator()) == 2_764_737 + (128 + 256 + 512)
+
+
+@pytest.mark.parametrize(("crop_size", "side"), [(17, 2), (24, 2), (32, 2), (33, 3), (96, 6), (128, 8)])
+def test_the_dense_layer_of_srgan_fits_any_crop(crop_size, side):
+    network = SRGANDiscriminator(crop_size=crop_size, num_features=4, num_hidden=8)
+    assert network(images(size=crop_size)).shape == (4, 1)
+    convs = sum(9 * a * b + b for a, b in zip([3, 4, 4, 8, 8, 16, 16, 32], [4, 4, 8, 8, 16, 16, 32, 32], strict=True))
+    norms = 2 * (4 + 8 + 8 + 16 + 16 + 32 + 32)
+    assert count(network) == convs + norms + (32 * side * side + 1) * 8 + 9
+
+
+def plain(weights, x, strides):
+    """Convolutions, batch normalisation from the second on, leaky ReLUs, as far as `strides` go, from a state dict."""
+    index = 0
+    for i, stride in enumerate(strides):
+        x = F.conv2d(x, weights[f"layers.{index}.weight"], weights.get(f"layers.{index}.bias"), stride, padding=1)
+        if i > 0:
+            index += 1
+            mean, var, weight, bias = (
+                weights[f"layers.{index}.{part}"].view(1, -1, 1, 1)
+                for part in ("running_mean", "running_var", "weight", "bias")
+            )
+            x = (x - mean) / (var + 1e-5).sqrt() * weight + bias
+        x = torch.where(x > 0, x, 0.2 * x)
+        index += 2
+    return x, index
+
+
+def test_srgans_is_the_papers_network_before_its_sigmoid():
+    network = shaken("srgan")
+    weights = network.state_dict()
+    x, index = plain(weights, 2 * images() - 1, [1, 2] * 4)
+    x = x.reshape(4, -1) @ weights[f"layers.{index + 1}.weight"].T + weights[f"layers.{index + 1}.bias"]
+    x = torch.where(x > 0, x, 0.2 * x) @ weights[f"layers.{index + 3}.weight"].T + weights[f"layers.{index + 3}.bias"]
+    torch.testing.assert_close(network(images()), x, rtol=1e-4, atol=1e-5)
+    assert network(images()).std() > 1e-3
+
+
+def test_the_patch_discriminator_is_the_papers_network_before_its_sigmoid():
+    network = shaken("patch")
+    weights = network.state_dict()
+    x, index = plain(weights, 2 * images() - 1, [2, 2, 1])
+    x = F.conv2d(x, weights[f"layers.{index}.weight"], weights[f"layers.{index}.bias"], padding=1)
+    torch.testing.assert_close(network(images()), x, rtol=1e-4, atol=1e-5)
+    assert network(images()).shape == (4, 1, 6, 6)
+
+
+@pytest.mark.parametrize(("num_layers", "patch"), [(1, 16), (2, 34), (3, 70), (4, 142)])
+def test_a_logit_judges_a_patch_of_the_size_the_paper_gives(num_layers, patch):
+    network = PatchDiscriminator(num_features=1, num_layers=num_layers).eval()
+    for parameter in network.parameters():  # all positive: nothing cancels
+        parameter.data.abs_()
+    image = torch.ones(1, 3, 2 * patch, 2 * patch, requires_grad=True)
+    logits = network(image)
+    logits[..., logits.shape[-2] // 2, logits.shape[-1] // 2].sum().backward()
+    reached = image.grad[0].sum(0).nonzero()
+    assert (reached.amax(0) - reached.amin(0) + 1).tolist() == [patch, patch]
+    assert network.receptive_field == patch
+
+
+def test_the_patch_discriminators_weights_start_as_in_the_paper():
+    torch.manual_seed(0)
+    for module in PatchDiscriminator().modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.05)
+            assert abs(module.weight.mean().item()) < 0.002
+
+
+@EVERY
+@EITHER_NORM
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_the_gradient_reaches_every_parameter_and_the_image(kind, spectral_norm, num_channels):
+    network = shaken(kind, spectral_norm=spectral_norm, num_channels=num_channels)
+    x = images(num_channels).requires_grad_()
+    network(x).square().sum().backward()
+    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert (x.grad != 0).float().mean() > 0.9
+
+
+@EVERY
+def test_spectral_norm_bounds_every_layer_and_takes_the_place_of_batch_normalisation(kind):
+    network = SMALL[kind](spectral_norm=True)
+    with torch.no_grad():
+        for _ in range(60):  # one step of the power method each
+            network(images())
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    largest = [np.linalg.svd(layer.eval().weight.detach().flatten(1).numpy(), compute_uv=False)[0] for layer in layers]
+    assert largest == pytest.approx([1] * len(layers), rel=0.02)
+    assert len(layers) == {"srgan": 10, "patch": 4}[kind]
+    assert not [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@EVERY
+@EITHER_NORM
+def test_bfloat16_is_within_three_percent_of_the_logits_range(kind, spectral_norm):
+    network = shaken(kind, spectral_norm=spectral_norm)
+    x = torch.cat([images(), images() ** 4])
+    with torch.no_grad():
+        exact = network(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(x)
+        rounded.mean().backward()
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+@EVERY
+@EITHER_NORM
+def test_the_memory_format_changes_nothing(kind, spectral_norm):
+    network = shaken(kind, spectral_norm=spectral_norm)
+    expected = network(images())
+    network.to(memory_format=torch.channels_last)
+    x = images().contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@EVERY
+@EITHER_NORM
+def test_a_saved_discriminator_judges_as_before(kind, spectral_norm):
+    network = shaken(kind, spectral_norm=spectral_norm)
+    other = SMALL[kind](spectral_norm=spectral_norm)
+    other.load_state_dict(copy.deepcopy(network.state_dict()))
+    assert torch.equal(other.eval()(images()), network(images()))
+
+
+@EVERY
+@EITHER_NORM
+def test_it_learns_to_tell_blurred_images_from_sharp_ones(kind, spectral_norm):
+    torch.manual_seed(0)
+    network = SMALL[kind](spectral_norm=spectral_norm)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for _ in range(40):
+        sharp = torch.rand(8, 3, 32, 32)
+        blurred = F.avg_pool2d(F.pad(sharp, [1] * 4, mode="reflect"), 3, stride=1)
+        on_sharp, on_blurred = network(sharp), network(blurred)
+        optimizer.zero_grad()
+        (F.softplus(-on_sharp).mean() + F.softplus(on_blurred).mean()).backward()
+        optimizer.step()
+    assert on_sharp.min() > on_blurred.max()
+
+
+def test_bad_arguments_are_refused_with_their_values():
+    with pytest.raises(ValueError, match=r"crop_size=16: .* take more than 16"):
+        SRGANDiscriminator(crop_size=16)
+    with pytest.raises(ValueError, match="num_channels=2"):
+        SRGANDiscriminator(crop_size=96, num_channels=2)
+    with pytest.raises(ValueError, match="num_channels=4"):
+        PatchDiscriminator(num_channels=4)
+    with pytest.raises(ValueError, match="num_layers=0"):
+        PatchDiscriminator(num_layers=0)
+
+
+def test_images_of_a_size_that_does_not_fit_are_refused_with_both_sizes():
+    with pytest.raises(
+        ValueError, match=r"crop_size=32 was given images of 32x48: crop_size must be patch_size \* scal"
+    ):
+        SMALL["srgan"]()(torch.rand(1, 3, 32, 48))
+    with pytest.raises(ValueError, match="was given images of 40x23 and needs 24x24"):
+        PatchDiscriminator(num_features=2)(torch.rand(1, 3, 40, 23))
+
+
+@EVERY
+def test_a_single_image_of_the_least_size_can_be_trained_on(kind):
+    least = {
+        "srgan": lambda: (SRGANDiscriminator(crop_size=17, num_features=2), 17),
+        "patch": lambda: (PatchDiscriminator(num_features=2), 24),
+    }
+    network, size = least[kind]()
+    assert network.train()(images(size=size)[:1]).isfinite().all()
