@@ -18,6 +18,7 @@ from sr_lightning.errors import InputError
 log = logging.getLogger(__name__)
 
 OmegaConf.register_new_resolver("if_none", lambda value, then, otherwise: then if value is None else otherwise)
+OmegaConf.register_new_resolver("product", lambda a, b: a * b)
 
 
 def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

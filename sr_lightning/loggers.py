@@ -81,6 +81,26 @@ class MetricsFile(Logger):
 
 
 @rank_zero_only
+def log_pictures(loggers: Sequence[Logger], pictures: dict[str, Path], step: int) -> None:
+    """Give pictures to the loggers that can show them.
+
+    Args:
+        loggers: Those of the run.
+        pictures: Name -> PNG file.
+        step: Batches done.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            for name, path in pictures.items():
+                logger.log_image(name, [str(path)], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            for name, path in pictures.items():
+                with Image.open(path) as image:
+                    logger.experiment.add_image(name, np.asarray(image), step, dataformats="HWC")
+            logger.experiment.flush()  # Lightning closes it with the training
+
+
+@rank_zero_only
 def log_results(loggers: Sequence[Logger], rows: Sequence[dict[str, Any]], pictures: Sequence[Path]) -> None:
     """Give the scores, as a table, and the comparison pictures to the loggers that can show them.
 

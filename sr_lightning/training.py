@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint, Progress
+from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint, Progress, ValidationPictures
 from sr_lightning.checkpoint import AtomicCheckpointIO, load_network, read_checkpoint, steps_done
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
@@ -97,6 +97,8 @@ def check_numbers(cfg: DictConfig) -> None:
         InputError: Names those that are not, or are out of range.
     """
     ranges = {"seed": (0, 2**32 - 1)} | dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, 2**62))
+    if cfg.pictures_every is not None:
+        ranges["pictures_every"] = (1, 2**62)
     wrong = [
         f"{key}={cfg[key]} (a whole number from {low} to {high})"
         for key, (low, high) in ranges.items()
@@ -104,6 +106,8 @@ def check_numbers(cfg: DictConfig) -> None:
     ]
     if wrong:
         raise InputError(f"out of range: {', '.join(wrong)}")
+    if cfg.pictures_every is not None and cfg.pictures_every % cfg.val_every:
+        raise InputError(f"pictures_every={cfg.pictures_every}: a multiple of val_every={cfg.val_every}, or null")
 
 
 def build_trainer(cfg: DictConfig, module: SRModule, loggers: list[Logger]) -> pl.Trainer:
@@ -118,7 +122,10 @@ def build_trainer(cfg: DictConfig, module: SRModule, loggers: list[Logger]) -> p
         save_on_train_epoch_end=False,
     )
     last = LastCheckpoint(checkpoints / "last.ckpt", cfg.save_every, cfg.max_steps)
-    progress = Progress(cfg.max_steps, cfg.data.batch_size)
+    callbacks = [Progress(cfg.max_steps, cfg.data.batch_size), best, last]
+    if cfg.pictures_every is not None:
+        folder = Path(cfg.run_dir, "pictures", "validation")
+        callbacks.append(ValidationPictures(folder, cfg.pictures_every, cfg.num_pictures))
     accelerator = cfg.trainer.accelerator
     if accelerator == "auto":  # Apple's GPUs compute no float64, which scores are summed in
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
@@ -130,16 +137,33 @@ def build_trainer(cfg: DictConfig, module: SRModule, loggers: list[Logger]) -> p
         max_epochs=1,
         val_check_interval=min(cfg.val_every, cfg.max_steps),
         check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,  # preflight has done it
+        num_sanity_val_steps=0 if module.warm_start is None else -1,  # -1: what it starts from is validated
         use_distributed_sampler=False,  # the sampler gives each process its part
         logger=loggers,
-        callbacks=[progress, best, last],
+        callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=cfg.run_dir,
         **({} if "profiler" in cfg.trainer else {"profiler": Unprofiled()}),
+        **({} if module.automatic_optimization else alternating(cfg)),
     )
+
+
+def alternating(cfg: DictConfig) -> dict[str, Any]:
+    """Trainer settings of a module that steps its optimizers itself.
+
+    Raises:
+        InputError: A setting that such a module cannot obey.
+    """
+    if cfg.trainer.get("accumulate_grad_batches", 1) != 1:
+        raise InputError(
+            "trainer.accumulate_grad_batches: a step is a batch here; model.accumulate=N takes a batch in N parts"
+        )
+    settings = {"gradient_clip_val": None}  # the module clips, by model.gradient_clip_val
+    if cfg.trainer.devices != 1 and cfg.trainer.get("strategy", "auto") in ("auto", "ddp"):
+        settings["strategy"] = "ddp_find_unused_parameters_true"  # each backward pass leaves the other network out
+    return settings
 
 
 class Unprofiled(PassThroughProfiler):
@@ -175,16 +199,13 @@ def preflight(module: SRModule, datamodule: SRDataModule) -> None:
         raise InputError(f"validation images need {least} x {least} pixels to be scored; smaller: {', '.join(small)}")
     part = max(64, math.ceil(least / scale))  # LR pixels: enough to find faults, and no minutes of a large network
     image = datamodule.to_float(WholeImages(store)[0])
-    trained, module.network = module.network, copy.deepcopy(module.network)  # batch norm keeps its statistics
-    try:
-        with torch.no_grad():
-            sr = module.eval()(image["lr"][..., :part, :part])
-            score(sr, image["hr"][..., : part * scale, : part * scale], scale, module.protocol)
-            if module.loss is not None:
-                batch = datamodule.to_float(datamodule.train_batches(on_device=False)[0])
-                module.train().loss_of({name: images[:1] for name, images in batch.items()})
-    finally:
-        module.network = trained.train()
+    module = copy.deepcopy(module)  # batch norm keeps its statistics
+    with torch.no_grad():
+        sr = module.eval()(image["lr"][..., :part, :part])
+        score(sr, image["hr"][..., : part * scale, : part * scale], scale, module.protocol)
+        if module.loss is not None:
+            batch = datamodule.to_float(datamodule.train_batches(on_device=False)[0])
+            module.train().loss_of({name: images[:1] for name, images in batch.items()})
 
 
 def saved_config(cfg: DictConfig) -> DictConfig:

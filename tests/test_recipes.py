@@ -28,8 +28,13 @@ def test_a_recipe_says_its_command_and_builds(name):
     assert "TBD" not in "".join(head[:6])
     cfg = composed(f"experiment={name}")
     module = instantiate(cfg.model, _convert_="all")
-    optimizer = module.configure_optimizers()["optimizer"]
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(module.network.parameters()))
+    configured = module.configure_optimizers()
+    groups = [
+        group
+        for one in (configured if isinstance(configured, list) else [configured])
+        for group in one["optimizer"].param_groups
+    ]
+    assert sum(len(group["params"]) for group in groups) == len(list(module.parameters()))
     patch_size = cfg.data.patch_size
     batch = {
         "lr": torch.rand(1, 3, patch_size, patch_size),

@@ -40,6 +40,9 @@ class Progress(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         psnr = pl_module.latest["val/psnr"]
+        if trainer.sanity_checking:
+            log.info("step 0  psnr %.2f dB: the weights it starts from", psnr)
+            return
         before = trainer.checkpoint_callback.best_model_score  # also of the part before resuming; None at first
         best = psnr if before is None else max(psnr, before.item())
         done = pl_module.batches_done

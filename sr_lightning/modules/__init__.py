@@ -1,5 +1,6 @@
-"""The LightningModules: how a network is trained."""
+"""LightningModules: how a network is trained."""
 
+from sr_lightning.modules.gan import GANModule
 from sr_lightning.modules.sr import SRModule
 
-__all__ = ["SRModule"]
+__all__ = ["GANModule", "SRModule"]

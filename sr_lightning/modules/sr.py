@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sr_lightning.errors import InputError
 from sr_lightning.inference import to_channels
+from sr_lightning.losses import WeightedSum
 from sr_lightning.metrics import Protocol, Score
 
 
@@ -65,7 +66,7 @@ class SRModule(pl.LightningModule):
         self.ema, self.averaged = ema, None
         self.warm_start = warm_start
         self.latest: dict[str, float] = {}  # what was logged last, for the progress bar
-        self._sums: dict[str, Tensor] = {}  # of what was recorded since it was logged
+        self.recorded: dict[str, Tensor] = {}  # sums over the batches since the last were logged
         self._count = 0
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -96,15 +97,15 @@ class SRModule(pl.LightningModule):
         sr = self(lr).float()
         return sr, center_crop(to_channels(hr, self.network.num_channels), *sr.shape[-2:])
 
-    def image_loss(self, sr: Tensor, hr: Tensor) -> Tensor:
+    def image_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
         """The loss between images, recorded as train/loss; a weighted sum's terms by their names as well."""
-        if not hasattr(self.loss, "terms"):
-            loss = self.loss(sr, hr)
-        else:
+        if isinstance(self.loss, WeightedSum):
             terms = self.loss.terms(sr, hr)
-            self.record({f"train/{name}": term for name, term in terms.items()})
+            self.record({f"train/{name}": term for name, term in terms.items()}, share)
             loss = sum(terms.values())
-        self.record({"train/loss": loss})
+        else:
+            loss = self.loss(sr, hr)
+        self.record({"train/loss": loss}, share)
         return loss
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -120,16 +121,16 @@ class SRModule(pl.LightningModule):
             share: Of the batch that they stand for.
         """
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + share * value.detach()
+            self.recorded[name] = self.recorded.get(name, 0.0) + share * value.detach()
 
     def end_of_step(self, batch_idx: int) -> None:
         """Log the recorded means when it is time; `self.log` on every step would cost more than a small network."""
         self._count += 1
         if (batch_idx + 1) % self.log_every:
             return
-        means = self.trainer.strategy.reduce(torch.stack(list(self._sums.values())) / self._count, reduce_op="mean")
-        metrics = dict(zip(self._sums, means.tolist(), strict=True))
-        self._sums, self._count = {}, 0
+        means = self.trainer.strategy.reduce(torch.stack(list(self.recorded.values())) / self._count, reduce_op="mean")
+        metrics = dict(zip(self.recorded, means.tolist(), strict=True))
+        self.recorded, self._count = {}, 0
         if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"{', '.join(wrong)} at step {batch_idx + 1}: try a smaller learning rate")
         self.log_scalars(metrics | self.learning_rates(), batch_idx + 1)
@@ -145,16 +146,17 @@ class SRModule(pl.LightningModule):
             logger.log_metrics(metrics, step=step)
 
     def on_train_start(self) -> None:
-        self._sums, self._count = {}, 0  # without what was tried before the first step
+        self.recorded, self._count = {}, 0  # without what was tried before the first step
 
     def on_validation_epoch_start(self) -> None:
         num_images = len(self.trainer.val_dataloaders.dataset)
         self.score = Score(num_images, self.network.scale, self.protocol).to(self.device)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # scores are made in float32
             sr = self(batch["lr"])
         self.score.update(sr, batch["hr"], batch["index"])
+        return sr
 
     def on_validation_epoch_end(self) -> None:
         metrics = {f"val/{name}": value.item() for name, value in self.score.compute().items()}
@@ -189,11 +191,8 @@ class SRModule(pl.LightningModule):
         """Batches trained so far, over all resumed parts of the run, whatever the number of optimizers."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.optimizer(self._parameter_groups())
-        if self.scheduler is None:
-            return {"optimizer": optimizer}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+    def configure_optimizers(self) -> Any:
+        return with_scheduler(self.optimizer(self._parameter_groups()), self.scheduler)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """One group of parameters per learning rate."""
@@ -211,6 +210,13 @@ class SRModule(pl.LightningModule):
             for prefix, parameters in groups.items()
             if parameters
         ]
+
+
+def with_scheduler(optimizer: Optimizer, scheduler: Callable[[Optimizer], LRScheduler] | None) -> dict[str, Any]:
+    """An optimizer and its schedule, stepped once per batch, as Lightning takes them."""
+    if scheduler is None:
+        return {"optimizer": optimizer}
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
 
 
 def center_crop(image: Tensor, height: int, width: int) -> Tensor:

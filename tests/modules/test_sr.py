@@ -6,8 +6,6 @@ import torch
 from torch import nn
 
 from sr_lightning.checkpoint import network_weights
-from sr_lightning.data import FolderDataModule
-from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
 from sr_lightning.modules import SRModule
 from sr_lightning.modules.sr import center_crop
@@ -71,20 +69,10 @@ def test_channels_last_changes_nothing_but_the_layout():
     assert first.network.conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_moving_average_is_what_is_validated_and_what_a_checkpoint_gives(pictures, tmp_path):
+def test_the_moving_average_is_what_is_validated_and_what_a_checkpoint_gives(fit, tmp_path):
     trained = module(ema=0.9)
     network = trained.network
     expected = {name: value.clone() for name, value in network.state_dict().items()}
-    data = FolderDataModule(
-        str(pictures),
-        scale=2,
-        degradation=Bicubic(),
-        patch_size=8,
-        batch_size=4,
-        max_steps=5,
-        seed=0,
-        cache_dir=tmp_path,
-    )
 
     class Follow(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, k):
@@ -92,12 +80,7 @@ def test_the_moving_average_is_what_is_validated_and_what_a_checkpoint_gives(pic
             for name, value in network.state_dict().items():
                 expected[name] = decay * expected[name] + (1 - decay) * value
 
-    trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", callbacks=[Follow()], logger=False, default_root_dir=tmp_path,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        use_distributed_sampler=False,
-    )  # fmt: skip
-    trainer.fit(trained, data)
+    trainer = fit(trained, 5, callbacks=[Follow()])
     for name, value in trained.averaged.state_dict().items():
         torch.testing.assert_close(value, expected[name])
         assert not torch.equal(value, network.state_dict()[name])

@@ -1,0 +1,100 @@
+"""What goes wrong in adversarial training, said by name while it can still be mended."""
+
+import logging
+from typing import Any
+
+import pytorch_lightning as pl
+
+from sr_lightning.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Alarms(pl.Callback):
+    """Watches a GANModule and warns, or stops the run with the checkpoints of before.
+
+    - saturated: the discriminator tells hr from sr without fail; the generator learns nothing more from it.
+    - blind: it tells them apart no better than by chance, which is good only if sr is perfect.
+    - degraded: val/psnr has fallen too far below the warm start's, which is validated before the first step.
+
+    Losses and weights that are no numbers end every run (`SRModule`), with the checkpoints of before as well.
+
+    Args:
+        saturated: Difference of train/d_hr and train/d_sr above which the discriminator is.
+        blind: Difference below which it is.
+        patience: So many logged values in a row make an alarm of these two.
+        psnr_drop: In dB. Adversarial training lowers PSNR: SRGAN's published is 2.65 dB below SRResNet's on Set5.
+        action: "warn" or "stop".
+
+    Raises:
+        InputError: A setting that is none of the above.
+    """
+
+    def __init__(
+        self,
+        saturated: float = 0.99,
+        blind: float = 0.01,
+        patience: int = 10,
+        psnr_drop: float = 5.0,
+        action: str = "warn",
+    ) -> None:
+        if action not in ("warn", "stop"):
+            raise InputError(f"model.alarms.action={action}: choose warn or stop")
+        if not 0 <= blind < saturated <= 1:
+            raise InputError(f"model.alarms: 0 <= blind < saturated <= 1, not blind={blind}, saturated={saturated}")
+        self.limits = {"saturated": saturated, "blind": blind}
+        self.patience, self.psnr_drop, self.action = patience, psnr_drop, action
+        self.in_a_row = {"saturated": 0, "blind": 0}
+        self.reference: float | None = None  # the warm start's val/psnr
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": dict(self.in_a_row), "reference": self.reference}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.in_a_row, self.reference = state_dict["in_a_row"], state_dict["reference"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if pl_module.warm_start is None and trainer.is_global_zero:
+            log.warning(
+                "the generator starts from random weights: adversarial training seldom comes to anything so. "
+                "Train it on a pixel loss first and give model.warm_start=RUN_DIR"
+            )
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % pl_module.log_every:
+            if batch_idx == 0 and trainer.is_global_zero:
+                terms = ", ".join(f"{k.removeprefix('train/')} {v:.3g}" for k, v in pl_module.recorded.items())
+                log.info("at the first step: %s", terms)
+            return
+        d_hr, d_sr = pl_module.latest["train/d_hr"], pl_module.latest["train/d_sr"]
+        found = {
+            "saturated": d_hr - d_sr > self.limits["saturated"],
+            "blind": abs(d_hr - d_sr) < self.limits["blind"],
+        }
+        for name, is_so in found.items():
+            self.in_a_row[name] = self.in_a_row[name] + 1 if is_so else 0
+            if self.in_a_row[name] == self.patience:
+                advice = "a smaller model.discriminator_optimizer.lr" if name == "saturated" else "a larger one"
+                self.alarm(
+                    f"the discriminator is {name}: it takes HR for real to {d_hr:.3f} and SR to {d_sr:.3f}, for "
+                    f"{self.patience} logged values in a row; try {advice}",
+                    batch_idx + 1,
+                )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        psnr = pl_module.latest["val/psnr"]
+        if trainer.sanity_checking:
+            self.reference = psnr
+        elif self.reference is not None and self.reference - psnr > self.psnr_drop:
+            self.alarm(
+                f"validation PSNR has fallen from the warm start's {self.reference:.2f} dB to {psnr:.2f} dB, more than "
+                f"model.alarms.psnr_drop={self.psnr_drop}; try a smaller model.adversarial_weight or learning rate",
+                pl_module.batches_done,
+            )
+
+    def alarm(self, message: str, step: int) -> None:
+        """Warn, or stop before this step's checkpoint is written."""
+        if self.action == "warn":
+            log.warning("step %d: %s", step, message)
+        else:
+            raise InputError(f"stopped at step {step}: {message}. The checkpoints of before are kept")

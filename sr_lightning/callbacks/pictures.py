@@ -1,0 +1,41 @@
+"""Pictures of the same places of the same validation images, through the whole training."""
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from sr_lightning.inference import with_chroma
+from sr_lightning.loggers import log_pictures
+from sr_lightning.networks import Bicubic
+from sr_lightning.pictures import save_comparison
+
+
+class ValidationPictures(pl.Callback):
+    """Writes LR, bicubic, SR and HR side by side, where bicubic is furthest from HR, and tells the loggers.
+
+    With several processes those of process 0 are drawn.
+
+    Args:
+        folder: Each image gets a folder of its own in it, with a file per step.
+        every: Batches between two pictures; validations at other steps draw none.
+        count: How many images, the first ones.
+    """
+
+    def __init__(self, folder: str | Path, every: int, count: int) -> None:
+        self.folder, self.every, self.count = Path(folder), every, count
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, batch, batch_idx, dataloader_idx=0
+    ) -> None:
+        index, step = int(batch["index"]), pl_module.batches_done
+        if step % self.every or index >= self.count or not trainer.is_global_zero:
+            return
+        sr, lr, hr = outputs, batch["lr"], batch["hr"]
+        scale = pl_module.network.scale
+        colour = with_chroma(sr, lr, scale) if sr.shape[1] < lr.shape[1] else sr
+        bicubic = Bicubic(scale=scale).to(lr.device)(lr)
+        name = trainer.datamodule.val_store.names[index]
+        path = self.folder / name / f"step_{step:07d}.png"
+        save_comparison(path, lr[0], {"bicubic": bicubic[0], f"step {step}": colour[0]}, hr[0])
+        log_pictures(pl_module.loggers, {f"val/{name}": path}, step)

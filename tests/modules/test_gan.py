@@ -1,0 +1,225 @@
+from functools import partial
+
+import pytest
+import torch
+from pytorch_lightning.plugins import MixedPrecision
+from torch import nn
+from torch.nn import functional as F
+
+from sr_lightning.callbacks import Alarms
+from sr_lightning.checkpoint import network_weights
+from sr_lightning.errors import InputError
+from sr_lightning.losses import LeastSquares, RelativisticAverage, Vanilla, WeightedSum
+from sr_lightning.modules import GANModule
+from sr_lightning.networks import EDSR
+
+RATE, DISCRIMINATOR_RATE = 0.05, 0.02
+
+
+def discriminator() -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3, stride=2), nn.LeakyReLU(0.2), nn.Conv2d(8, 1, 3)]
+    network = nn.Sequential(*layers)
+    network.num_channels = 3
+    return network
+
+
+def gan(adversarial=None, **options) -> GANModule:
+    torch.manual_seed(0)
+    settings = {
+        "network": EDSR(scale=2, num_features=8, num_blocks=1),
+        "loss": WeightedSum({"pixel": nn.MSELoss()}, {"pixel": 1.0}),
+        "optimizer": partial(torch.optim.SGD, lr=RATE),
+        "discriminator": discriminator(),
+        "adversarial": adversarial or Vanilla(),
+        "adversarial_weight": 0.1,
+        "discriminator_optimizer": partial(torch.optim.SGD, lr=DISCRIMINATOR_RATE),
+    }
+    return GANModule(**(settings | options))
+
+
+def by_hand(module: GANModule, data, steps: int) -> None:
+    """The same training in plain PyTorch, with vanilla losses."""
+    data.setup()
+    real, made = torch.ones, torch.zeros
+    for k in range(steps):
+        batch = data.to_float(data.train_batches()[k])
+        sr, hr = module.network(batch["lr"]), batch["hr"]
+        logits = module.discriminator(sr)
+        loss = F.mse_loss(sr, hr) + 0.1 * F.binary_cross_entropy_with_logits(logits, real(logits.shape))
+        for p, gradient in zip(
+            module.network.parameters(), torch.autograd.grad(loss, list(module.network.parameters())), strict=True
+        ):
+            p.data -= RATE * gradient
+        logits = module.discriminator(torch.cat([hr, sr.detach()])).chunk(2)
+        loss = sum(
+            F.binary_cross_entropy_with_logits(part, label(part.shape))
+            for part, label in zip(logits, (real, made), strict=True)
+        )
+        gradients = torch.autograd.grad(loss, list(module.discriminator.parameters()))
+        for p, gradient in zip(module.discriminator.parameters(), gradients, strict=True):
+            p.data -= DISCRIMINATOR_RATE * gradient
+
+
+def assert_close(one: GANModule, other: GANModule, **tolerance) -> None:
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, **tolerance, msg=name)
+
+
+def test_the_step_is_the_one_written_by_hand(fit, data):
+    trained, expected = gan(), gan()
+    fit(trained, 5)
+    by_hand(expected, data, 5)
+    assert_close(trained, expected)
+    assert not torch.equal(trained.network.head.weight, gan().network.head.weight)
+
+
+def test_a_step_is_a_batch(fit):
+    halve = partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5)
+    trained = gan(scheduler=halve, discriminator_scheduler=halve)
+    trainer = fit(trained, 7)
+    assert trainer.global_step == trained.batches_done == 7
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+    assert rates == pytest.approx([RATE / 4, DISCRIMINATOR_RATE / 4])
+
+
+def test_the_generator_enlarges_each_batch_once(fit):
+    trained, calls = gan(), []
+    trained.network.register_forward_hook(lambda *_: calls.append(1))
+    fit(trained, 4)
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_both_gradients_are_clipped_whatever_the_precision(fit, precision):
+    clip = 1e-3
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if precision == "16-mixed" else None
+    plugins = None if precision == "32-true" else [MixedPrecision(precision, "cpu", scaler)]
+    trained, before = gan(gradient_clip_val=clip), gan()
+    fit(trained, 1, plugins=plugins)
+    for name, rate in [("network", RATE), ("discriminator", DISCRIMINATOR_RATE)]:
+        moves = [
+            (a - b).flatten()
+            for a, b in zip(getattr(trained, name).parameters(), getattr(before, name).parameters(), strict=True)
+        ]
+        assert torch.cat(moves).norm().item() == pytest.approx(rate * clip, rel=1e-2)
+
+
+def test_fp16_scaling_trains_as_float32_does(fit):
+    scaled, expected = gan(), gan()
+    trainer = fit(
+        scaled, 3, plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))]
+    )
+    assert trainer.precision_plugin.scaler.get_scale() == 2.0**10  # no step was left out
+    fit(expected, 3)
+    assert_close(scaled, expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_batch_taken_in_parts_gives_the_same_step(fit, parts):
+    whole, parted = gan(), gan(accumulate=parts)
+    fit(whole, 3)
+    fit(parted, 3)
+    assert_close(parted, whole)
+    whole.trainer = parted.trainer = None
+
+
+@pytest.mark.parametrize("adversarial", [Vanilla(), LeastSquares(), RelativisticAverage()])
+def test_the_adversarial_term_alone_moves_the_generator(fit, adversarial):
+    class Nothing(nn.Module):
+        def forward(self, sr, hr):
+            return 0 * sr.sum()
+
+    trained = gan(adversarial, loss=Nothing())
+    before = trained.network.head.weight.clone()
+    fit(trained, 1)
+    assert not torch.equal(trained.network.head.weight, before)
+
+
+def test_every_term_and_both_learning_rates_are_logged_by_name(fit, monkeypatch):
+    trained, logged = gan(log_every=2), []
+    monkeypatch.setattr(trained, "log_scalars", lambda metrics, step: logged.append((step, metrics)))
+    fit(trained, 4)
+    assert [step for step, _ in logged] == [2, 4]
+    beliefs = {"train/d_hr", "train/d_sr", "train/discriminator_loss"}
+    gradients = {"train/gradient", "train/discriminator_gradient"}
+    rates = {"train/learning_rate", "train/discriminator_learning_rate"}
+    assert logged[0][1].keys() == {"train/loss", "train/pixel", "train/adversarial"} | beliefs | gradients | rates
+    assert logged[0][1]["train/pixel"] == logged[0][1]["train/loss"]
+
+
+def test_a_loss_that_is_no_number_is_named(fit):
+    class Broken(nn.Module):
+        def forward(self, sr, hr):
+            return (sr - hr).mean() * torch.nan
+
+    trained = gan(loss=WeightedSum({"broken": Broken()}, {"broken": 1.0}), log_every=1)
+    with pytest.raises(FloatingPointError, match=r"train/broken is nan.* at step 1"):
+        fit(trained, 2)
+
+
+def test_the_average_is_of_the_generator_alone(fit, tmp_path):
+    trained = gan(ema=0.9)
+    trainer = fit(trained, 3)
+    trainer.save_checkpoint(tmp_path / "gan.ckpt")
+    checkpoint = torch.load(tmp_path / "gan.ckpt", weights_only=True)
+    averaged = {key for key in checkpoint["state_dict"] if key.startswith("averaged.")}
+    assert {key.removeprefix("averaged.") for key in averaged} == trained.network.state_dict().keys()
+    EDSR(scale=2, num_features=8, num_blocks=1).load_state_dict(network_weights(checkpoint))
+
+
+def test_images_of_other_channels_than_the_discriminators_are_refused():
+    with pytest.raises(InputError, match=r"model\.discriminator\.num_channels=3, the network has 1"):
+        gan(network=EDSR(scale=2, num_features=8, num_blocks=1, num_channels=1))
+
+
+class Watched:
+    """What an alarm looks at."""
+
+    log_every, batches_done, warm_start, recorded = 1, 40, "a run", {}
+
+    def __init__(self, **latest):
+        self.latest = {f"train/{key}": value for key, value in latest.items()}
+
+
+class Trainer:
+    is_global_zero = True
+
+    def __init__(self, sanity_checking=False):
+        self.sanity_checking = sanity_checking
+
+
+def watch(alarms: Alarms, beliefs: list[tuple[float, float]]) -> None:
+    for k, (d_hr, d_sr) in enumerate(beliefs):
+        alarms.on_train_batch_end(Trainer(), Watched(d_hr=d_hr, d_sr=d_sr), None, None, k)
+
+
+def test_a_saturated_and_a_blind_discriminator_are_named_after_a_while(caplog):
+    watch(Alarms(patience=3), [(1.0, 0.0), (1.0, 0.0), (0.7, 0.3), (1.0, 0.0), (1.0, 0.0)])
+    assert not caplog.records
+    watch(Alarms(patience=3), [(0.999, 0.002)] * 5)
+    watch(Alarms(patience=3), [(0.5, 0.5)] * 5)
+    first, second = [record.message for record in caplog.records]
+    assert first.startswith("step 3: the discriminator is saturated: it takes HR for real to 0.999 and SR to 0.002")
+    assert second.startswith("step 3: the discriminator is blind: it takes HR for real to 0.500 and SR to 0.500")
+    with pytest.raises(InputError, match="stopped at step 2: the discriminator is saturated"):
+        watch(Alarms(patience=2, action="stop"), [(1.0, 0.0)] * 2)
+
+
+def test_psnr_that_falls_far_below_the_warm_start_is_an_alarm_also_after_resuming(caplog):
+    alarms, module = Alarms(psnr_drop=2.0), Watched()
+    for psnr, sanity_checking in [(30.0, True), (28.5, False), (27.9, False)]:
+        module.latest["val/psnr"] = psnr
+        alarms.on_validation_end(Trainer(sanity_checking), module)
+    (record,) = caplog.records
+    assert "from the warm start's 30.00 dB to 27.90 dB" in record.message
+    resumed = Alarms(psnr_drop=2.0, action="stop")
+    resumed.load_state_dict(alarms.state_dict())
+    with pytest.raises(InputError, match="checkpoints of before are kept"):
+        resumed.on_validation_end(Trainer(), module)
+
+
+def test_settings_of_alarms_that_make_no_sense_are_refused():
+    with pytest.raises(InputError, match=r"action=shout: choose warn or stop"):
+        Alarms(action="shout")
+    with pytest.raises(InputError, match=r"blind=0\.5, saturated=0\.4"):
+        Alarms(blind=0.5, saturated=0.4)
