@@ -29,6 +29,7 @@ from sr_lightning.loggers import MetricsFile, log_results
 from sr_lightning.metrics import score
 from sr_lightning.modules import SRModule
 from sr_lightning.scoring import score_run, sets_of_run
+from sr_lightning.sweeps.record import FINISHED, PRUNED, write_result
 from sr_lightning.weights import warm_start
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def train(cfg: DictConfig) -> float:
     """Train what the config describes and score the best checkpoint.
 
     Writes into the run directory: config.yaml (resolved), metrics.csv, checkpoints/best.ckpt and last.ckpt,
-    results.csv and pictures.
+    results.csv, pictures, and result.json at the very end.
 
     Returns:
         Mean PSNR of the best checkpoint on the validation images, in dB.
@@ -63,7 +64,8 @@ def train(cfg: DictConfig) -> float:
     preflight(module, datamodule)
     sets = sets_of_run(cfg, datamodule.val)
     if module.optimizer is None:  # nothing to train: the bicubic baseline
-        psnr, *_ = score_run(cfg, module.network.eval(), sets)
+        psnr, rows, _ = score_run(cfg, module.network.eval(), sets)
+        write_result(run_dir, FINISHED, cfg, psnr=psnr, protocol=rows[0]["protocol"], best_step=0, steps=0, seconds=0.0)
         return psnr
 
     with replacing(run_dir / "config.yaml") as temporary:
@@ -77,9 +79,10 @@ def train(cfg: DictConfig) -> float:
         if cfg.resume is None or steps_done(read_checkpoint(last)) < cfg.max_steps:
             trainer.fit(module, datamodule, ckpt_path=last if cfg.resume else None)
         if trainer.is_global_zero:
-            best = load_network(run_dir / "checkpoints" / "best.ckpt").network
-            psnr, rows, pictures = score_run(cfg, best, sets)
+            best = load_network(run_dir / "checkpoints" / "best.ckpt")
+            psnr, rows, pictures = score_run(cfg, best.network, sets)
             log_results(loggers, rows, pictures)
+            record_result(cfg, read_checkpoint(last), psnr, best.step, rows[0]["protocol"])
             return psnr
         best_score = trainer.checkpoint_callback.best_model_score  # None where the latest is the best
         return module.latest["val/psnr"] if best_score is None else best_score.item()
@@ -88,6 +91,21 @@ def train(cfg: DictConfig) -> float:
             import wandb
 
             wandb.finish()  # or the next run of this process would go on in this one
+
+
+def record_result(cfg: DictConfig, last: dict[str, Any], psnr: float, best_step: int, protocol: str) -> None:
+    """Write result.json.
+
+    Raises:
+        FloatingPointError: The score is no number.
+    """
+    if not math.isfinite(psnr):
+        raise FloatingPointError(f"the score of {cfg.run_dir} is {psnr}: try a smaller learning rate")
+    steps = steps_done(last)
+    status = FINISHED if steps >= cfg.max_steps else PRUNED
+    seconds = round(last["callbacks"].get("Progress", {"seconds": math.nan})["seconds"], 2)
+    numbers = {"psnr": psnr, "protocol": protocol, "best_step": best_step, "steps": steps, "seconds": seconds}
+    write_result(cfg.run_dir, status, cfg, **numbers)
 
 
 def check_numbers(cfg: DictConfig) -> None:

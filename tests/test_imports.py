@@ -31,7 +31,9 @@ MAY_IMPORT = {
     | {"checkpoint", "color", "data", "degradations", "inference", "markdown", "metrics", "networks", "pictures"}
     | {"weights"},
     "models": {"inference", "markdown"},
-    "training": FLOOR | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "weights"},
+    "sweeps": FLOOR,
+    "training": FLOOR
+    | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "sweeps", "weights"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
 NO_FRAMEWORK = {"networks", "degradations", "color", "metrics", "inference", "optim"}

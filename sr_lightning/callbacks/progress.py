@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(pl.Callback):
-    """Loss, PSNR, patches per second and time left.
+    """Loss, PSNR, patches per second and time left; the seconds of training so far are kept in checkpoints.
 
     Args:
         max_steps: Batches of the whole training.
@@ -21,6 +21,14 @@ class Progress(pl.Callback):
 
     def __init__(self, max_steps: int, batch_size: int, refresh: int = 20) -> None:
         self.max_steps, self.batch_size, self.refresh = max_steps, batch_size, refresh
+        self.seconds_before, self.start = 0.0, None
+
+    def state_dict(self) -> dict[str, float]:
+        """Seconds of training and validation that led here, over all resumed parts."""
+        return {"seconds": self.seconds_before + (0.0 if self.start is None else time.monotonic() - self.start)}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds_before = state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start, self.first = time.monotonic(), pl_module.batches_done
