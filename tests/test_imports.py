@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "optim": FLOOR,
     "degradations": FLOOR,
     "networks": FLOOR,
+    "losses": FLOOR | {"download"},
     "metrics": FLOOR | {"color"},
     "inference": {"color", "networks"},
     "data": FLOOR | {"degradations", "download"},
@@ -25,8 +26,8 @@ MAY_IMPORT = {
     "checkpoint": FLOOR,
     "pickled_module": FLOOR,
     "weights": FLOOR | {"checkpoint", "networks", "pickled_module"},
-    "callbacks": FLOOR,
-    "modules": FLOOR | {"inference", "metrics"},
+    "callbacks": FLOOR | {"inference", "loggers", "networks", "pictures"},
+    "modules": FLOOR | {"inference", "losses", "metrics"},
     "scoring": FLOOR
     | {"checkpoint", "color", "data", "degradations", "inference", "markdown", "metrics", "networks", "pictures"}
     | {"weights"},
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "sweeps", "weights"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
-NO_FRAMEWORK = {"networks", "degradations", "color", "metrics", "inference", "optim"}
+NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim"}
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}
 
 

@@ -1,0 +1,18 @@
+"""Losses that torch lacks: modules that take (sr, hr) and give a scalar, and adversarial ones, which take logits."""
+
+from sr_lightning.losses.adversarial import Adversarial, Hinge, LeastSquares, RelativisticAverage, Vanilla
+from sr_lightning.losses.pixel import Charbonnier, TotalVariation
+from sr_lightning.losses.vgg import VGGLoss
+from sr_lightning.losses.weighted_sum import WeightedSum
+
+__all__ = [
+    "Adversarial",
+    "Charbonnier",
+    "Hinge",
+    "LeastSquares",
+    "RelativisticAverage",
+    "TotalVariation",
+    "VGGLoss",
+    "Vanilla",
+    "WeightedSum",
+]
