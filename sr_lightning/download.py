@@ -64,7 +64,8 @@ def download(
         `path`.
 
     Raises:
-        InputError: No connection, a refusal, a web page in place of the file, a wrong length or digest, or a full disk.
+        InputError: No connection, a refusal, a web page in place of the file, a wrong length or digest, a full disk, or
+            a folder that cannot be made or written to.
     """
     path = Path(path)
     if urlsplit(url).scheme not in ("http", "https", "file"):
@@ -137,7 +138,12 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
 
 def _alone(path: Path) -> AbstractContextManager[None]:
     """Only one process makes `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot make this folder ({error.strerror}); choose another") from error
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent}: no permission to write into this folder; choose another")
     return one_at_a_time(path.with_name(f".{path.name}.lock"), str(path))
 
 

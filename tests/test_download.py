@@ -161,6 +161,15 @@ def test_what_is_no_address_is_refused(tmp_path):
         download("http://host/with space", tmp_path / "set.zip")
 
 
+def test_a_folder_that_cannot_be_made_or_written_to_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/sub: cannot make this folder \(Not a directory\); choose another"):
+        download("http://127.0.0.1:9/set.zip", tmp_path / "file" / "sub" / "set.zip")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(InputError, match="no permission to write into this folder"):
+        download("http://127.0.0.1:9/set.zip", tmp_path / "set.zip")
+
+
 def test_a_local_mirror_can_be_named_as_a_file_address(tmp_path):
     (tmp_path / "source").write_bytes(CONTENT)
     path = download((tmp_path / "source").as_uri(), tmp_path / "set.zip", SHA256)
