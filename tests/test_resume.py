@@ -13,14 +13,16 @@ import torch
 from sr_lightning.checkpoint import read_checkpoint, steps_done
 from tests.helpers import ROOT, rows_of, run
 
-MAX_STEPS = 300
-
-
-@pytest.fixture
-def long_command(command):
-    """Long enough to be killed in the middle; checkpoints fall before, on and between validations."""
-    settings = ["val_every=20", "save_every=5", "log_every=5", "num_pictures=0", "model.ema=0.99"]
-    return [*command, f"max_steps={MAX_STEPS}", *settings]
+# Checkpoints fall before, on and between validations.
+OFTEN = ["val_every=20", "save_every=5", "log_every=5", "num_pictures=0", "model.ema=0.99"]
+PIXEL = [*OFTEN, "max_steps=300"]
+ADVERSARIAL = [
+    *OFTEN,
+    *("max_steps=100", "model=srresnet", "model.network.num_features=8", "model.network.num_blocks=1", "gan=srgan"),
+    *("data.patch_size=16", "model.loss.terms.content.weights=random", "~model.loss.terms.content.layers.5_4"),
+    *("+model.loss.terms.content.layers.1_2=1", "model.discriminator.num_features=4"),
+]
+TWO_PROCESSES = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
 def kill_after_new_checkpoints(words: list, path: Path, count: int) -> int:
@@ -57,30 +59,40 @@ def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
         assert one == other, where
 
 
-def test_a_run_killed_twice_and_resumed_equals_one_never_stopped(long_command, tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "kills"),
+    [(PIXEL, 2), (ADVERSARIAL, 2), ([*ADVERSARIAL, *TWO_PROCESSES], 1)],
+    ids=["pixel loss", "adversarial", "adversarial in two processes"],
+)
+def test_a_run_killed_and_resumed_equals_one_never_stopped(command, tmp_path, settings, kills):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(*long_command, f"hydra.run.dir={whole}")
+    run(*command, *settings, f"hydra.run.dir={whole}")
+    max_steps = steps_done(read_checkpoint(whole / "checkpoints" / "last.ckpt"))
 
     last = killed / "checkpoints" / "last.ckpt"
-    first_stop = kill_after_new_checkpoints([*long_command, f"hydra.run.dir={killed}"], last, 3)
-    resume = [sys.executable, "train.py", f"resume={killed}"]
-    second_stop = kill_after_new_checkpoints(resume, last, 3)
-    assert 0 < first_stop < second_stop < MAX_STEPS
-    run(*resume)
+    words = [*command, *settings, f"hydra.run.dir={killed}"]
+    stops = []
+    for _ in range(kills):
+        stops.append(kill_after_new_checkpoints(words, last, 3))
+        words = [sys.executable, "train.py", f"resume={killed}"]
+    assert 0 < stops[0] <= stops[-1] < max_steps
+    assert stops == sorted(set(stops))
+    run(*words)
 
     for name in ("last.ckpt", "best.ckpt"):
         one, other = (read_checkpoint(folder / "checkpoints" / name) for folder in (whole, killed))
         assert steps_done(one) == steps_done(other)
+        assert one["global_step"] == steps_done(one)
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
             assert_same(one[part], other[part], part)
-    assert steps_done(read_checkpoint(last)) == MAX_STEPS
+    assert steps_done(read_checkpoint(last)) == max_steps
     assert rows_of(killed / "metrics.csv") == rows_of(whole / "metrics.csv")
     assert rows_of(killed / "results.csv") == rows_of(whole / "results.csv")
 
 
-def test_a_run_that_was_moved_remembers_its_best_score_and_leaves_its_old_place_alone(long_command, tmp_path):
+def test_a_run_that_was_moved_remembers_its_best_score_and_leaves_its_old_place_alone(command, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
-    words = [*long_command, "logger=tensorboard", f"hydra.run.dir={old}"]
+    words = [*command, *PIXEL, "logger=tensorboard", f"hydra.run.dir={old}"]
     kill_after_new_checkpoints(words, old / "checkpoints" / "last.ckpt", 8)
     old.rename(new)
     run(sys.executable, "train.py", f"resume={new}")

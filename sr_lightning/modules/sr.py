@@ -149,6 +149,9 @@ class SRModule(pl.LightningModule):
         self.recorded, self._count = {}, 0  # without what was tried before the first step
 
     def on_validation_epoch_start(self) -> None:
+        if self.trainer.world_size > 1:  # each process has updated batch norm's statistics by its own part of a batch
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         num_images = len(self.trainer.val_dataloaders.dataset)
         self.score = Score(num_images, self.network.scale, self.protocol).to(self.device)
 
