@@ -1,7 +1,5 @@
 """Scores: networks on sets of images, in one table, under one protocol."""
 
-import csv
-import io
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +17,11 @@ from sr_lightning.data.images import read_image
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.degradations.bicubic import crop_to_multiple, downscale
 from sr_lightning.errors import InputError
-from sr_lightning.files import replacing
 from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve, to_channels, with_chroma
-from sr_lightning.markdown import markdown_table
 from sr_lightning.metrics import Protocol, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.pictures import save_comparison
+from sr_lightning.results import first_mean, mean_row, report
 from sr_lightning.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -134,19 +131,6 @@ def score_images(
     return [row for part in rows.values() for row in [*part, mean_row(part)]]
 
 
-def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of an average over images. All images must have been scored under one protocol.
-
-    Raises:
-        InputError: There is no image, or some LR were given and others made.
-    """
-    protocols = sorted({row["protocol"] for row in rows})
-    if len(protocols) != 1:
-        raise InputError(f"{rows[0]['dataset']} mixes protocols: {protocols}. Give LR for all of its images or none")
-    scores = [key for key in rows[0] if key.startswith(("psnr", "ssim"))]
-    return rows[0] | {"image": "mean"} | {key: sum(row[key] for row in rows) / len(rows) for key in scores}
-
-
 def score_sets(
     models: Sequence[Model], sets: dict[str, Sequence[Pair]], cfg: DictConfig
 ) -> tuple[list[dict[str, Any]], list[Path]]:
@@ -226,12 +210,6 @@ def evaluate(cfg: DictConfig) -> float:
     return first_mean(rows, models[0].name)
 
 
-def first_mean(rows: Sequence[dict[str, Any]], model: str) -> float:
-    """Mean PSNR of a model on the first set it was scored on, in dB."""
-    row = next(row for row in rows if row["image"] == "mean" and row["model"] == model)
-    return next(value for key, value in row.items() if key.startswith("psnr"))
-
-
 def requested_models(cfg: DictConfig) -> list[Model]:
     """The networks of `ckpt=`, or the one of `model=` if it has nothing to train; their self-ensembles if asked for.
 
@@ -284,42 +262,3 @@ def published_models(cfg: DictConfig, paths: Sequence[Path]) -> list[Model]:
         load_weights(network, path)
         models.append(Model(cfg.name if len(paths) == 1 else f"{cfg.name} {path.stem}", network))
     return models
-
-
-def report(
-    rows: Sequence[dict[str, Any]], pictures: Sequence[Path], run_dir: Path, images_of: str | None = None
-) -> None:
-    """Print the table and write results.csv; say where pictures are."""
-    write_results(run_dir / "results.csv", rows)
-    log.info("protocol %s\n%s", ", ".join(sorted({row["protocol"] for row in rows})), table(rows, images_of))
-    log.info("%s", run_dir / "results.csv")
-    if pictures:
-        log.info("%d pictures in %s", len(pictures), pictures[0].parent)
-
-
-def table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
-    """Scores as a Markdown table: one line per model and set, and per image of the set `images_of`.
-
-    The gain is over bicubic on the same images.
-    """
-    metrics = [key for key in rows[0] if key.startswith(("psnr", "ssim"))]
-    psnr = metrics[0]
-    bicubic = {(r["dataset"], r["scale"], r["image"]): r[psnr] for r in rows if r["model"] == "bicubic"}
-    lines = [["data set", "image", "scale", "model", *metrics, "gain"]]
-    for row in rows:
-        if row["image"] == "mean" or row["dataset"] == images_of:
-            gain = row[psnr] - bicubic[row["dataset"], row["scale"], row["image"]]
-            scores = [f"{row[m]:.2f}" if m == psnr else f"{row[m]:.4f}" for m in metrics]
-            last = "" if row["model"] == "bicubic" else f"{gain:+.2f}"
-            lines.append([row["dataset"], row["image"], f"x{row['scale']}", row["model"], *scores, last])
-    return markdown_table(lines)
-
-
-def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows as csv, complete or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue())

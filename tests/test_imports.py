@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "inference": {"color", "networks"},
     "data": FLOOR | {"degradations", "download"},
     "pictures": {"data"},
+    "results": FLOOR | {"markdown"},
     "loggers": FLOOR,
     "checkpoint": FLOOR,
     "pickled_module": FLOOR,
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "callbacks": FLOOR | {"inference", "loggers", "networks", "pictures"},
     "modules": FLOOR | {"inference", "losses", "metrics"},
     "scoring": FLOOR
-    | {"checkpoint", "color", "data", "degradations", "inference", "markdown", "metrics", "networks", "pictures"}
+    | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures", "results"}
     | {"weights"},
     "models": {"inference", "markdown"},
     "sweeps": FLOOR,
