@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "data": FLOOR | {"degradations", "download"},
     "pictures": {"data"},
     "results": FLOOR | {"markdown"},
+    "report": FLOOR,
     "loggers": FLOOR,
     "checkpoint": FLOOR,
     "pickled_module": FLOOR,
@@ -33,6 +34,11 @@ MAY_IMPORT = {
     | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures", "results"}
     | {"weights"},
     "models": {"inference", "markdown"},
+    "tiles": FLOOR,
+    "photos": FLOOR | {"data"},
+    "upscaler": FLOOR | {"checkpoint", "inference", "networks", "photos", "tiles"},
+    "video": FLOOR,
+    "upscale": FLOOR | {"data", "photos", "upscaler", "video"},
     "sweeps": FLOOR,
     "training": FLOOR
     | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "sweeps", "weights"},
