@@ -9,7 +9,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from skimage.data import astronaut
 from torch import nn
+from torch.nn import functional as F
+
+from sr_lightning.inference import to_channels
+from sr_lightning.modules.sr import center_crop
+from sr_lightning.networks import Bicubic
+from sr_lightning.optim import Muon
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base")
@@ -148,6 +155,28 @@ def test_the_receptive_radius_is_exact(name, scale, reached_radius):
         assert lr.grad[..., -1, -1].any()
     else:
         assert reached_radius(network, network.receptive_radius + 3) == network.receptive_radius
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_four_patches_by_heart(name):
+    network = small(name, 2).train()
+    if not any(True for _ in network.parameters()):
+        pytest.skip("nothing to train")
+    photo = torch.from_numpy(astronaut()).permute(2, 0, 1) / 255
+    places = [(80, 200), (100, 240), (300, 100), (400, 300)]
+    hr = torch.stack([photo[:, top : top + 16, left : left + 16] for top, left in places])
+    lr = F.interpolate(hr, scale_factor=0.5, mode="bicubic", antialias=True)
+    lr, hr = to_channels(lr, network.num_channels), to_channels(hr, network.num_channels)
+    optimizer = Muon(network.parameters(), lr=1.5e-2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 130)
+    for _ in range(130):
+        sr = network(lr)
+        error = F.mse_loss(sr, center_crop(hr, *sr.shape[-2:]))
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        scheduler.step()
+    assert error < 0.7 * F.mse_loss(*(center_crop(image, *sr.shape[-2:]) for image in (Bicubic(scale=2)(lr), hr)))
 
 
 @pytest.mark.parametrize("name", NAMES)
