@@ -51,7 +51,7 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         InputError: Missing, no image, damaged, animated, transparent, floating point, or too large for Pillow.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise InputError(f"{path}: holds {image.n_frames} pictures; save the wanted one alone, as PNG")
         turn = _UPRIGHT.get(_orientation(image))
@@ -72,7 +72,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         InputError: Missing, no image, or a damaged header.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
 
@@ -158,7 +158,7 @@ def write_image(path: str | Path, image: np.ndarray | Image.Image) -> None:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path) -> Iterator[Image.Image]:
     """An image file, its header read; what Pillow raises until the end of the block becomes an InputError."""
     try:
         with _silence, Image.open(path) as image:
