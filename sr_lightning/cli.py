@@ -14,11 +14,26 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.errors import InputError
+from sr_lightning.sweeps.cells import cell_name
+from sr_lightning.sweeps.devices import visible_devices
+from sr_lightning.sweeps.processes import end_with_parent, is_cell
+from sr_lightning.sweeps.record import record_failure
+from sr_lightning.sweeps.run import CellFailed
 
 log = logging.getLogger(__name__)
 
 OmegaConf.register_new_resolver("if_none", lambda value, then, otherwise: then if value is None else otherwise)
 OmegaConf.register_new_resolver("product", lambda a, b: a * b)
+OmegaConf.register_new_resolver(
+    "if_sweep", lambda mode, then, otherwise: then if mode == RunMode.MULTIRUN else otherwise
+)
+OmegaConf.register_new_resolver("cell_name", lambda _root_: cell_name(_root_))
+OmegaConf.register_new_resolver("num_devices", lambda: max(1, len(visible_devices())))
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of Hydra's multirun."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -26,16 +41,22 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(function)
     def wrapper(cfg: DictConfig) -> Any:
+        if is_cell():
+            end_with_parent()
         try:
             return function(cfg)
+        except CellFailed:
+            raise
         except Exception as error:
             mendable = find_input_error(error)
             if mendable is None:
                 log.exception("failed")
             else:
                 log.error("error: %s", mendable)
-                if HydraConfig.get().mode == RunMode.RUN:  # in a sweep the other jobs go on
-                    sys.exit(1)
+            if is_cell():
+                record_failure(cfg, str(mendable or f"{type(error).__name__}: {error}"))
+            if is_cell() or (mendable is not None and not in_sweep()):  # in a sweep the other jobs go on
+                sys.exit(1)
             raise
 
     return wrapper

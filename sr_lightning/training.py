@@ -13,7 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -29,7 +28,8 @@ from sr_lightning.loggers import MetricsFile, log_results
 from sr_lightning.metrics import score
 from sr_lightning.modules import SRModule
 from sr_lightning.scoring import score_run, sets_of_run
-from sr_lightning.sweeps.record import FINISHED, PRUNED, write_result
+from sr_lightning.sweeps.cells import changed_settings
+from sr_lightning.sweeps.record import FINISHED, PRUNED, RESULT, write_result
 from sr_lightning.weights import warm_start
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def train(cfg: DictConfig) -> float:
 
     with replacing(run_dir / "config.yaml") as temporary:
         OmegaConf.save(OmegaConf.create(config), temporary)
+    (run_dir / RESULT).unlink(missing_ok=True)  # it is to be the last thing written
     loggers = [MetricsFile(run_dir / "metrics.csv")]
     if cfg.get("logger"):
         loggers.append(instantiate(cfg.logger, save_dir=str(run_dir)))
@@ -99,11 +100,11 @@ def record_result(cfg: DictConfig, last: dict[str, Any], psnr: float, best_step:
     Raises:
         FloatingPointError: The score is no number.
     """
-    if not math.isfinite(psnr):
+    if math.isnan(psnr):
         raise FloatingPointError(f"the score of {cfg.run_dir} is {psnr}: try a smaller learning rate")
     steps = steps_done(last)
     status = FINISHED if steps >= cfg.max_steps else PRUNED
-    seconds = round(last["callbacks"].get("Progress", {"seconds": math.nan})["seconds"], 2)
+    seconds = last["callbacks"].get("Progress", {}).get("seconds")  # None of runs begun before they were counted
     numbers = {"psnr": psnr, "protocol": protocol, "best_step": best_step, "steps": steps, "seconds": seconds}
     write_result(cfg.run_dir, status, cfg, **numbers)
 
@@ -232,33 +233,23 @@ def saved_config(cfg: DictConfig) -> DictConfig:
     Raises:
         InputError: `resume` is no run directory, holds no checkpoint, or other settings are asked for.
     """
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise InputError("resume goes on with one run: leave -m out")
     run_dir = Path(cfg.run_dir)
     if not (run_dir / "config.yaml").is_file():
         raise InputError(f"resume={cfg.resume} is not the directory of a run: it has no config.yaml")
     if not (run_dir / "checkpoints" / "last.ckpt").is_file():
         raise InputError(f"resume={cfg.resume}: the run was stopped before its first checkpoint; start it again")
     saved = OmegaConf.load(run_dir / "config.yaml")
-    saved.run_dir, saved.resume = cfg.run_dir, cfg.resume
     given = [o for o in HydraConfig.get().overrides.task if not o.lstrip("+").startswith("resume=")]
-    if given:
-        asked = flatten(OmegaConf.to_container(cfg, resolve=True))
-        was = flatten(OmegaConf.to_container(saved))
-        if changed := [key for key in sorted(asked.keys() | was.keys()) if asked.get(key) != was.get(key)]:
-            lines = "".join(f"\n  {key}: was {was.get(key)}, asked {asked.get(key)}" for key in changed)
-            raise InputError(
-                f"resume={cfg.resume} goes on with the run's own settings; these differ:{lines}\n"
-                "Give resume alone, or all the words of the run's own command, or start a new run"
-            )
-    return saved
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay values."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    return {k: v for key, value in config.items() for k, v in flatten(value, f"{prefix}.{key}".lstrip(".")).items()}
+    if not given:
+        saved.run_dir, saved.resume = cfg.run_dir, cfg.resume
+        return saved
+    if changed := changed_settings(saved, cfg):
+        lines = "".join(f"\n  {line}" for line in changed)
+        raise InputError(
+            f"resume={cfg.resume} goes on with the run's own settings; these differ:{lines}\n"
+            "Give resume alone, or all the words of the run's own command, or start a new run"
+        )
+    return cfg  # the same settings, with data or cache in another place perhaps
 
 
 def quieten_lightning() -> None:

@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "files": set(),
     "markdown": set(),
     "color": FLOOR,
-    "cli": {"errors"},
+    "cli": {"errors", "sweeps"},
     "download": FLOOR,
     "optim": FLOOR,
     "degradations": FLOOR,
@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "upscaler": FLOOR | {"checkpoint", "inference", "networks", "photos", "tiles"},
     "video": FLOOR,
     "upscale": FLOOR | {"data", "photos", "upscaler", "video"},
-    "sweeps": FLOOR,
+    "sweeps": FLOOR | {"markdown"},
     "training": FLOOR
     | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "sweeps", "weights"},
 }

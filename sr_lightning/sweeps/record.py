@@ -1,7 +1,6 @@
 """result.json: what came of a run, written as the last thing it does. Sweeps and tables read it."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,14 @@ def write_result(run_dir: str | Path, status: str, cfg: DictConfig, **numbers: A
         cfg: The run's config.
         **numbers: What is known beyond `describe`; with "failed" at least `error`.
     """
-    numbers = {key: None if isinstance(n, float) and not math.isfinite(n) else n for key, n in numbers.items()}
     with replacing(Path(run_dir, RESULT)) as temporary:
         temporary.write_text(json.dumps({"status": status} | describe(cfg) | numbers, indent=1) + "\n")
+
+
+def record_failure(cfg: DictConfig, error: str) -> None:
+    """Write result.json of a run that raised, unless another of its processes has."""
+    if read_result(cfg.run_dir) is None:
+        write_result(cfg.run_dir, FAILED, cfg, error=error)
 
 
 def read_result(run_dir: str | Path) -> dict[str, Any] | None:

@@ -1,0 +1,117 @@
+"""A call: one run of a sweep's command. What its jobs must know, and what has become of each."""
+
+import functools
+import json
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sr_lightning.files import replacing
+from sr_lightning.markdown import markdown_table
+
+VARIABLE = "SR_LIGHTNING_CALL"  # in the environment of all jobs: the call's directory
+ENDED = ("finished", "resumed", "pruned", "skipped", "failed")
+
+_alive: list[FileLock] = []  # held until this process ends
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a sweep's command.
+
+    Attributes:
+        directory: <sweep>/.sweep/<time>_<process>. Holds call.json and one file per job, which only that job writes.
+    """
+
+    directory: Path
+
+    @classmethod
+    def begin(cls, sweep_dir: Path, devices: Sequence[str] | None) -> "Call":
+        """Start a call and tell the jobs to come by the environment.
+
+        Args:
+            sweep_dir: The sweep's directory.
+            devices: The machine's devices, for which cells queue; None where a scheduler hands them out.
+        """
+        call = cls(sweep_dir.absolute() / ".sweep" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
+        call.directory.mkdir(parents=True)
+        _alive.append(FileLock(call.directory / "alive.lock"))
+        _alive[-1].acquire()
+        command = [str(Path(sys.argv[0]).absolute()), *sys.argv[1:]]
+        facts = {"command": command, "host": socket.gethostname(), "process": os.getpid(), "devices": devices}
+        with replacing(call.directory / "call.json") as temporary:
+            temporary.write_text(json.dumps(facts, indent=1) + "\n")
+        os.environ[VARIABLE] = str(call.directory)
+        return call
+
+    @classmethod
+    def current(cls) -> "Call":
+        """The call that this job belongs to."""
+        return cls(Path(os.environ[VARIABLE]))
+
+    @property
+    def sweep_dir(self) -> Path:
+        return self.directory.parents[1]
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """What `begin` wrote down: command, host, process, devices."""
+        return json.loads((self.directory / "call.json").read_text())
+
+    def abandoned(self) -> bool:
+        """Whether the process that began the call has ended; never where a scheduler runs the jobs."""
+        if self.facts["devices"] is None:
+            return False
+        try:
+            FileLock(self.directory / "alive.lock").acquire(timeout=0).lock.release()
+        except Timeout:
+            return False
+        return True
+
+    def end_if_abandoned(self) -> None:
+        """End a job's process that has outlived its call."""
+        if self.abandoned():
+            os._exit(1)
+
+    def report(self, number: int, **facts: Any) -> None:
+        """Write down where a job stands: cell, status, and what else is known. Adds to what was reported before."""
+        path = self.directory / f"{number:05d}.json"
+        known = json.loads(path.read_text()) if path.exists() else {"number": number}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(known | facts) + "\n")
+
+    def reports(self) -> list[dict[str, Any]]:
+        """The latest report of every job, by number."""
+        files = [path for path in self.directory.glob("*.json") if re.fullmatch(r"\d+", path.stem)]
+        return [json.loads(path.read_text()) for path in sorted(files)]
+
+
+def summary(call: Call) -> str:
+    """Every cell of a call, and what became of it, as a Markdown table under a line of counts."""
+    reports = call.reports()
+    for report in reports:
+        if report["status"] not in ENDED:
+            report["status"] = "interrupted"
+    statuses = [report["status"] for report in reports]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+    lines = [["cell", "status", "PSNR", "steps", "minutes", "what went wrong"]]
+    for report in reports:
+        numbers = [("psnr", "{:.2f}", 1), ("steps", "{:d}", 1), ("seconds", "{:.1f}", 1 / 60)]
+        shown = ["" if report.get(key) is None else form.format(report[key] * by) for key, form, by in numbers]
+        lines.append([report["cell"], report["status"], *shown, report.get("error", "").split("\n")[0]])
+    if "failed" not in statuses:
+        lines = [line[:-1] for line in lines]
+    return f"sweep {relative(call.sweep_dir)}: {len(reports)} cells, {counts}\n{markdown_table(lines)}"
+
+
+def relative(path: Path) -> Path:
+    """The path from the working directory where it lies below, else as it is."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

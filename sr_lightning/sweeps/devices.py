@@ -1,0 +1,116 @@
+"""A machine's GPUs, each lent to one cell at a time, first come, first served.
+
+Everything is held by file locks, which end with the process that holds them, however that ends.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+
+from sr_lightning.errors import InputError
+from sr_lightning.files import replacing
+
+PAUSE = 0.1  # seconds between two looks for a free device
+
+
+def visible_devices() -> list[str]:
+    """The devices that processes started from here may use: CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE) if listed.returncode == 0 else []
+
+
+def devices_wanted(trainer: DictConfig, there: Sequence[str]) -> int:
+    """How many devices a cell trains on; 0 where it trains on the CPU.
+
+    Args:
+        trainer: The config's trainer.
+        there: The devices there are.
+
+    Raises:
+        InputError: More than there are, or a list of certain ones.
+    """
+    if trainer.accelerator == "cpu" or not there:
+        return 0
+    wanted = str(trainer.devices)
+    if wanted in ("-1", "auto"):
+        return len(there)
+    if not wanted.isdigit() or not 1 <= int(wanted) <= len(there):
+        raise InputError(
+            f"trainer.devices={wanted}: in a sweep give the number of devices for each cell, from 1 to {len(there)} "
+            f"(there are {', '.join(there)}), or -1 for all"
+        )
+    return int(wanted)
+
+
+@contextmanager
+def lent(count: int, devices: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
+    """Wait for free devices and hold them during the block.
+
+    Who waits first gets first, however many it needs; only those behind it wait that want some of the same devices.
+
+    Args:
+        count: How many.
+        devices: Names to choose from.
+        folder: Of the locks; None: one of this user and machine.
+    """
+    folder = folder or Path(tempfile.gettempdir(), f"sr_lightning_{os.getuid()}", "devices")
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        mine: list[str] = []
+        with _turn(devices, folder):
+            while len(mine) < count:
+                for name in devices:
+                    if name not in mine and len(mine) < count:
+                        lock = FileLock(folder / f"device_{re.sub('[^A-Za-z0-9-]', '-', name)}.lock")
+                        try:
+                            lock.acquire(timeout=0)
+                        except Timeout:
+                            continue
+                        held.callback(lock.release)
+                        mine.append(name)
+                if len(mine) < count:
+                    time.sleep(PAUSE)
+        yield [name for name in devices if name in mine]
+
+
+@contextmanager
+def _turn(devices: Sequence[str], folder: Path) -> Iterator[None]:
+    """Be the first of those that want some of these devices.
+
+    Each draws a number and locks the file of that number; it waits until the files of lower numbers are unlocked.
+    """
+    with FileLock(folder / "numbers.lock"):
+        numbers = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("*.wants")}
+        number = max(numbers, default=0) + 1
+        mine = FileLock(folder / f"{number}.lock")
+        mine.acquire()
+        with replacing(folder / f"{number}.wants") as temporary:
+            temporary.write_text(json.dumps(list(devices)))
+    try:
+        for earlier in sorted(number for number, wants in numbers.items() if set(wants) & set(devices)):
+            FileLock(folder / f"{earlier}.lock").acquire(poll_interval=PAUSE).lock.release()
+            _forget(earlier, folder)  # its process has gone on, or has been killed
+        yield
+    finally:
+        _forget(number, folder)
+        mine.release()
+
+
+def _forget(number: int, folder: Path) -> None:
+    for suffix in ("wants", "lock"):
+        (folder / f"{number}.{suffix}").unlink(missing_ok=True)

@@ -1,0 +1,41 @@
+"""A stand-in for train.py that trains nothing: for what sweeps do around a training, at a tenth of its cost.
+
+Its settings speak: `max_steps` are hundredths of a second, seed=13 raises, seed=9 is killed, seed=11 ends without a
+word, seed=4 hangs.
+"""
+
+import os
+import signal
+import time
+
+import hydra
+from omegaconf import DictConfig
+
+from sr_lightning.cli import in_sweep, task
+from sr_lightning.errors import InputError
+from sr_lightning.sweeps import in_charge_of, run_cell
+from sr_lightning.sweeps.record import write_result
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@task
+def main(cfg: DictConfig) -> float:
+    if in_sweep():
+        return run_cell(cfg)
+    with in_charge_of(cfg.run_dir):
+        print(f"pretending on {os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
+        if cfg.seed == 13:
+            raise RuntimeError("thirteen")
+        if cfg.seed == 12:
+            raise InputError("seed=12: take another\nor none")
+        if cfg.seed == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if cfg.seed == 11:
+            os._exit(0)
+        time.sleep(1000 if cfg.seed == 4 else cfg.max_steps / 100)
+        write_result(cfg.run_dir, "finished", cfg, psnr=30.0 + cfg.seed / 10, steps=cfg.max_steps, seconds=0.0)
+        return 30.0 + cfg.seed / 10
+
+
+if __name__ == "__main__":
+    main()
