@@ -62,6 +62,8 @@ class GANModule(SRModule):
         alarms: pl.Callback | None = None,
         **settings: Any,
     ) -> None:
+        if next(network.parameters(), None) is None:
+            raise InputError(f"{type(network).__name__} has nothing to train: choose another generator")
         if discriminator.num_channels != network.num_channels:
             raise InputError(
                 f"model.discriminator.num_channels={discriminator.num_channels}, the network has "

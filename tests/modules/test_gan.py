@@ -11,7 +11,7 @@ from sr_lightning.checkpoint import network_weights
 from sr_lightning.errors import InputError
 from sr_lightning.losses import LeastSquares, RelativisticAverage, Vanilla, WeightedSum
 from sr_lightning.modules import GANModule
-from sr_lightning.networks import EDSR
+from sr_lightning.networks import EDSR, Bicubic
 
 RATE, DISCRIMINATOR_RATE = 0.05, 0.02
 
@@ -165,6 +165,11 @@ def test_the_average_is_of_the_generator_alone(fit, tmp_path):
     averaged = {key for key in checkpoint["state_dict"] if key.startswith("averaged.")}
     assert {key.removeprefix("averaged.") for key in averaged} == trained.network.state_dict().keys()
     EDSR(scale=2, num_features=8, num_blocks=1).load_state_dict(network_weights(checkpoint))
+
+
+def test_a_generator_with_nothing_to_train_is_refused():
+    with pytest.raises(InputError, match="Bicubic has nothing to train"):
+        gan(network=Bicubic(scale=2))
 
 
 def test_images_of_other_channels_than_the_discriminators_are_refused():
