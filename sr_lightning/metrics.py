@@ -189,6 +189,22 @@ class Protocol:
         bits = "8bit" if self.quantize else "float"
         return f"{self.channel}_shave-{self.border}_{bits}_ssim-{self.ssim}_lr-{self.lr_source}"
 
+    @property
+    def words(self) -> str:
+        """The name spelled out, for readers who meet it for the first time."""
+        channel = {"y": "BT.601 luma", "rgb": "RGB, the three channels together"}[self.channel]
+        border = f"{self.border} pixels".replace("+", " + ")
+        bits = "rounded to 8 bits" if self.quantize else "not rounded"
+        lr = {
+            "files": "from the data set's files, made from HR where there are none",
+            "made": "made from HR, 8 bits",
+            "luma": "made from HR's 8-bit luma, not rounded",
+        }[self.lr_source]
+        return (
+            f"PSNR and SSIM (Wang 2004) of {channel}; the prediction {bits}; {border} left out on each side; LR {lr}; "
+            "averages over images"
+        )
+
 
 @torch.no_grad()
 def score(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> dict[str, Tensor]:

@@ -1,11 +1,14 @@
 """Scores: networks on sets of images, in one table, under one protocol."""
 
 import logging
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -21,6 +24,7 @@ from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve, 
 from sr_lightning.metrics import Protocol, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.pictures import save_comparison
+from sr_lightning.report import Versions, save_versions, write_report
 from sr_lightning.results import first_mean, mean_row, report
 from sr_lightning.weights import load_weights
 
@@ -83,25 +87,36 @@ class Model:
     network: nn.Module
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What is written to look at while images are scored.
+
+    Attributes:
+        run_dir: Where.
+        num_pictures: How many images of a data set get a comparison picture, the first ones.
+        num_reported: How many are in report.html, likewise.
+        pictures: The comparisons, in run_dir/pictures.
+        versions: The images in all versions, in run_dir/report_files.
+    """
+
+    run_dir: Path
+    num_pictures: int
+    num_reported: int
+    pictures: list[Path] = field(default_factory=list)
+    versions: list[Versions] = field(default_factory=list)
+
+
 @torch.inference_mode()
 def score_images(
-    models: Sequence[Model],
-    dataset: str,
-    samples: Iterable[Sample],
-    folder: Path,
-    num_pictures: int,
-    pictures: list[Path],
-    device: str,
+    models: Sequence[Model], dataset: str, samples: Iterable[Sample], shown: Shown, device: str
 ) -> list[dict[str, Any]]:
-    """Score models of one scale on the same images.
+    """Score models of one scale on the same images, one image in memory at a time.
 
     Args:
-        models: Pictures show the place where the first is furthest from HR.
+        models: Comparison pictures show the place where the first is furthest from HR.
         dataset: Its name.
         samples: The images.
-        folder: For the comparison pictures.
-        num_pictures: How many images are shown, the first ones.
-        pictures: The files written are appended.
+        shown: The files written are appended.
         device: Where the networks are.
 
     Returns:
@@ -111,7 +126,8 @@ def score_images(
     rows: dict[str, list[dict[str, Any]]] = {model.name: [] for model in models}
     for i, sample in enumerate(samples):
         lr, hr = sample.lr.to(device), sample.hr.to(device)
-        shown: dict[str, Tensor] = {}
+        compared: dict[str, Tensor] = {}
+        whole: dict[str, np.ndarray] = {}
         for model in models:
             scale, channels = model.network.scale, model.network.num_channels
             if sample.protocol.channel == "rgb":
@@ -122,27 +138,39 @@ def score_images(
             row = {"model": model.name, "scale": scale, "dataset": dataset, "image": sample.name}
             row |= {f"{key}_{sample.protocol.channel}": value.item() for key, value in scores.items()}
             rows[model.name].append(row | {"protocol": sample.protocol.name})
-            if i < num_pictures:
+            if i < max(shown.num_pictures, shown.num_reported):
                 colour = with_chroma(sr, lr, scale) if sr.shape[1] < lr.shape[1] else sr
-                shown[f"{model.name} {scores['psnr'].item():.2f} dB"] = colour[0]
-        if shown:
-            pictures.append(folder / f"{dataset}_x{scale}_{sample.name}.png")
-            save_comparison(pictures[-1], lr[0], shown, hr[0])
+                if i < shown.num_pictures:
+                    compared[f"{model.name} {scores['psnr'].item():.2f} dB"] = colour[0]
+                if i < shown.num_reported:
+                    whole[model.name] = to_levels(colour)
+        if compared:
+            shown.pictures.append(shown.run_dir / "pictures" / f"{dataset}_x{scale}_{sample.name}.png")
+            save_comparison(shown.pictures[-1], lr[0], compared, hr[0])
+        if whole:
+            folder, border = shown.run_dir / "report_files", sample.protocol.border_for(scale)
+            named = (folder, dataset, sample.name, scale)
+            shown.versions.append(save_versions(*named, to_levels(lr), whole, to_levels(hr), border))
     return [row for part in rows.values() for row in [*part, mean_row(part)]]
+
+
+def to_levels(image: Tensor) -> np.ndarray:
+    """(1, C, H, W) in [0, 1] -> uint8 (C, H, W); values outside are clamped."""
+    return quantize(image[0].float()).mul_(255).round_().to(torch.uint8).cpu().numpy()
 
 
 def score_sets(
     models: Sequence[Model], sets: dict[str, Sequence[Pair]], cfg: DictConfig
-) -> tuple[list[dict[str, Any]], list[Path]]:
+) -> tuple[list[dict[str, Any]], Shown]:
     """Score bicubic and models of one scale on sets of images.
 
     Args:
         models: At least one, all of one scale.
         sets: Name -> images.
-        cfg: Gives protocol, degradation (for images without LR), run_dir and num_pictures.
+        cfg: Gives protocol, degradation (for images without LR), run_dir, num_pictures and report.
 
     Returns:
-        The rows of `score_images`, bicubic's first in each set, and the pictures written to run_dir/pictures.
+        The rows of `score_images`, bicubic's first in each set, and the pictures written.
     """
     names = ["bicubic", *(m.name for m in models if not isinstance(m.network, Bicubic))]
     if len(set(names)) < len(names):
@@ -153,11 +181,20 @@ def score_sets(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [Model(m.name, m.network.to(device)) for m in (Model("bicubic", Bicubic(scale=scale)), *others)]
     rows: list[dict[str, Any]] = []
-    pictures: list[Path] = []
+    shown = Shown(Path(cfg.run_dir), cfg.num_pictures, cfg.get("report", 0))  # runs of before it have no such key
     for name, pairs in sets.items():
         samples = (load_sample(pair, scale, protocol, degradation) for pair in pairs)
-        rows += score_images(models, name, samples, Path(cfg.run_dir, "pictures"), cfg.num_pictures, pictures, device)
-    return rows, pictures
+        rows += score_images(models, name, samples, shown, device)
+    return rows, shown
+
+
+def report_page(rows: Sequence[dict[str, Any]], versions: Sequence[Versions], cfg: DictConfig) -> None:
+    """Write run_dir/report.html, if there is an image to show."""
+    if versions:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        facts = {"in words": instantiate(cfg.protocol).words, "computed on": f"{device}, PyTorch {torch.__version__}"}
+        command = shlex.join(["python", *sys.argv])
+        write_report(Path(cfg.run_dir, "report.html"), rows, versions, facts=facts, commands=[command])
 
 
 def sets_of_run(cfg: DictConfig, held_out: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
@@ -184,9 +221,10 @@ def score_run(
     Returns:
         Mean PSNR on the validation images in dB, all rows, all pictures.
     """
-    rows, pictures = score_sets([Model(cfg.name, network)], sets, cfg)
-    report(rows, pictures, Path(cfg.run_dir), images_of="held-out")
-    return first_mean(rows, cfg.name), rows, pictures
+    rows, shown = score_sets([Model(cfg.name, network)], sets, cfg)
+    report(rows, shown.pictures, Path(cfg.run_dir), images_of="held-out")
+    report_page(rows, shown.versions, cfg)
+    return first_mean(rows, cfg.name), rows, shown.pictures
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -198,15 +236,19 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         InputError: Nothing to score, a checkpoint or benchmark that is not there, or a scale that does not fit.
     """
+    if isinstance(cfg.report, bool) or not isinstance(cfg.report, int) or cfg.report < 0:
+        raise InputError(f"report={cfg.report}: how many images of each data set report.html shows, 0 for no report")
     models = requested_models(cfg)
-    rows, pictures = [], []
+    rows, pictures, versions = [], [], []
     for scale in dict.fromkeys(model.network.scale for model in models):
         of_scale = [model for model in models if model.network.scale == scale]
         sets = {name: benchmark_set(cfg.data_root, name, scale) for name in cfg.benchmarks}
-        new_rows, new_pictures = score_sets(of_scale, sets, cfg)
+        new_rows, shown = score_sets(of_scale, sets, cfg)
         rows += new_rows
-        pictures += new_pictures
+        pictures += shown.pictures
+        versions += shown.versions
     report(rows, pictures, Path(cfg.run_dir))
+    report_page(rows, versions, cfg)
     return first_mean(rows, models[0].name)
 
 

@@ -118,6 +118,8 @@ def check_numbers(cfg: DictConfig) -> None:
     ranges = {"seed": (0, 2**32 - 1)} | dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, 2**62))
     if cfg.pictures_every is not None:
         ranges["pictures_every"] = (1, 2**62)
+    if "report" in cfg:  # not in runs of before
+        ranges["report"] = (0, 2**62)
     wrong = [
         f"{key}={cfg[key]} (a whole number from {low} to {high})"
         for key, (low, high) in ranges.items()

@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "callbacks": FLOOR | {"inference", "loggers", "networks", "pictures"},
     "modules": FLOOR | {"inference", "losses", "metrics"},
     "scoring": FLOOR
-    | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures", "results"}
-    | {"weights"},
+    | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures", "report"}
+    | {"results", "weights"},
     "models": {"inference", "markdown"},
     "tiles": FLOOR,
     "photos": FLOOR | {"data"},

@@ -213,11 +213,14 @@ def test_the_name_of_a_protocol_tells_all_its_settings():
     assert Protocol(border=0).name == "y_shave-0_8bit_ssim-wang_lr-files"
 
 
-def test_every_setting_is_in_the_name():
+def test_every_setting_is_in_the_name_and_in_the_words():
     changed = {"channel": "rgb", "border": 3, "quantize": False, "lr_source": "made"}  # ssim has one choice
     names = {Protocol().name} | {Protocol(**{key: value}).name for key, value in changed.items()}
     assert len(names) == 1 + len(changed) and set(changed) | {"ssim"} == set(dataclasses.asdict(Protocol()))
     assert not any(sign in name for name in names for sign in "=, /")
+    words = {Protocol().words} | {Protocol(**{key: value}).words for key, value in changed.items()}
+    assert len(words) == len(names)
+    assert "scale + 6 pixels" in Protocol(border="scale+6").words
 
 
 @pytest.mark.parametrize(("border", "expected"), [("scale", 3), ("scale+6", 9), ("scale+10", 13), (0, 0), (4, 4)])

@@ -1,5 +1,9 @@
 """What is scored: other projects' files, self-ensembles, inference forms."""
 
+import base64
+import io
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -100,3 +104,39 @@ def test_a_network_is_scored_in_its_inference_form_with_the_same_result(cls, roo
     assert len(forms) == 1
     assert in_form[-1]["psnr_y"] == pytest.approx(as_it_is[-1]["psnr_y"], abs=1e-3)
     assert in_form[-1]["psnr_y"] != in_form[0]["psnr_y"]
+
+
+def test_the_report_holds_what_the_network_made(root, published):
+    network, path = published
+    evaluate(config(root, *SMALL, "scale=x2", f"ckpt={path}"))
+    page = (root / "run" / "report.html").read_text()
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])
+    (of_set,) = data["sets"]
+    (image,) = of_set["images"]
+    assert (of_set["models"], data["protocols"]) == (["bicubic", "edsr"], ["y_shave-scale_8bit_ssim-wang_lr-made"])
+    hr = torch.from_numpy(read_image(root / "benchmark" / "Mine" / "HR" / "a.png"))
+    lr = Degradation()(hr, 2)
+    with torch.inference_mode():
+        sr = network(lr[None].float() / 255)[0].clamp(0, 1).mul(255).round().to(torch.uint8)
+    for url, expected in zip(image["files"], (lr, None, sr, hr), strict=True):
+        if expected is not None:
+            with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as picture:
+                assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), expected.numpy())
+
+
+@pytest.mark.parametrize(("words", "shown"), [(["report=1"], [True, False]), (["report=0"], None)])
+def test_only_the_first_images_are_in_the_report(root, words, shown):
+    folder = root / "benchmark" / "Mine" / "HR"
+    shutil.copy(folder / "a.png", folder / "b.png")
+    evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", *words))
+    page = root / "run" / "report.html"
+    assert page.exists() == (shown is not None)
+    if shown is not None:
+        data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())[1])
+        assert ["files" in image for image in data["sets"][0]["images"]] == shown
+
+
+@pytest.mark.parametrize("value", ["true", "-1", "many", "0.5"])
+def test_a_report_of_no_number_of_images_is_refused(root, value):
+    with pytest.raises(InputError, match=r"report=.*how many images"):
+        evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report={value}"))
