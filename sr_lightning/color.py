@@ -19,6 +19,7 @@ _RGB = torch.linalg.inv(_YCBCR)
 
 _TO_YCBCR = list(zip((_YCBCR / 255).tolist(), (_OFFSET / 255).tolist(), strict=True))
 _TO_RGB = list(zip((_RGB * 255).tolist(), (-_RGB @ _OFFSET).tolist(), strict=True))
+_Y709 = [0.2126 * 219 / 255, 0.7152 * 219 / 255, 0.0722 * 219 / 255]
 
 
 def rgb_to_y(image: Tensor) -> Tensor:
@@ -31,6 +32,11 @@ def rgb_to_y(image: Tensor) -> Tensor:
         (..., 1, H, W), from 16/255 (black) to 235/255 (white).
     """
     return _mix(_planes(image), *_TO_YCBCR[0]).unsqueeze(-3)
+
+
+def rgb_to_y709(image: Tensor) -> Tensor:
+    """BT.709 luma in the same range, not rounded: (..., 3, H, W) in [0, 1] -> (..., 1, H, W)."""
+    return _mix(_planes(image), _Y709, 16 / 255).unsqueeze(-3)
 
 
 def rgb_to_ycbcr(image: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""How a number is made: PSNR and SSIM, the protocol beside them, and means that are exact on any number of processes.
+"""How a number is made: the protocol beside each PSNR and SSIM, and means that are exact on any number of processes.
 
-Pure functions first (`psnr`, `ssim`, `score`), then the torchmetrics on top (`PerImage`, `Score`).
+The pure function first (`score`), then the torchmetrics on top (`PerImage`, `Score`).
 """
 
 import re
@@ -11,126 +11,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from sr_lightning.color import check_float, quantize, rgb_to_y
+from sr_lightning.color import quantize, rgb_to_y, rgb_to_y709
 from sr_lightning.errors import InputError
+from sr_lightning.similarity import WINDOW, precise, psnr, ssim, ssim_daala
 
-_WINDOW = 11  # Wang 2004: an 11x11 Gaussian, sigma 1.5
-_GAUSSIAN = torch.exp(-((torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2) ** 2) / (2 * 1.5**2))
-_TAPS = (_GAUSSIAN / _GAUSSIAN.sum()).tolist()
-_C1, _C2 = 0.01**2, 0.03**2  # (K1·L)², (K2·L)² for images in [0, 1]: L = 1
-_STRIP = 1 << 16  # pixels worked on at once on a CPU: four maps and their blur (2 MB in float32) stay in L2 and L3
-
-
-@torch.no_grad()
-def psnr(sr: Tensor, hr: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image; the squared error is accumulated in float64.
-
-    A measure, not a loss: no gradient.
-
-    Args:
-        sr: images in [0, 1], (N, C, H, W).
-        hr: the ground truth, same shape.
-
-    Returns:
-        (N,) dB, float64; inf where the images are identical. The score of a data set is the mean of these: the PSNR of
-        the pooled error is another, lower number.
-    """
-    sr, hr = _pair(sr, hr)
-    return -10 * (sr - hr).square_().mean(dim=(1, 2, 3), dtype=torch.float64).log10()
-
-
-@torch.no_grad()
-def ssim(sr: Tensor, hr: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004): 11x11 Gaussian of sigma 1.5, K1 0.01, K2 0.03, valid area only.
-
-    A measure, not a loss: no gradient. Arithmetic in the dtype given, at least float32, which is within 2e-7 of
-    float64 on bicubic Set5 and BSD100.
-
-    Args:
-        sr: images in [0, 1], (N, C, H, W), at least 11 pixels high and wide.
-        hr: the ground truth, same shape.
-
-    Returns:
-        (N,), float64: the mean over the map and the channels.
-
-    Raises:
-        InputError: (a ValueError) for an image smaller than the window.
-    """
-    sr, hr = _pair(sr, hr)
-    (n, c, height, width), halo = sr.shape, _WINDOW - 1
-    if min(height, width) < _WINDOW:
-        raise InputError(f"SSIM needs at least {_WINDOW} x {_WINDOW} pixels, got {height} x {width}")
-    sr, hr = sr.flatten(0, 1), hr.flatten(0, 1)  # (N*C, H, W)
-    # A CPU is fast on what is in its cache, a GPU on everything at once.
-    planes, rows = (1, max(16, _STRIP // width)) if sr.device.type == "cpu" else (n * c, height)
-    total = torch.zeros(n * c, dtype=torch.float64, device=sr.device)
-    for first in range(0, n * c, planes):
-        x, y = sr[first : first + planes], hr[first : first + planes]
-        grey = 2 * y.mean(dim=(1, 2))
-        for top in range(0, height - halo, rows):
-            strip = slice(top, top + rows + halo)
-            total[first : first + planes] += _ssim_sum(x[:, strip], y[:, strip], grey)
-    return (total / ((height - halo) * (width - halo))).view(n, c).mean(dim=1)
-
-
-def _ssim_sum(x: Tensor, y: Tensor, grey: Tensor) -> Tensor:
-    """The sum over the SSIM map of each plane: (P, H, W), (P, H, W), (P,) -> (P,) float64.
-
-    With u = x + y, v = x - y, their local means m and local variances s, the two factors of SSIM become
-        (m_u² - m_v² + 2 C1) / (m_u² + m_v² + 2 C1)   and   (s_u - s_v + 2 C2) / (s_u + s_v + 2 C2).
-    Images to be compared are alike, so v is small and s_v is precise even as a difference E[v²] - m_v² in float32; the
-    error of s_u falls on both sides of the fraction and leaves with it. What is left of it shrinks as u is taken
-    relative to `grey`, any constant near its mean.
-    """
-    p, h, w = x.shape
-    grey = grey.unsqueeze(1)
-    # Planes lie flat, so that a shift in any direction is one contiguous stretch; the blur then runs on across the end
-    # of a row, into columns that are dropped at the end.
-    x, y = x.reshape(p, h * w), y.reshape(p, h * w)
-    maps = x.new_zeros(4, p, h * w + _WINDOW - 1)
-    u, v = maps[0, :, : h * w], maps[1, :, : h * w]
-    torch.add(x, y, out=u).sub_(grey)
-    torch.sub(x, y, out=v)
-    torch.mul(maps[:2], maps[:2], out=maps[2:])
-    maps = _blur(_blur(maps, w), 1)  # m_u - grey, m_v, E[(u - grey)²], E[v²]: (4, P, (h - 10)*w)
-    means, variances = maps[:2], maps[2:]
-    variances.sub_(means.square())
-    means[0].add_(grey)
-    means.square_()
-    means[0].add_(2 * _C1)
-    variances[0].add_(2 * _C2)
-    u, v = maps[::2], maps[1::2]  # (2, P, ...): of the means, of the variances
-    luminance, structure = (u - v).div_(u.add_(v))
-    values = luminance.mul_(structure).view(p, -1, w)[..., : w - _WINDOW + 1]
-    return values.sum(dim=(1, 2), dtype=torch.float64)
-
-
-def _blur(maps: Tensor, step: int) -> Tensor:
-    """The Gaussian along elements `step` apart: (..., L) -> (..., L - 10*step).
-
-    One multiply-add per tap. Adding the pairs of equal weight first takes as many passes over the maps, and is no
-    faster.
-    """
-    first, *others = maps.unfold(-1, maps.shape[-1] - (_WINDOW - 1) * step, step).unbind(-2)
-    result = first * _TAPS[0]
-    for shifted, tap in zip(others, _TAPS[1:], strict=True):
-        result.add_(shifted, alpha=tap)
-    return result
-
-
-def _pair(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-    """Both checked, in one dtype."""
-    if sr.shape != hr.shape or sr.ndim != 4:
-        raise InputError(f"sr {tuple(sr.shape)} and hr {tuple(hr.shape)} must have one shape, (N, C, H, W)")
-    sr, hr = _precise(sr), _precise(hr)
-    dtype = torch.promote_types(sr.dtype, hr.dtype)
-    return sr.to(dtype), hr.to(dtype)
-
-
-def _precise(image: Tensor) -> Tensor:
-    """In float32 or finer: half precision is for networks, not for measuring them."""
-    check_float(image)
-    return image.to(torch.promote_types(image.dtype, torch.float32))
+SSIM = {"wang": ssim, "daala": ssim_daala}  # the definitions a protocol can name
 
 
 @dataclass(frozen=True)
@@ -138,10 +23,11 @@ class Protocol:
     """How a PSNR and an SSIM are made; its `name` stands beside every number.
 
     Attributes:
-        channel: "y" scores the BT.601 luma (not rounded), "rgb" the three channels together.
+        channel: "y" scores the BT.601 luma (not rounded), "rgb" the three channels together, "y709" the luma that the
+            tools of the Daala codec see: BT.709, rounded to 8 bits.
         border: HR pixels left out on each side: "scale", "scale+6" (or any "scale+k"), or a number.
         quantize: the prediction is clamped and rounded to 8 bits first, in the colour space it comes in.
-        ssim: the definition of SSIM; "wang" is that of Wang et al. 2004, and the only one here.
+        ssim: the definition of SSIM: "wang", Wang et al. 2004; "daala", that of the SRGAN paper's figures.
         lr_source: where the LR image comes from. "files": the LR files of the data set, made from HR where there are
             none; "made": made from HR, 8 bit; "luma": as in the SRCNN paper, HR becomes 8-bit luma, and LR is made from
             that in double precision and not rounded.
@@ -157,8 +43,8 @@ class Protocol:
         wrong = [
             f"{key}={getattr(self, key)!r}: choose from {', '.join(choices)}"
             for key, choices in {
-                "channel": ("y", "rgb"),
-                "ssim": ("wang",),
+                "channel": ("y", "rgb", "y709"),
+                "ssim": tuple(SSIM),
                 "lr_source": ("files", "made", "luma"),
             }.items()
             if getattr(self, key) not in choices
@@ -167,8 +53,10 @@ class Protocol:
             wrong.append(f"border={self.border!r}: choose from scale, scale+6 (any scale+k), or a whole number >= 0")
         if not isinstance(self.quantize, bool):
             wrong.append(f"quantize={self.quantize!r}: choose from true, false")
-        if self.lr_source == "luma" and self.channel == "rgb":
-            wrong.append("channel='rgb' with lr_source='luma': a luma LR image has no colour, choose channel=y")
+        if self.lr_source == "luma" and self.channel in ("rgb", "y709"):
+            wrong.append(
+                f"channel={self.channel!r} with lr_source='luma': a luma LR image has no colour, choose channel=y"
+            )
         if wrong:
             raise InputError("protocol: " + "; ".join(wrong))
 
@@ -192,7 +80,12 @@ class Protocol:
     @property
     def words(self) -> str:
         """The name spelled out, for readers who meet it for the first time."""
-        channel = {"y": "BT.601 luma", "rgb": "RGB, the three channels together"}[self.channel]
+        ssim = {"wang": "Wang 2004", "daala": "as Daala's dump_ssim has it"}[self.ssim]
+        channel = {
+            "y": "BT.601 luma",
+            "rgb": "RGB, the three channels together",
+            "y709": "BT.709 luma, rounded to 8 bits",
+        }[self.channel]
         border = f"{self.border} pixels".replace("+", " + ")
         bits = "rounded to 8 bits" if self.quantize else "not rounded"
         lr = {
@@ -201,21 +94,14 @@ class Protocol:
             "luma": "made from HR's 8-bit luma, not rounded",
         }[self.lr_source]
         return (
-            f"PSNR and SSIM (Wang 2004) of {channel}; the prediction {bits}; {border} left out on each side; LR {lr}; "
+            f"PSNR and SSIM ({ssim}) of {channel}; the prediction {bits}; {border} left out on each side; LR {lr}; "
             "averages over images"
         )
 
 
 @torch.no_grad()
 def score(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> dict[str, Tensor]:
-    """PSNR and SSIM of each image by the protocol.
-
-    The prediction is rounded to 8 bits in the colour space it comes in, then both become luma where the protocol says
-    so, then the border is left out. HR is the ground truth as it is, neither clamped nor rounded. Where the two have
-    different numbers of channels:
-        - HR with one channel counts as luma as it is, never squeezed into 16..235; three channels of `sr` are averaged.
-        - `sr` with one channel is luma; HR becomes luma too (rounded only with lr_source="luma", where the 8-bit luma
-          is the ground truth).
+    """PSNR and SSIM of each image by the protocol, see `as_scored`.
 
     Args:
         sr: prediction, nominally in [0, 1], (N, C, H, W), C 1 or 3.
@@ -227,14 +113,46 @@ def score(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> dict[str, T
         {"psnr": (N,) dB, "ssim": (N,)}, float64.
 
     Raises:
-        InputError: (a ValueError) for shapes that do not match, images too small for the border and SSIM's window, and
-            a one-channel prediction of a colour image where RGB is to be scored.
+        InputError: (a ValueError) as in `as_scored`, or images smaller than SSIM's window without the border.
     """
     border = protocol.border_for(scale)
-    _check_score(sr, hr, border, protocol)
+    height, width = (max(0, side - 2 * border) for side in hr.shape[-2:])
+    if min(height, width) < WINDOW:
+        raise InputError(
+            f"{hr.shape[-2]} x {hr.shape[-1]} pixels are {height} x {width} after shaving {border} per side "
+            f"(border={protocol.border}): SSIM needs at least {WINDOW} x {WINDOW}"
+        )
+    sr, hr = as_scored(sr, hr, border, protocol)
+    return {"psnr": psnr(sr, hr), "ssim": SSIM[protocol.ssim](sr, hr)}
+
+
+def as_scored(sr: Tensor, hr: Tensor, border: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """What the protocol compares of a prediction and the ground truth.
+
+    The prediction is rounded to 8 bits in the colour space it comes in, then both become luma where the protocol says
+    so, then the border is left out. HR is the ground truth as it is, neither clamped nor rounded (but as 8-bit luma,
+    where that is the channel). Where the two have different numbers of channels:
+        - HR with one channel counts as luma as it is, never squeezed into 16..235; three channels of `sr` are averaged.
+        - `sr` with one channel is BT.601 luma; HR becomes luma too (rounded only with lr_source="luma", where the 8-bit
+          luma is the ground truth).
+
+    Args:
+        sr: prediction, nominally in [0, 1], (N, C, H, W), C 1 or 3.
+        hr: ground truth in [0, 1], (N, C', H, W), C' 1 or 3.
+        border: pixels left out on each side.
+        protocol: how.
+
+    Returns:
+        sr and hr, both (N, 1 or 3, H - 2*border, W - 2*border), at least float32.
+
+    Raises:
+        InputError: (a ValueError) for shapes that do not match, and a one-channel prediction of a colour image where
+            its colours are needed.
+    """
+    _check_pair(sr, hr, protocol)
     # The border goes first, all that follows is pixel by pixel.
     sr, hr = (
-        _precise(image[..., border : image.shape[-2] - border, border : image.shape[-1] - border]) for image in (sr, hr)
+        precise(image[..., border : image.shape[-2] - border, border : image.shape[-1] - border]) for image in (sr, hr)
     )
     if protocol.quantize:
         sr = quantize(sr)
@@ -245,26 +163,22 @@ def score(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> dict[str, T
     elif protocol.channel == "y":
         hr = rgb_to_y(hr)
         sr = rgb_to_y(sr) if sr.shape[1] == 3 else sr
-    return {"psnr": psnr(sr, hr), "ssim": ssim(sr, hr)}
+    elif protocol.channel == "y709":
+        sr, hr = rgb_to_y709(sr), rgb_to_y709(hr)
+    return (quantize(sr), quantize(hr)) if protocol.channel == "y709" else (sr, hr)
 
 
-def _check_score(sr: Tensor, hr: Tensor, border: int, protocol: Protocol) -> None:
+def _check_pair(sr: Tensor, hr: Tensor, protocol: Protocol) -> None:
     shapes = f"sr {tuple(sr.shape)} and hr {tuple(hr.shape)}"
     fits = sr.ndim == hr.ndim == 4 and sr.shape[0] == hr.shape[0] and sr.shape[2:] == hr.shape[2:]
     if not fits or not {sr.shape[1], hr.shape[1]} <= {1, 3}:
         raise InputError(
             f"{shapes} must be (N, 1 or 3, H, W) with equal N, H and W: crop HR to a multiple of the scale"
         )
-    height, width = (max(0, side - 2 * border) for side in hr.shape[2:])
-    if min(height, width) < _WINDOW:
+    if protocol.channel != "y" and sr.shape[1] < hr.shape[1]:
         raise InputError(
-            f"{hr.shape[2]} x {hr.shape[3]} pixels are {height} x {width} after shaving {border} per side "
-            f"(border={protocol.border}): SSIM needs at least {_WINDOW} x {_WINDOW}"
-        )
-    if protocol.channel == "rgb" and sr.shape[1] < hr.shape[1]:
-        raise InputError(
-            f"{shapes}: a luma prediction of a colour image has no RGB score. Score luma (protocol.channel=y), or give "
-            "sr its colours first: bicubic chroma, then ycbcr_to_rgb"
+            f"{shapes}: a BT.601 luma prediction of a colour image has no {protocol.channel} score. Score luma "
+            "(protocol.channel=y), or give sr its colours first: bicubic chroma, then ycbcr_to_rgb"
         )
 
 

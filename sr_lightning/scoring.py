@@ -130,7 +130,7 @@ def score_images(
         whole: dict[str, np.ndarray] = {}
         for model in models:
             scale, channels = model.network.scale, model.network.num_channels
-            if sample.protocol.channel == "rgb":
+            if sample.protocol.channel != "y":
                 sr = super_resolve(model.network, lr)
             else:
                 sr = model.network(to_channels(lr, channels))

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "degradations": FLOOR,
     "networks": FLOOR,
     "losses": FLOOR | {"download"},
-    "metrics": FLOOR | {"color"},
+    "similarity": FLOOR | {"color"},
+    "metrics": FLOOR | {"color", "similarity"},
     "inference": {"color", "networks"},
     "data": FLOOR | {"degradations", "download"},
     "pictures": {"data"},
@@ -44,7 +45,7 @@ MAY_IMPORT = {
     | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "sweeps", "weights"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
-NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim"}
+NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim", "similarity"}
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}
 
 

@@ -14,7 +14,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from sr_lightning.degradations import downscale, upscale
-from sr_lightning.metrics import Protocol, psnr, score, ssim
+from sr_lightning.metrics import Protocol, score
+from sr_lightning.similarity import psnr, ssim, ssim_daala
 
 ROUNDS = 15
 
@@ -41,6 +42,7 @@ def main():
             {
                 "torchmetrics ssim": lambda sr=sr, hr=hr: structural_similarity_index_measure(sr, hr, data_range=1.0),
                 "ssim": lambda sr=sr, hr=hr: ssim(sr, hr),
+                "ssim_daala": lambda sr=sr, hr=hr: ssim_daala(sr, hr),
                 "torchmetrics psnr": lambda sr=sr, hr=hr: peak_signal_noise_ratio(sr, hr, data_range=1.0),
                 "psnr": lambda sr=sr, hr=hr: psnr(sr, hr),
                 "score": lambda sr=sr, hr=hr: score(sr, hr, 4, Protocol()),
