@@ -1,5 +1,21 @@
 """hr -> lr."""
 
 from sr_lightning.degradations.bicubic import Bicubic, crop_to_multiple, downscale, upscale
+from sr_lightning.degradations.blur import Blur
+from sr_lightning.degradations.jpeg import JPEG
+from sr_lightning.degradations.noise import Noise
+from sr_lightning.degradations.random_degradation import EitherOrder, RandomDegradation
+from sr_lightning.degradations.resize import Resize
 
-__all__ = ["Bicubic", "crop_to_multiple", "downscale", "upscale"]
+__all__ = [
+    "JPEG",
+    "Bicubic",
+    "Blur",
+    "EitherOrder",
+    "Noise",
+    "RandomDegradation",
+    "Resize",
+    "crop_to_multiple",
+    "downscale",
+    "upscale",
+]

@@ -1,0 +1,101 @@
+"""Noise against SplitMix64's published numbers, and its statistics against SciPy's distributions."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from sr_lightning.degradations import Noise
+from sr_lightning.degradations.canvas import Canvas
+from sr_lightning.degradations.noise import PHOTONS, gaussian_noise, poisson_noise, random_bits, standard_normal
+from sr_lightning.errors import InputError
+
+
+def flat(level, n=1, side=200):
+    return torch.full((n, 3, side, side), level / 255, dtype=torch.float64)
+
+
+def per_image(*values):
+    return torch.tensor(values).reshape(-1, 1, 1, 1)
+
+
+def test_the_bits_are_those_of_splitmix64():
+    bits = random_bits(torch.tensor([1234567]), 1, 1, 5).flatten().numpy().view(np.uint64).tolist()
+    assert bits == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+def test_what_is_drawn_at_a_place_depends_on_its_key_and_place_alone():
+    key = torch.tensor([5, -(1 << 60)])
+    large = random_bits(key, 3, 20, 30)
+    assert torch.equal(random_bits(key[1:], 2, 7, 9), large[1:, :2, :7, :9])
+    assert len(large.unique()) == large.numel()
+
+
+def test_normal_numbers_are_normal_and_independent():
+    normal = standard_normal(torch.tensor([0, 1]), 3, 100, 200).flatten(1).numpy()
+    for numbers in normal:
+        assert stats.kstest(numbers, "norm").pvalue > 1e-3
+    pairs = [(normal[0], normal[1]), (normal[0][:-1], normal[0][1:]), (normal[0][:-200], normal[0][200:])]
+    for one, other in pairs:
+        assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(len(one))
+
+
+def test_gaussian_noise_has_its_sigma_in_levels_and_is_gray_where_asked():
+    noisy = gaussian_noise(flat(128, 2), per_image(10.0, 20.0), per_image(False, True), torch.tensor([1, 2]))
+    noise = (noisy - 128 / 255) * 255
+    assert noise[0].std().item() == pytest.approx(10, rel=0.02) and noise[0].mean().item() == pytest.approx(0, abs=0.15)
+    assert noise[1, 0].std().item() == pytest.approx(20, rel=0.02)
+    assert torch.equal(noisy[1, 0], noisy[1, 1]) and torch.equal(noisy[1, 0], noisy[1, 2])
+    assert abs(np.corrcoef(noise[0, 0].flatten(), noise[0, 1].flatten())[0, 1]) < 0.02
+    assert gaussian_noise(flat(2), per_image(30.0), per_image(False), torch.tensor([3])).min() >= 0
+
+
+@pytest.mark.parametrize("level", [10, 60, 230])
+def test_poisson_noise_counts_photons_as_scipy_distributes_them(level):
+    noisy = poisson_noise(flat(level, 1, 120), per_image(0.1), per_image(False), torch.tensor([level]))
+    mean = PHOTONS * level / 255
+    photons = (noisy * 255 - level) / 255 / 0.1 * PHOTONS + mean
+    whole = photons.round()
+    unclamped = (noisy > 0) & (noisy < 1)
+    assert unclamped.double().mean() > 0.99
+    assert (photons - whole)[unclamped].abs().max() < 1e-6
+    counts = np.bincount(whole.flatten().long().numpy(), minlength=400)
+    expected = stats.poisson.pmf(np.arange(len(counts)), mean) * counts.sum()
+    common = expected > 10
+    chi2 = ((counts - expected)[common] ** 2 / expected[common]).sum()
+    assert chi2 < stats.chi2.ppf(0.999, common.sum())
+
+
+def test_poisson_noise_is_stronger_where_it_is_brighter_none_on_black_and_gray_where_asked():
+    key, color, gray = torch.tensor([7]), per_image(False), per_image(True)
+    assert torch.equal(poisson_noise(flat(0), per_image(3.0), color, key), flat(0))
+    dark, bright = (poisson_noise(flat(level), per_image(0.5), color, key).std().item() for level in (20, 80))
+    assert bright / dark == pytest.approx(2, rel=0.03)
+    noisy = poisson_noise(flat(100), per_image(0.5), gray, key)
+    assert torch.equal(noisy[:, 0], noisy[:, 2]) and noisy.std().item() == pytest.approx(
+        0.5 * np.sqrt(100 / 255) / 16, rel=0.03
+    )
+
+
+def test_kinds_strengths_and_grayness_are_drawn_by_their_probabilities():
+    words = np.random.Philox(key=3).random_raw(2000).reshape(400, 5)
+    canvas = Canvas(flat(128, 400, 24), np.full((400, 2), 24))
+    noise = Noise(gaussian=0.25, sigma=(5, 10), poisson_scale=(0, 0), gray=0.4, probability=0.8)
+    change = noise(canvas, words, None).images - canvas.images
+    deviation = change[:, 0].std(dim=(1, 2)) * 255
+    gaussian = deviation > 0
+    assert 55 < gaussian.sum() < 105  # 400 * 0.8 * 0.25 = 80 +- 8
+    assert 4 < deviation[gaussian].min() < 6 and 9 < deviation[gaussian].max() < 11
+    gray = (change[:, 0] == change[:, 1]).flatten(1).all(1)[gaussian]
+    assert 0.2 < gray.double().mean() < 0.6  # 0.4 +- 0.055
+
+
+def test_settings_that_make_no_sense_are_all_named():
+    with pytest.raises(InputError, match=r"noise: gray=2: from 0 to 1; sigma=\[5, 1\]: two ordered numbers"):
+        Noise(gray=2, sigma=[5, 1])
