@@ -11,6 +11,10 @@ from sr_lightning.cli import in_sweep, task
 def main(cfg: DictConfig) -> float:
     from sr_lightning.sweeps import in_charge_of, run_cell
 
+    if cfg.dry_run:
+        from sr_lightning.dry_run import dry_run
+
+        return dry_run(cfg)
     if in_sweep():
         return run_cell(cfg)
     with in_charge_of(cfg.run_dir):

@@ -3,9 +3,11 @@
 Imported before Hydra runs, so it must stay light: torch is imported by the tasks, and `--help` answers at once.
 """
 
+import atexit
 import functools
 import logging
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +29,17 @@ OmegaConf.register_new_resolver("product", lambda a, b: a * b)
 OmegaConf.register_new_resolver(
     "if_sweep", lambda mode, then, otherwise: then if mode == RunMode.MULTIRUN else otherwise
 )
+OmegaConf.register_new_resolver("kept", lambda dry_run, directory: scratch() if dry_run else directory)
 OmegaConf.register_new_resolver("cell_name", lambda _root_: cell_name(_root_))
 OmegaConf.register_new_resolver("num_devices", lambda: max(1, len(visible_devices())))
+
+
+@functools.cache
+def scratch() -> str:
+    """A directory that goes with this process: a dry run leaves nothing."""
+    folder = tempfile.TemporaryDirectory(prefix="sr_lightning_")
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def in_sweep() -> bool:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 
-from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint, Progress, ValidationPictures
+from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint, Progress, Pruning, ValidationPictures
 from sr_lightning.checkpoint import AtomicCheckpointIO, load_network, read_checkpoint, steps_done
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
@@ -29,6 +29,7 @@ from sr_lightning.metrics import score
 from sr_lightning.modules import SRModule
 from sr_lightning.scoring import score_run, sets_of_run
 from sr_lightning.sweeps.cells import changed_settings
+from sr_lightning.sweeps.processes import is_cell
 from sr_lightning.sweeps.record import FINISHED, PRUNED, RESULT, write_result
 from sr_lightning.weights import warm_start
 
@@ -120,6 +121,8 @@ def check_numbers(cfg: DictConfig) -> None:
         ranges["pictures_every"] = (1, 2**62)
     if "report" in cfg:  # not in runs of before
         ranges["report"] = (0, 2**62)
+    if cfg.get("prune_after") is not None:
+        ranges["prune_after"] = (1, 2**62)
     wrong = [
         f"{key}={cfg[key]} (a whole number from {low} to {high})"
         for key, (low, high) in ranges.items()
@@ -147,6 +150,8 @@ def build_trainer(cfg: DictConfig, module: SRModule, loggers: list[Logger]) -> p
     if cfg.pictures_every is not None:
         folder = Path(cfg.run_dir, "pictures", "validation")
         callbacks.append(ValidationPictures(folder, cfg.pictures_every, cfg.num_pictures))
+    if is_cell() and cfg.get("prune_after") is not None:
+        callbacks.append(Pruning(cfg.run_dir, cfg.prune_after))
     accelerator = cfg.trainer.accelerator
     if accelerator == "auto":  # Apple's GPUs compute no float64, which scores are summed in
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "upscaler": FLOOR | {"checkpoint", "inference", "networks", "photos", "tiles"},
     "video": FLOOR,
     "upscale": FLOOR | {"data", "photos", "upscaler", "video"},
+    "dry_run": FLOOR | {"cli", "data", "modules", "scoring", "sweeps", "training"},
     "sweeps": FLOOR | {"markdown"},
     "training": FLOOR
     | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "sweeps", "weights"},

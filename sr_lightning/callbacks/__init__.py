@@ -4,5 +4,6 @@ from sr_lightning.callbacks.alarms import Alarms
 from sr_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from sr_lightning.callbacks.pictures import ValidationPictures
 from sr_lightning.callbacks.progress import Progress
+from sr_lightning.callbacks.pruning import Pruning
 
-__all__ = ["Alarms", "BestCheckpoint", "LastCheckpoint", "Progress", "ValidationPictures"]
+__all__ = ["Alarms", "BestCheckpoint", "LastCheckpoint", "Progress", "Pruning", "ValidationPictures"]

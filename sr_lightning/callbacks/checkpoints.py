@@ -47,5 +47,5 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking and self._due(pl_module.batches_done):
+        if not trainer.sanity_checking and (trainer.should_stop or self._due(pl_module.batches_done)):
             trainer.save_checkpoint(self.path)

@@ -106,10 +106,30 @@ def summary(call: Call) -> str:
     for report in reports:
         numbers = [("psnr", "{:.2f}", 1), ("steps", "{:d}", 1), ("seconds", "{:.1f}", 1 / 60)]
         shown = ["" if report.get(key) is None else form.format(report[key] * by) for key, form, by in numbers]
-        lines.append([report["cell"], report["status"], *shown, report.get("error", "").split("\n")[0]])
+        lines.append([report["cell"], report["status"], *shown, first_line(report)])
     if "failed" not in statuses:
         lines = [line[:-1] for line in lines]
     return f"sweep {relative(call.sweep_dir)}: {len(reports)} cells, {counts}\n{markdown_table(lines)}"
+
+
+def first_line(report: dict[str, Any]) -> str:
+    """Of what went wrong, if anything did."""
+    return report.get("error", "").strip().split("\n")[0]
+
+
+def plan(reports: Sequence[dict[str, Any]]) -> str:
+    """What cells would take, as a Markdown table over a line of sums; those that cannot be are named below."""
+    lines = [["cell", "parameters", "steps", "patches", "memory", "hours"]]
+    fine = [report for report in reports if report["status"] == "fine"]
+    for report in fine:
+        counts = [f"{report[key]:,}" for key in ("parameters", "steps", "patches")]
+        lines.append(
+            [report["cell"], *counts, f"{report['memory'] / 2**20:,.0f} MiB", f"{report['seconds'] / 3600:.2f}"]
+        )
+    sums = f"{len(reports)} cells, {sum(report['seconds'] for report in fine) / 3600:.2f} hours in all, estimated"
+    bad = [report for report in reports if report["status"] != "fine"]
+    named = "".join(f"\n  {report['cell']}: {first_line(report)}" for report in bad)
+    return f"{markdown_table(lines)}\n{sums}" + (f"\n{len(bad)} CANNOT BE:{named}" if bad else "")
 
 
 def relative(path: Path) -> Path:

@@ -90,7 +90,7 @@ def train_cell(cfg: DictConfig, call: Call, cell: Path, report: Reporter) -> flo
         lines = "".join(f"\n  {line}" for line in changed)
         raise InputError(f"{relative(cell)} holds a run with other settings; move it away:{lines}")
     result = read_result(cell)
-    if result and (result["status"] == FINISHED or (result["status"] == PRUNED and cfg.get("prune_after") is not None)):
+    if result and (result["status"] == FINISHED or (result["status"] == PRUNED and cfg.prune_after is not None)):
         log.info("%s: %s before, %.2f dB", cell.name, result["status"], result["psnr"])
         report("skipped", **numbers(result))
         return result["psnr"]

@@ -1,0 +1,63 @@
+"""Optuna's studies, made to go on: Hydra's sweeper starts its count anew and forgets what was under way."""
+
+import logging
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, read_write
+
+from sr_lightning.errors import InputError
+from sr_lightning.sweeps.cells import fingerprint
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = "interrupted"  # a trial's attribute: it ended with its sweep, and its settings are tried again
+
+_mine: list[FileLock] = []  # held until this process ends
+
+
+def prepare_study(config: DictConfig) -> None:
+    """Take a study up where its last call left it, before Hydra's Optuna sweeper does.
+
+    Trials that were under way are tried again with the same settings, which resumes their cells, and n_trials becomes
+    the number of trials that are missing.
+
+    Args:
+        config: Of the sweep; changed in place.
+
+    Raises:
+        InputError: The study is being searched by another process, or the settings are Hydra's own.
+    """
+    import optuna
+
+    settings = config.hydra.sweeper
+    if settings.storage is None or "minimize" in str(settings.direction):
+        raise InputError("hydra/sweeper=optuna alone forgets its trials and looks for the lowest PSNR: search=optuna")
+    lock = FileLock(Path(config.hydra.sweep.dir, ".sweep", "study.lock"))
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        raise InputError(f"{config.hydra.sweep.dir}: another process is searching this study") from None
+    _mine.append(lock)
+    HydraConfig.instance().set_config(config)  # as it is in a job: the settings refer to it
+    with read_write(config.hydra):
+        settings.study_name = settings.study_name or fingerprint(config)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=settings.study_name, storage=settings.storage, direction=settings.direction, load_if_exists=True
+    )
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        if trial.state == optuna.trial.TrialState.RUNNING:
+            study.enqueue_trial(trial.params)
+            study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    trials = [trial for trial in study.get_trials(deepcopy=False) if INTERRUPTED not in trial.user_attrs]
+    ended = sum(trial.state.is_finished() for trial in trials)
+    if trials:
+        log.info("study %s: %d of %d trials were made before", settings.study_name, ended, settings.n_trials)
+    with read_write(config.hydra):
+        settings.n_trials = max(0, settings.n_trials - ended)
+        if settings.sampler.get("seed") is not None:
+            settings.sampler.seed += len(trials)  # or the first trials would be drawn again
