@@ -75,7 +75,7 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
-def save_comparison(path: Path, lr: Tensor, images: dict[str, Tensor], hr: Tensor, size: int = 96) -> None:
+def save_comparison(path: Path, lr: Tensor, images: dict[str, Tensor], hr: Tensor, size: int = 96) -> list[Image.Image]:
     """Write LR, each method and HR side by side, at the place where the first method is furthest from HR.
 
     Args:
@@ -84,9 +84,13 @@ def save_comparison(path: Path, lr: Tensor, images: dict[str, Tensor], hr: Tenso
         images: Caption -> (C, H, W).
         hr: (C, H, W).
         size: Side of the place in HR pixels; less in a smaller image.
+
+    Returns:
+        That place of LR, each method and HR, each `size` pixels wide and high.
     """
     size = min(size, *hr.shape[-2:])
     enlarged = F.interpolate(lr[None], size=hr.shape[-2:], mode="nearest")[0]
     panels = [Panel("LR", enlarged), *(Panel(k, v) for k, v in images.items()), Panel("HR", hr)]
     top, left = hardest_place(next(iter(images.values())), hr, size)
     write_image(path, side_by_side(panels, top, left, size))
+    return [to_pil(panel.image[:, top : top + size, left : left + size]) for panel in panels]
