@@ -13,6 +13,9 @@ from sr_lightning.markdown import markdown_table
 
 log = logging.getLogger(__name__)
 
+_NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")
+_DECIBELS = ("psnr", "consistency")
+
 
 def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row of an average over images. All images must have been scored under one protocol.
@@ -23,7 +26,7 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     protocols = sorted({row["protocol"] for row in rows})
     if len(protocols) != 1:
         raise InputError(f"{rows[0]['dataset']} mixes protocols: {protocols}. Give LR for all of its images or none")
-    scores = [key for key in rows[0] if key.startswith(("psnr", "ssim"))]
+    scores = [key for key in rows[0] if key not in _NOT_SCORES]
     return rows[0] | {"image": "mean"} | {key: sum(row[key] for row in rows) / len(rows) for key in scores}
 
 
@@ -49,14 +52,14 @@ def table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
 
     The gain is over bicubic on the same images.
     """
-    metrics = [key for key in rows[0] if key.startswith(("psnr", "ssim"))]
+    metrics = [key for key in rows[0] if key not in _NOT_SCORES]
     psnr = metrics[0]
     bicubic = {(r["dataset"], r["scale"], r["image"]): r[psnr] for r in rows if r["model"] == "bicubic"}
     lines = [["data set", "image", "scale", "model", *metrics, "gain"]]
     for row in rows:
         if row["image"] == "mean" or row["dataset"] == images_of:
             gain = row[psnr] - bicubic[row["dataset"], row["scale"], row["image"]]
-            scores = [f"{row[m]:.2f}" if m == psnr else f"{row[m]:.4f}" for m in metrics]
+            scores = [f"{row[m]:.{2 if m.startswith(_DECIBELS) else 4}f}" for m in metrics]
             last = "" if row["model"] == "bicubic" else f"{gain:+.2f}"
             lines.append([row["dataset"], row["image"], f"x{row['scale']}", row["model"], *scores, last])
     return markdown_table(lines)

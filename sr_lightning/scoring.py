@@ -21,6 +21,7 @@ from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.degradations.bicubic import crop_to_multiple, downscale
 from sr_lightning.errors import InputError
 from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve, to_channels, with_chroma
+from sr_lightning.measures import Measure, chosen
 from sr_lightning.metrics import Protocol, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.pictures import save_comparison
@@ -96,8 +97,6 @@ class Shown:
         num_pictures: How many images of a data set get a comparison picture, the first ones.
         num_reported: How many are in report.html, likewise.
         pictures: The comparisons, in run_dir/pictures.
-        crops: The place that each comparison shows: dataset, scale and image; lr and hr, pictures of Pillow; and
-            models, name -> picture. The place depends on bicubic and HR alone, so it is that of every run.
         versions: The images in all versions, in run_dir/report_files.
     """
 
@@ -105,13 +104,17 @@ class Shown:
     num_pictures: int
     num_reported: int
     pictures: list[Path] = field(default_factory=list)
-    crops: list[dict[str, Any]] = field(default_factory=list)
     versions: list[Versions] = field(default_factory=list)
 
 
 @torch.inference_mode()
 def score_images(
-    models: Sequence[Model], dataset: str, samples: Iterable[Sample], shown: Shown, device: str
+    models: Sequence[Model],
+    dataset: str,
+    samples: Iterable[Sample],
+    measures: dict[str, Measure],
+    shown: Shown,
+    device: str,
 ) -> list[dict[str, Any]]:
     """Score models of one scale on the same images, one image in memory at a time.
 
@@ -119,12 +122,13 @@ def score_images(
         models: Comparison pictures show the place where the first is furthest from HR.
         dataset: Its name.
         samples: The images.
+        measures: What is measured beside PSNR and SSIM, by name.
         shown: The files written are appended.
         device: Where the networks are.
 
     Returns:
         One row per model and image, and one with image "mean" per model: model, scale, dataset, image, the scores
-        (psnr_y and ssim_y, or psnr_rgb and ssim_rgb) and protocol.
+        (psnr_y and ssim_y, or with another channel), the measures and protocol.
     """
     rows: dict[str, list[dict[str, Any]]] = {model.name: [] for model in models}
     for i, sample in enumerate(samples):
@@ -140,6 +144,7 @@ def score_images(
             scores = score(sr, hr, scale, sample.protocol)
             row = {"model": model.name, "scale": scale, "dataset": dataset, "image": sample.name}
             row |= {f"{key}_{sample.protocol.channel}": value.item() for key, value in scores.items()}
+            row |= {key: measure(sr, lr, hr, scale, sample.protocol).item() for key, measure in measures.items()}
             rows[model.name].append(row | {"protocol": sample.protocol.name})
             if i < max(shown.num_pictures, shown.num_reported):
                 colour = with_chroma(sr, lr, scale) if sr.shape[1] < lr.shape[1] else sr
@@ -149,9 +154,7 @@ def score_images(
                     whole[model.name] = to_levels(colour)
         if compared:
             shown.pictures.append(shown.run_dir / "pictures" / f"{dataset}_x{scale}_{sample.name}.png")
-            low, *versions, high = save_comparison(shown.pictures[-1], lr[0], compared, hr[0])
-            crop = {"dataset": dataset, "scale": scale, "image": sample.name, "lr": low, "hr": high}
-            shown.crops.append(crop | {"models": dict(zip(rows, versions, strict=True))})
+            save_comparison(shown.pictures[-1], lr[0], compared, hr[0])
         if whole:
             folder, border = shown.run_dir / "report_files", sample.protocol.border_for(scale)
             named = (folder, dataset, sample.name, scale)
@@ -172,7 +175,7 @@ def score_sets(
     Args:
         models: At least one, all of one scale.
         sets: Name -> images.
-        cfg: Gives protocol, degradation (for images without LR), run_dir, num_pictures and report.
+        cfg: Gives protocol, degradation (for images without LR), run_dir, num_pictures, report, measures.
 
     Returns:
         The rows of `score_images`, bicubic's first in each set, and the pictures written.
@@ -186,10 +189,11 @@ def score_sets(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [Model(m.name, m.network.to(device)) for m in (Model("bicubic", Bicubic(scale=scale)), *others)]
     rows: list[dict[str, Any]] = []
-    shown = Shown(Path(cfg.run_dir), cfg.num_pictures, cfg.get("report", 0))  # runs of before it have no such key
+    # runs of before these two have no such keys
+    shown, measures = Shown(Path(cfg.run_dir), cfg.num_pictures, cfg.get("report", 0)), chosen(cfg.get("measures"))
     for name, pairs in sets.items():
         samples = (load_sample(pair, scale, protocol, degradation) for pair in pairs)
-        rows += score_images(models, name, samples, shown, device)
+        rows += score_images(models, name, samples, measures, shown, device)
     return rows, shown
 
 
@@ -220,7 +224,7 @@ def sets_of_run(cfg: DictConfig, held_out: Sequence[Pair]) -> dict[str, Sequence
 
 def score_run(
     cfg: DictConfig, network: nn.Module, sets: dict[str, Sequence[Pair]]
-) -> tuple[float, list[dict[str, Any]], Shown]:
+) -> tuple[float, list[dict[str, Any]], list[Path]]:
     """Score what a run has trained on `sets_of_run`.
 
     Returns:
@@ -229,7 +233,7 @@ def score_run(
     rows, shown = score_sets([Model(cfg.name, network)], sets, cfg)
     report(rows, shown.pictures, Path(cfg.run_dir), images_of="held-out")
     report_page(rows, shown.versions, cfg)
-    return first_mean(rows, cfg.name), rows, shown
+    return first_mean(rows, cfg.name), rows, shown.pictures
 
 
 def evaluate(cfg: DictConfig) -> float:
