@@ -97,6 +97,8 @@ class Shown:
         num_pictures: How many images of a data set get a comparison picture, the first ones.
         num_reported: How many are in report.html, likewise.
         pictures: The comparisons, in run_dir/pictures.
+        crops: The place that each comparison shows: dataset, scale and image; lr and hr, pictures of Pillow; and
+            models, name -> picture. The place depends on bicubic and HR alone, so it is that of every run.
         versions: The images in all versions, in run_dir/report_files.
     """
 
@@ -104,6 +106,7 @@ class Shown:
     num_pictures: int
     num_reported: int
     pictures: list[Path] = field(default_factory=list)
+    crops: list[dict[str, Any]] = field(default_factory=list)
     versions: list[Versions] = field(default_factory=list)
 
 
@@ -154,7 +157,9 @@ def score_images(
                     whole[model.name] = to_levels(colour)
         if compared:
             shown.pictures.append(shown.run_dir / "pictures" / f"{dataset}_x{scale}_{sample.name}.png")
-            save_comparison(shown.pictures[-1], lr[0], compared, hr[0])
+            low, *versions, high = save_comparison(shown.pictures[-1], lr[0], compared, hr[0])
+            crop = {"dataset": dataset, "scale": scale, "image": sample.name, "lr": low, "hr": high}
+            shown.crops.append(crop | {"models": dict(zip(rows, versions, strict=True))})
         if whole:
             folder, border = shown.run_dir / "report_files", sample.protocol.border_for(scale)
             named = (folder, dataset, sample.name, scale)
@@ -224,7 +229,7 @@ def sets_of_run(cfg: DictConfig, held_out: Sequence[Pair]) -> dict[str, Sequence
 
 def score_run(
     cfg: DictConfig, network: nn.Module, sets: dict[str, Sequence[Pair]]
-) -> tuple[float, list[dict[str, Any]], list[Path]]:
+) -> tuple[float, list[dict[str, Any]], Shown]:
     """Score what a run has trained on `sets_of_run`.
 
     Returns:
@@ -233,7 +238,7 @@ def score_run(
     rows, shown = score_sets([Model(cfg.name, network)], sets, cfg)
     report(rows, shown.pictures, Path(cfg.run_dir), images_of="held-out")
     report_page(rows, shown.versions, cfg)
-    return first_mean(rows, cfg.name), rows, shown.pictures
+    return first_mean(rows, cfg.name), rows, shown
 
 
 def evaluate(cfg: DictConfig) -> float:

@@ -15,7 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
 
 from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint, Progress, Pruning, ValidationPictures
@@ -24,7 +24,8 @@ from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
 from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
-from sr_lightning.loggers import MetricsFile, log_results
+from sr_lightning.loggers import MetricsFile, finishing, log_results
+from sr_lightning.measures import check_names
 from sr_lightning.metrics import score
 from sr_lightning.modules import SRModule
 from sr_lightning.scoring import score_run, sets_of_run
@@ -56,6 +57,7 @@ def train(cfg: DictConfig) -> float:
     run_dir = Path(cfg.run_dir)
 
     check_numbers(cfg)
+    check_names(cfg.get("measures"))
     pl.seed_everything(cfg.seed, verbose=False)
     module: SRModule = instantiate(cfg.model, _convert_="all")
     module.save_hyperparameters(config)  # checkpoints describe themselves, and the loggers are told
@@ -74,29 +76,28 @@ def train(cfg: DictConfig) -> float:
     (run_dir / RESULT).unlink(missing_ok=True)  # it is to be the last thing written
     loggers = [MetricsFile(run_dir / "metrics.csv")]
     if cfg.get("logger"):
-        loggers.append(instantiate(cfg.logger, save_dir=str(run_dir)))
-    try:
+        chosen = [cfg.logger] if "_target_" in cfg.logger else cfg.logger.values()
+        loggers += [instantiate(logger, save_dir=str(run_dir)) for logger in chosen]
+    with finishing(loggers):
         trainer = build_trainer(cfg, module, loggers)
         last = run_dir / "checkpoints" / "last.ckpt"
         if cfg.resume is None or steps_done(read_checkpoint(last)) < cfg.max_steps:
             trainer.fit(module, datamodule, ckpt_path=last if cfg.resume else None)
         if trainer.is_global_zero:
             best = load_network(run_dir / "checkpoints" / "best.ckpt")
-            psnr, rows, pictures = score_run(cfg, best.network, sets)
-            log_results(loggers, rows, pictures)
-            record_result(cfg, read_checkpoint(last), psnr, best.step, rows[0]["protocol"])
+            psnr, rows, shown = score_run(cfg, best.network, sets)
+            outcome = what_came_of_it(cfg, read_checkpoint(last), psnr, best.step, rows[0]["protocol"])
+            log_results(loggers, rows, shown.pictures, shown.crops, outcome)
+            write_result(run_dir, cfg=cfg, **outcome)
             return psnr
         best_score = trainer.checkpoint_callback.best_model_score  # None where the latest is the best
         return module.latest["val/psnr"] if best_score is None else best_score.item()
-    finally:
-        if any(isinstance(logger, WandbLogger) for logger in loggers):
-            import wandb
-
-            wandb.finish()  # or the next run of this process would go on in this one
 
 
-def record_result(cfg: DictConfig, last: dict[str, Any], psnr: float, best_step: int, protocol: str) -> None:
-    """Write result.json.
+def what_came_of_it(
+    cfg: DictConfig, last: dict[str, Any], psnr: float, best_step: int, protocol: str
+) -> dict[str, Any]:
+    """What result.json says beyond the config.
 
     Raises:
         FloatingPointError: The score is no number.
@@ -104,10 +105,14 @@ def record_result(cfg: DictConfig, last: dict[str, Any], psnr: float, best_step:
     if math.isnan(psnr):
         raise FloatingPointError(f"the score of {cfg.run_dir} is {psnr}: try a smaller learning rate")
     steps = steps_done(last)
-    status = FINISHED if steps >= cfg.max_steps else PRUNED
-    seconds = last["callbacks"].get("Progress", {}).get("seconds")  # None of runs begun before they were counted
-    numbers = {"psnr": psnr, "protocol": protocol, "best_step": best_step, "steps": steps, "seconds": seconds}
-    write_result(cfg.run_dir, status, cfg, **numbers)
+    return {
+        "status": FINISHED if steps >= cfg.max_steps else PRUNED,
+        "psnr": psnr,
+        "protocol": protocol,
+        "best_step": best_step,
+        "steps": steps,
+        "seconds": last["callbacks"].get("Progress", {}).get("seconds"),  # None of runs begun before they were counted
+    }
 
 
 def check_numbers(cfg: DictConfig) -> None:

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "inference": {"color", "networks"},
     "data": FLOOR | {"degradations", "download"},
     "pictures": {"data"},
+    "measures": FLOOR | {"color", "degradations", "inference", "metrics", "similarity"},
     "results": FLOOR | {"markdown"},
     "report": FLOOR,
     "loggers": FLOOR,
@@ -32,8 +33,8 @@ MAY_IMPORT = {
     "callbacks": FLOOR | {"inference", "loggers", "networks", "pictures"},
     "modules": FLOOR | {"inference", "losses", "metrics"},
     "scoring": FLOOR
-    | {"checkpoint", "color", "data", "degradations", "inference", "metrics", "networks", "pictures", "report"}
-    | {"results", "weights"},
+    | {"checkpoint", "color", "data", "degradations", "inference", "measures", "metrics", "networks"}
+    | {"pictures", "report", "results", "weights"},
     "models": {"inference", "markdown"},
     "tiles": FLOOR,
     "photos": FLOOR | {"data"},
@@ -43,7 +44,8 @@ MAY_IMPORT = {
     "dry_run": FLOOR | {"cli", "data", "modules", "scoring", "sweeps", "training"},
     "sweeps": FLOOR | {"markdown"},
     "training": FLOOR
-    | {"callbacks", "checkpoint", "data", "loggers", "metrics", "modules", "scoring", "sweeps", "weights"},
+    | {"callbacks", "checkpoint", "data", "loggers", "measures", "metrics", "modules", "scoring", "sweeps"}
+    | {"weights"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
 NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim", "similarity"}
