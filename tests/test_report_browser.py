@@ -384,6 +384,28 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(flat_page, noise_pag
         assert dark == (scheme == "dark")
 
 
+def test_a_finger_moves_the_divider_and_one_that_scrolls_does_not(flat_page, visit):
+    page = visit(flat_page, width=360, height=740, has_touch=True, is_mobile=True)
+    stage_is_drawn(page)
+    touch = page.context.new_cdp_session(page)
+
+    def swipe(right, down):
+        box = page.locator("#stage").bounding_box()
+        x, y = box["x"] + 150, box["y"] + box["height"] / 2
+        for i in range(9):
+            point = {"x": x + i * right, "y": y + i * down}
+            touch.send("Input.dispatchTouchEvent", {"type": "touchMove" if i else "touchStart", "touchPoints": [point]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    swipe(15, 1)
+    moved = split(page)
+    assert moved > 75
+    before = page.evaluate("scrollY")
+    swipe(1, -12)
+    eventually(lambda: page.evaluate("scrollY") > before)
+    assert split(page) == moved
+
+
 def test_bicubic_alone_is_a_report(tmp_path, visit):
     saved = save_versions(
         tmp_path / "report_files", "Set", "a", 2, flat(GREY, 8), {"bicubic": flat(RED, 16)}, flat(BLUE, 16)
