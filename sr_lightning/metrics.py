@@ -29,8 +29,9 @@ class Protocol:
         quantize: the prediction is clamped and rounded to 8 bits first, in the colour space it comes in.
         ssim: the definition of SSIM: "wang", Wang et al. 2004; "daala", that of the SRGAN paper's figures.
         lr_source: where the LR image comes from. "files": the LR files of the data set, made from HR where there are
-            none; "made": made from HR, 8 bit; "luma": as in the SRCNN paper, HR becomes 8-bit luma, and LR is made from
-            that in double precision and not rounded.
+            none; "made": made from HR, 8 bit, by bicubic; "made-second_order-f9bbd8": by another degradation, of these
+            settings; "luma": as in the SRCNN paper, HR becomes 8-bit luma, and LR is made from that in double precision
+            and not rounded.
     """
 
     channel: str = "y"
@@ -45,7 +46,7 @@ class Protocol:
             for key, choices in {
                 "channel": ("y", "rgb", "y709"),
                 "ssim": tuple(SSIM),
-                "lr_source": ("files", "made", "luma"),
+                "lr_source": ("files", "made", "luma", *re.findall(r"^made-[\w-]+$", str(self.lr_source))),
             }.items()
             if getattr(self, key) not in choices
         ]
@@ -92,7 +93,7 @@ class Protocol:
             "files": "from the data set's files, made from HR where there are none",
             "made": "made from HR, 8 bits",
             "luma": "made from HR's 8-bit luma, not rounded",
-        }[self.lr_source]
+        }.get(self.lr_source, f"made from HR by {self.lr_source.removeprefix('made-')}, 8 bits")
         return (
             f"PSNR and SSIM ({ssim}) of {channel}; the prediction {bits}; {border} left out on each side; LR {lr}; "
             "averages over images"

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,9 @@ def load_sample(pair: Pair, scale: int, protocol: Protocol, degradation: Any) ->
         hr = hr.double() / 255
         luma = crop_to_multiple(quantize(rgb_to_y(hr)) if len(hr) == 3 else hr, scale)
         return Sample(pair.name, downscale(luma, scale)[None].float(), luma[None].float(), protocol)
-    if pair.lr is None or protocol.lr_source == "made":
+    if pair.lr is None or protocol.lr_source != "files":
         hr = crop_to_multiple(hr, scale)
-        lr, protocol = degradation(hr, scale), replace(protocol, lr_source="made")
+        lr, protocol = degradation(hr, scale), replace(protocol, lr_source=degradation.lr_source)
     else:
         lr = torch.from_numpy(read_image(pair.lr))
         height, width = (side * scale for side in lr.shape[-2:])
@@ -173,7 +173,7 @@ def to_levels(image: Tensor) -> np.ndarray:
 
 
 def score_sets(
-    models: Sequence[Model], sets: dict[str, Sequence[Pair]], cfg: DictConfig
+    models: Sequence[Model], sets: Mapping[str, Sequence[Pair]], cfg: DictConfig, baseline: bool = True
 ) -> tuple[list[dict[str, Any]], Shown]:
     """Score bicubic and models of one scale on sets of images.
 
@@ -181,6 +181,7 @@ def score_sets(
         models: At least one, all of one scale.
         sets: Name -> images.
         cfg: Gives protocol, degradation (for images without LR), run_dir, num_pictures, report, measures.
+        baseline: Whether bicubic is to be scored.
 
     Returns:
         The rows of `score_images`, bicubic's first in each set, and the pictures written.
@@ -192,7 +193,8 @@ def score_sets(
     protocol, degradation = instantiate(cfg.protocol), instantiate(cfg.degradation)
     others = [Model(m.name, inference_form(m.network)) for m in models if not isinstance(m.network, Bicubic)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = [Model(m.name, m.network.to(device)) for m in (Model("bicubic", Bicubic(scale=scale)), *others)]
+    first = [Model("bicubic", Bicubic(scale=scale))] if baseline else []
+    models = [Model(m.name, m.network.to(device)) for m in (*first, *others)]
     rows: list[dict[str, Any]] = []
     # runs of before these two have no such keys
     shown, measures = Shown(Path(cfg.run_dir), cfg.num_pictures, cfg.get("report", 0)), chosen(cfg.get("measures"))
@@ -202,13 +204,19 @@ def score_sets(
     return rows, shown
 
 
-def report_page(rows: Sequence[dict[str, Any]], versions: Sequence[Versions], cfg: DictConfig) -> None:
-    """Write run_dir/report.html, if there is an image to show."""
+def report_page(
+    rows: Sequence[dict[str, Any]],
+    versions: Sequence[Versions],
+    cfg: DictConfig,
+    leaderboard: Sequence[dict[str, Any]] | None = None,
+) -> None:
+    """Write run_dir/report.html, if there is an image to show; see `write_report`."""
     if versions:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         facts = {"in words": instantiate(cfg.protocol).words, "computed on": f"{device}, PyTorch {torch.__version__}"}
         command = shlex.join(["python", *sys.argv])
-        write_report(Path(cfg.run_dir, "report.html"), rows, versions, facts=facts, commands=[command])
+        path = Path(cfg.run_dir, "report.html")
+        write_report(path, rows, versions, leaderboard=leaderboard, facts=facts, commands=[command])
 
 
 def sets_of_run(cfg: DictConfig, held_out: Sequence[Pair]) -> dict[str, Sequence[Pair]]:
@@ -250,8 +258,7 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         InputError: Nothing to score, a checkpoint or benchmark that is not there, or a scale that does not fit.
     """
-    if isinstance(cfg.report, bool) or not isinstance(cfg.report, int) or cfg.report < 0:
-        raise InputError(f"report={cfg.report}: how many images of each data set report.html shows, 0 for no report")
+    check_report(cfg)
     models = requested_models(cfg)
     rows, pictures, versions = [], [], []
     for scale in dict.fromkeys(model.network.scale for model in models):
@@ -264,6 +271,12 @@ def evaluate(cfg: DictConfig) -> float:
     report(rows, pictures, Path(cfg.run_dir))
     report_page(rows, versions, cfg)
     return first_mean(rows, models[0].name)
+
+
+def check_report(cfg: DictConfig) -> None:
+    """Raise InputError unless `report` is a number of images."""
+    if isinstance(cfg.report, bool) or not isinstance(cfg.report, int) or cfg.report < 0:
+        raise InputError(f"report={cfg.report}: how many images of each data set report.html shows, 0 for no report")
 
 
 def requested_models(cfg: DictConfig) -> list[Model]:

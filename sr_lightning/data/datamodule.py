@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 from sr_lightning.data.images import image_size, in_threads
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, image_folder, split_folder
-from sr_lightning.data.store import ImageStore
+from sr_lightning.data.store import Degradation, ImageStore
+from sr_lightning.degradations import Bicubic, RandomDegradation
 from sr_lightning.errors import InputError
 
 log = logging.getLogger(__name__)
 
-Batch = dict[str, Any]  # "lr" and "hr" images (N, 3, H, W); "index" (N,) of validation images; or "draw" of a gather
+# "lr" and "hr" images (N, 3, H, W); "index" (N,) of validation images. On the way there: "draw" of a gather; "words" by
+# which a random degradation makes lr.
+Batch = dict[str, Any]
 
 
 class BatchNumbers:
@@ -64,17 +68,29 @@ class TrainBatches(Dataset):
         store: The images.
         sampler: What batch k consists of.
         on_device: Leave the gathering to `DeviceGather`.
+        degradation: That makes LR of each patch; None takes LR from the store.
     """
 
-    def __init__(self, store: ImageStore, sampler: PatchSampler, on_device: bool = False) -> None:
-        self.store, self.sampler, self.on_device = store, sampler, on_device
+    def __init__(
+        self,
+        store: ImageStore,
+        sampler: PatchSampler,
+        on_device: bool = False,
+        degradation: RandomDegradation | None = None,
+    ) -> None:
+        self.store, self.sampler, self.on_device, self.degradation = store, sampler, on_device, degradation
 
     def __getitem__(self, batch_number: int) -> Batch:
-        draw = self.sampler.draw(batch_number)
+        sampler, draw = self.sampler, self.sampler.draw(batch_number)
         if self.on_device:
-            return {"draw": draw}
-        lr, hr = gather(self.store, draw, self.sampler.patch_size)
-        return {"lr": lr, "hr": hr}
+            batch = {"draw": draw}
+        else:
+            lr, hr = gather(self.store, draw, sampler.patch_size)
+            batch = {"lr": lr, "hr": hr}
+        if self.degradation is not None:
+            words = self.degradation.draw(sampler.seed, batch_number, sampler.batch_size)
+            batch["words"] = words[sampler.rank :: sampler.world_size]
+        return batch
 
 
 class WholeImages(Dataset):
@@ -98,7 +114,8 @@ class SRDataModule(pl.LightningDataModule):
         train: Images to train on.
         val: Images to validate on.
         scale: The factor.
-        degradation: Makes LR of whole HR images where no LR file is given.
+        degradation: Makes LR of whole HR images where no LR file is given. A random one makes it of every training
+            patch anew and of the whole validation images, and LR files are not used.
         patch_size: Side of a training patch in LR pixels.
         batch_size: Patches per step over all processes; a multiple of their number.
         max_steps: Batches of the whole training.
@@ -116,7 +133,7 @@ class SRDataModule(pl.LightningDataModule):
         val: Sequence[Pair],
         *,
         scale: int,
-        degradation: Any,
+        degradation: Degradation,
         patch_size: int,
         batch_size: int,
         max_steps: int,
@@ -130,6 +147,9 @@ class SRDataModule(pl.LightningDataModule):
         super().__init__()
         self.train, self.val, self.skip_small = list(train), list(val), skip_small
         self.scale, self.degradation = scale, degradation
+        self.random_degradation = degradation if isinstance(degradation, RandomDegradation) else None
+        if self.random_degradation is not None:
+            self._leave_out_lr_files()
         self.patch_size, self.batch_size = patch_size, batch_size
         self.max_steps, self.seed, self.augment = max_steps, seed, augment
         self.cache_dir = Path(cache_dir).expanduser()
@@ -146,16 +166,26 @@ class SRDataModule(pl.LightningDataModule):
             return
         if self.skip_small:
             self._skip_small()
+        # A random degradation does not use what LR is stored of training images. Bicubic's costs little, and makes the
+        # store that of all runs.
+        lr_of_train = self.degradation if self.random_degradation is None else Bicubic()
+        train_residence = "memory" if self.residence == "memory" else "mmap"
+        wanted = ((self.train, lr_of_train, train_residence), (self.val, self.degradation, "mmap"))
         stores, errors = [], []
-        for pairs, residence in ((self.train, "memory" if self.residence == "memory" else "mmap"), (self.val, "mmap")):
+        for pairs, degradation, residence in wanted:
             try:
-                stores.append(ImageStore.open(pairs, self.scale, self.degradation, self.cache_dir, residence))
+                stores.append(ImageStore.open(pairs, self.scale, degradation, self.cache_dir, residence))
             except InputError as error:  # what is wrong with the other set is said as well
                 errors.append(str(error))
         if errors:
             raise InputError("\n".join(errors))
         stores[0].check_patch_size(self.patch_size)
         self.train_store, self.val_store = stores
+
+    def _leave_out_lr_files(self) -> None:
+        if unused := sum(pair.lr is not None for pair in (*self.train, *self.val)):
+            log.info("the LR files of %d images are not used: LR is made by %s", unused, self.random_degradation.name)
+        self.train, self.val = ([replace(pair, lr=None) for pair in pairs] for pairs in (self.train, self.val))
 
     def _skip_small(self) -> None:
         sizes = in_threads(image_size, [pair.hr for pair in self.train])
@@ -175,7 +205,8 @@ class SRDataModule(pl.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return TrainBatches(self.train_store, sampler, self.residence == "device" if on_device is None else on_device)
+        on_device = self.residence == "device" if on_device is None else on_device
+        return TrainBatches(self.train_store, sampler, on_device, self.random_degradation)
 
     def train_dataloader(self) -> DataLoader:
         batches = self.train_batches(self.trainer.global_rank, self.trainer.world_size)
@@ -191,13 +222,17 @@ class SRDataModule(pl.LightningDataModule):
         return self.to_float(batch)
 
     def to_float(self, batch: Batch) -> Batch:
-        """Images from uint8 to [0, 1], on the device they are on; gathered there first with residence=device."""
+        """Images from uint8 to [0, 1], on the device they are on; if due, gathered there before and degraded after."""
+        words = batch.get("words")
         if "draw" in batch:
             if self.device_gather is None:
                 self.device_gather = DeviceGather(self.train_store, self.trainer.strategy.root_device)
             lr, hr = self.device_gather(batch["draw"], self.patch_size)
             batch = {"lr": lr, "hr": hr}
-        return batch | {name: batch[name].float().mul_(1 / 255) for name in ("lr", "hr")}
+        images = {name: batch[name].float().mul_(1 / 255) for name in ("lr", "hr")}
+        if words is not None:
+            return images | {"lr": self.random_degradation.degrade(images["hr"], self.scale, words)}
+        return batch | images
 
 
 class FolderDataModule(SRDataModule):

@@ -34,9 +34,11 @@ class Degradation(Protocol):
 
     Attributes:
         key: Plain values on which, besides HR and the scale, the result depends: name, settings, version.
+        lr_source: What the scoring protocol calls LR that it made.
     """
 
     key: Any
+    lr_source: str
 
     def __call__(self, hr: Tensor, scale: int) -> Tensor:
         """(3, H, W) uint8, multiples of the scale -> (3, H/scale, W/scale) uint8."""

@@ -70,6 +70,7 @@ class Bicubic:
 
     border: str = "mirror"
     version: ClassVar[int] = 1  # raise it when a pixel of the result changes, so that stored LR images are made anew
+    lr_source: ClassVar[str] = "made"  # of the protocol that scores by the result
 
     def __post_init__(self):
         _check_border(self.border)

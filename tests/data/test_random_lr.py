@@ -1,0 +1,162 @@
+"""LR that a random degradation makes: of training patches on the fly, of whole images once, and what it is called."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+from sr_lightning.data import FolderDataModule
+from sr_lightning.data.datamodule import WholeImages
+from sr_lightning.data.images import write_image
+from sr_lightning.data.patches import DeviceGather
+from sr_lightning.data.sources import Pair
+from sr_lightning.degradations import JPEG, Bicubic, Noise, RandomDegradation, Resize
+from sr_lightning.metrics import Protocol
+from sr_lightning.scoring import load_sample
+from tests.helpers import rows_of, run
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def degradation():
+    return RandomDegradation("short", {"resize": Resize(relative_to="lr"), "noise": Noise(), "jpeg": JPEG()})
+
+
+def module(pictures, cache, made_by=None, **settings):
+    data = FolderDataModule(
+        str(pictures), val_fraction=0.3, scale=2, degradation=made_by or degradation(), patch_size=8, batch_size=8,
+        max_steps=100, seed=3, cache_dir=cache, **settings,
+    )  # fmt: skip
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def batch(data, number, **where):
+    return data.to_float(data.train_batches(**where)[number])
+
+
+def test_batch_k_is_the_same_whatever_was_made_before(pictures, cache):
+    data = module(pictures, cache)
+    forward = [batch(data, k)["lr"] for k in range(4)]
+    again = module(pictures, cache)
+    for k in (3, 1, 1, 0, 2):
+        torch.rand(3)
+        assert torch.equal(batch(again, k)["lr"], forward[k])
+    assert not torch.equal(forward[0], forward[1])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_batch_that_one_would_train_on(pictures, cache, world_size):
+    data = module(pictures, cache)
+    whole = batch(data, 5)
+    for rank in range(world_size):
+        part = batch(data, 5, rank=rank, world_size=world_size)
+        for name in ("lr", "hr"):
+            assert torch.equal(part[name], whole[name][rank::world_size])
+
+
+def test_hr_is_that_of_other_degradations_and_lr_is_made_of_it(pictures, cache):
+    data, bicubic = module(pictures, cache), module(pictures, cache, Bicubic())
+    made, usual = batch(data, 7), batch(bicubic, 7)
+    assert made.keys() == {"lr", "hr"} and torch.equal(made["hr"], usual["hr"])
+    words = degradation().draw(3, 7, 8)
+    assert torch.equal(made["lr"], degradation().degrade(usual["hr"], 2, words))
+    assert len(list(cache.glob("*/index.json"))) == 3  # training images once, validation images with either LR
+
+
+def test_images_on_the_device_give_the_same_batch(pictures, cache):
+    data = module(pictures, cache, residence="device")
+    data.device_gather = DeviceGather(data.train_store, "cpu")
+    assert "draw" in data.train_batches()[2]
+    there, here = batch(data, 2), batch(data, 2, on_device=False)
+    assert there.keys() == here.keys() == {"lr", "hr"}
+    assert torch.equal(there["lr"], here["lr"]) and torch.equal(there["hr"], here["hr"])
+
+
+def test_validation_and_scoring_see_one_lr_by_a_name_of_its_own(pictures, cache):
+    data = module(pictures, cache)
+    for i, pair in enumerate(data.val):
+        shown = data.to_float(WholeImages(data.val_store)[i])
+        sample = load_sample(pair, 2, Protocol(), degradation())
+        assert torch.equal(sample.lr, shown["lr"]) and torch.equal(sample.hr, shown["hr"])
+        assert sample.protocol.name == f"y_shave-scale_8bit_ssim-wang_lr-{degradation().lr_source}"
+        assert degradation().lr_source.removeprefix("made-") in sample.protocol.words
+
+
+def test_a_benchmark_with_lr_files_stays_what_it_is_unless_lr_is_to_be_made(pictures, tmp_path):
+    hr = pictures / "0.png"
+    lr = np.random.default_rng(0).integers(0, 256, (3, 48, 40), dtype=np.uint8)
+    write_image(tmp_path / "0x2.png", lr)
+    pair = Pair("0", hr, tmp_path / "0x2.png")
+    from_file = load_sample(pair, 2, Protocol(), degradation())
+    assert from_file.protocol.lr_source == "files"
+    np.testing.assert_array_equal((from_file.lr[0] * 255).round(), lr)
+    made = load_sample(pair, 2, Protocol(lr_source="made"), degradation())
+    assert made.protocol.lr_source == degradation().lr_source
+    by_bicubic = load_sample(pair, 2, Protocol(lr_source=degradation().lr_source), Bicubic())
+    assert by_bicubic.protocol.lr_source == "made"  # what was done, not what was asked
+
+
+def test_lr_files_are_left_out_and_it_is_said(pictures, tmp_path, caplog):
+    for file in pictures.glob("*.png"):
+        image = Image.open(file)
+        (tmp_path / "lr").mkdir(exist_ok=True)
+        image.resize((image.width // 2, image.height // 2)).save(tmp_path / "lr" / file.name)
+    with caplog.at_level(logging.INFO):
+        data = module(pictures, tmp_path / "cache", lr=str(tmp_path / "lr"))
+    assert "the LR files of 6 images are not used: LR is made by short" in caplog.text
+    assert {pair.lr for pair in (*data.train, *data.val)} == {None}
+
+
+def stand_in(root: Path, folders: dict[str, list[str]]) -> None:
+    """Images of noise, 112x96."""
+    for folder, files in folders.items():
+        for file in files:
+            noise = np.random.default_rng(int(file[:4])).integers(0, 256, (3, 96, 112), dtype=np.uint8)
+            write_image(root / folder / file, noise)
+
+
+@pytest.mark.parametrize(
+    ("name", "folders", "made_by", "words"),
+    [
+        (
+            *("div2k", {"DIV2K_train_HR": ["0001.png", "0002.png"], "DIV2K_valid_HR": ["0801.png"]}, "second_order"),
+            ["data.train.track=null", "data.train.last=2", "data.val.last=801"],
+        ),
+        (
+            *("bsds", {"BSDS500/train": ["0001.jpg"], "BSDS500/test": ["0002.jpg"]}, "blur_noise_jpeg"),
+            ["data.val.names=[chelsea]"],
+        ),
+    ],
+    ids=["div2k", "bsds"],
+)
+def test_data_sets_go_with_random_degradations(tmp_path, cache, name, folders, made_by, words):
+    stand_in(tmp_path, folders)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        fixed = [f"data={name}", f"degradation={made_by}", "scale=x4", f"data_root={tmp_path}", f"cache_dir={cache}"]
+        cfg = compose("train", overrides=[*fixed, "data.patch_size=8", "data.batch_size=2", *words])
+    data = instantiate(cfg.data, _convert_="all")
+    data.setup()
+    made = batch(data, 0)
+    assert made["lr"].shape == (2, 3, 8, 8) and made["hr"].shape == (2, 3, 32, 32)
+    assert data.degradation.name == made_by
+
+
+def test_a_run_trains_on_it_and_its_scores_say_so(command, tmp_path):
+    short = ("max_steps=4", "val_every=4", "num_pictures=0")
+    run(*command, "degradation=second_order", *short, f"hydra.run.dir={tmp_path / 'run'}")
+    rows = rows_of(tmp_path / "run" / "results.csv")
+    assert "lr-made-second_order-" in rows[0]["protocol"]
+    (validated,) = [float(row["val/psnr"]) for row in rows_of(tmp_path / "run" / "metrics.csv") if row["val/psnr"]]
+    scored = next(row for row in rows if (row["model"], row["image"]) == ("espcn", "mean"))
+    assert float(scored["psnr_y"]) == pytest.approx(validated, abs=1e-4)
