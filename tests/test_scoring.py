@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.data.images import read_image
 from sr_lightning.data.sources import benchmark_set
 from sr_lightning.degradations import Bicubic as Degradation
 from sr_lightning.errors import InputError
 from sr_lightning.inference import SelfEnsemble
+from sr_lightning.measures import consistency, spectrum
 from sr_lightning.metrics import Protocol, score
 from sr_lightning.networks import EDSR, FSRCNN, WDSR
 from sr_lightning.scoring import Model, evaluate, requested_models, score_sets
@@ -140,3 +143,29 @@ def test_only_the_first_images_are_in_the_report(root, words, shown):
 def test_a_report_of_no_number_of_images_is_refused(root, value):
     with pytest.raises(InputError, match=r"report=.*how many images"):
         evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report={value}"))
+
+
+def test_measures_are_columns_of_each_image_and_the_mean_and_of_the_table(root, published, caplog):
+    network, path = published
+    folder = root / "benchmark" / "Mine" / "HR"
+    Image.open(folder / "a.png").rotate(180).save(folder / "b.png")
+    with caplog.at_level(logging.INFO):
+        evaluate(config(root, *SMALL, "scale=x2", f"ckpt={path}", "measures=[consistency,spectrum]", "report=0"))
+    rows = rows_of(root / "run" / "results.csv")
+    assert list(rows[0])[4:] == ["psnr_y", "ssim_y", "consistency", "spectrum", "protocol"]
+    hr = torch.from_numpy(read_image(folder / "b.png"))
+    lr = Degradation()(hr, 2)[None].float() / 255
+    with torch.inference_mode():
+        images = (network(lr), lr, hr[None].float() / 255, 2, Protocol())
+    a, b, mean = (row for row in rows if row["model"] == "edsr")
+    for name, measure in {"consistency": consistency, "spectrum": spectrum}.items():
+        assert float(b[name]) == pytest.approx(measure(*images).item(), rel=1e-4)
+        assert float(mean[name]) == pytest.approx((float(a[name]) + float(b[name])) / 2, rel=1e-9)
+    cells = f"| {float(mean['ssim_y']):.4f} | {float(mean['consistency']):.2f} "
+    assert "| consistency | spectrum | gain" in caplog.text and cells in caplog.text
+
+
+def test_a_measure_that_there_is_not_stops_an_evaluation_before_it_writes(root):
+    with pytest.raises(InputError, match="measures: sharpness; give a list of spectrum"):
+        evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", "measures=[sharpness]"))
+    assert not (root / "run").exists()
