@@ -18,7 +18,7 @@ KEPT = {
     "BMP": ("dpi",),
     "JPEG": ("icc_profile", "exif", "xmp", "dpi", "comment"),
     "PNG": ("icc_profile", "exif", "dpi"),  # xmp and text are in its pnginfo
-    "TIFF": ("icc_profile", "exif", "xmp", "dpi"),
+    "TIFF": ("icc_profile", "exif", "dpi"),  # xmp is in its exif
     "WEBP": ("icc_profile", "exif", "xmp"),
 }
 HOLDS_ALPHA = ("PNG", "TIFF", "WEBP")
@@ -220,7 +220,7 @@ def write_photo(path: Path, photo: Image.Image, quality: int = 95) -> None:
     elif file_format == "PNG":
         options["pnginfo"] = _png_text(photo.info)
     elif file_format == "TIFF":
-        options["compression"] = _tiff_compression(photo)
+        options |= {"compression": _tiff_compression(photo), "exif": _tiff_tags(photo)}
     try:
         with replacing(path) as temporary:
             photo.save(temporary, format=file_format, **options)
@@ -235,6 +235,14 @@ def _png_text(info: dict) -> PngImagePlugin.PngInfo:
     if "xmp" in info:
         text.add_itxt(_XMP_IN_PNG, info["xmp"].decode(errors="replace"))
     return text
+
+
+def _tiff_tags(photo: Image.Image) -> bytes:
+    tags = Image.Exif()
+    tags.load(photo.info.get("exif", b""))
+    if "xmp" in photo.info:
+        tags[700] = photo.info["xmp"]
+    return tags.tobytes()
 
 
 def _tiff_compression(photo: Image.Image) -> str:

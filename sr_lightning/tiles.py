@@ -15,10 +15,12 @@ log = logging.getLogger(__name__)
 
 SMALLEST = 16  # LR pixels: a tile that does not fit into memory is halved down to here
 
-# What `tile="auto"` aims at, in bytes of the largest layer's output for one tile; measured by bench_upscale.py.
-FAST_CPU = 2**24  # beyond it tiles leave the cache, and each takes longer per pixel than a smaller one
-FAST_CUDA = 2**30  # enough to keep a GPU busy
-MOST = 2**30  # two or three such layers exist at a time
+# What `tile="auto"` aims at: on a CPU as fast as the whole image, or faster where a layer would leave the cache
+# (tests/benchmarks/bench_upscale.py); a GPU wants more to do at a time, which was not measured.
+SIDE_CPU, SIDE_CUDA = 256, 1024
+MARGINS = 8  # a tile is this many receptive radii wide at least, so that margins are not most of the work
+MOST_CPU = 2**30  # bytes of one layer's output; two or three of them exist at a time
+MOST_CUDA = 0.25  # likewise, as a share of the free memory
 
 Result = TypeVar("Result")
 
@@ -122,29 +124,28 @@ def in_pieces(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is used up: CUDA's, Python's, or one of the CPU's allocators'."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_SAYS)
+    """Whether an exception says that memory is used up."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _SAID)
 
 
-_CPU_SAYS = ("can't allocate memory", "not enough memory", "could not create a memory object", "bad_alloc")
+# What libraries say in a plain RuntimeError: torch's allocator on the CPU, oneDNN, C++, cuDNN and cuBLAS
+_SAID = ("can't allocate memory", "not enough memory", "could not create a", "bad_alloc", "ALLOC_FAILED")
 
 
-def automatic_tile(network: nn.Module, radius: int, fast: int) -> int:
+def automatic_tile(network: nn.Module, radius: int, device: torch.device) -> int:
     """The side of tiles that are fast and small, in LR pixels.
 
-    A tile's margin is work done twice, which calls for large tiles; the processor's cache calls for small ones.
-
     Args:
-        network: On any device.
-        radius: Its receptive radius.
-        fast: Bytes of a layer's output up to which larger is not slower: FAST_CPU or FAST_CUDA.
+        network: On the device.
+        radius: Its receptive radius, whose pixels on each side of a tile are work done twice.
+        device: That computes.
     """
-    largest = largest_layer(network)
-    wanted = max(isqrt(int(fast / largest)) - 2 * radius, 128, 8 * radius)
-    allowed = max(isqrt(int(MOST / largest)) - 2 * radius, 64)
-    return min(wanted, allowed)
+    if device.type == "cuda":
+        side, most = SIDE_CUDA, MOST_CUDA * torch.cuda.mem_get_info(device)[0]
+    else:
+        side, most = SIDE_CPU, MOST_CPU
+    allowed = isqrt(int(most / largest_layer(network))) - 2 * radius
+    return min(max(side, MARGINS * radius), max(allowed, 4 * SMALLEST))
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve
 from sr_lightning.networks import Bicubic
 from sr_lightning.photos import as_photo
-from sr_lightning.tiles import FAST_CPU, FAST_CUDA, SMALLEST, Box, automatic_tile, in_pieces
+from sr_lightning.tiles import SMALLEST, Box, automatic_tile, in_pieces
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +157,9 @@ class Upscaler:
         if image.ndim not in (2, 3) or (image.ndim == 3 and not 1 <= image.shape[2] <= 4) or 0 in image.shape:
             hint = ": move its channels last, np.moveaxis(image, 0, -1)" if _is_planar(image.shape) else ""
             raise InputError(f"an array is (H, W) or (H, W, C) with C from 1 to 4, not {image.shape}{hint}")
-        if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
-            raise InputError(f"an array is uint8, uint16 or floating point, not {image.dtype}")
         image = image.astype(image.dtype.newbyteorder("="), copy=False)
+        if image.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
+            raise InputError(f"an array is uint8, uint16 or floating point, not {image.dtype}")
         if not image.flags.writeable or min(image.strides) < 0:  # which torch does not take
             image = image.copy()
         height, width = image.shape[:2]
@@ -240,7 +240,7 @@ class Upscaler:
 
     @cached_property
     def _automatic(self) -> int:
-        return automatic_tile(self.network, self.margin, FAST_CUDA if self.device.type == "cuda" else FAST_CPU)
+        return automatic_tile(self.network, self.margin, self.device)
 
     def _tile_for(self, height: int, width: int) -> int | None:
         if self.tile != "auto":
@@ -262,7 +262,7 @@ def fill_invisible(planes: Tensor) -> Tensor:
     Returns:
         As given, in another tensor where something changed.
     """
-    array = planes.cpu().numpy()
+    array = (planes.float() if planes.dtype == torch.bfloat16 else planes).cpu().numpy()
     hidden = array[-1] == 0
     colours = array[:-1, hidden]  # (C, n)
     if not hidden.any() or hidden.all() or (colours != colours[:, :1]).any():
@@ -280,7 +280,8 @@ def fill_invisible(planes: Tensor) -> Tensor:
         values = np.stack([filled[:, rows + i, columns + j] for i, j in around], axis=1)  # (C, 9, n)
         filled[:, rows, columns] = (values * weights).sum(1) / weights.sum(0)
         known[rows, columns] = True
-    return torch.cat([torch.from_numpy(filled[:, 1:-1, 1:-1]), planes[-1:].cpu()]).to(planes.device)
+    colours = torch.from_numpy(filled[:, 1:-1, 1:-1]).to(planes.device, planes.dtype)
+    return torch.cat([colours, planes[-1:]])
 
 
 def _into(out: Tensor) -> Write:

@@ -31,9 +31,9 @@ def upscale_video(
 ) -> tuple[int, int]:
     """Enlarge the frames of a video, one at a time; sound and subtitles are copied.
 
-    Pictures of 8 bits become H.264, of more HEVC with 10 bits, and both VP9 in WebM, at a quality that leaves little to
-    see. Times of the frames, matrix and range of their colours, rotation, pixel shape, chapters and metadata are those
-    of the input.
+    They become H.264, and VP9 in WebM, with 8 or 10 bits and at a quality that leaves little to see (not HEVC: libx265
+    4.2 writes beyond its memory where a picture is narrower than some 60 pixels). Times of the frames, matrix and range
+    of their colours, rotation, pixel shape, chapters and metadata are those of the input.
 
     Args:
         enlarge: RGB frame (H, W, 3), uint8 or uint16 -> (H*scale, W*scale, 3) of the same type.
@@ -70,12 +70,15 @@ def upscale_video(
                 log.warning("%s: stream %d (%s) is left out", source, stream.index, stream.type)
         made.metadata.update(_metadata(given))
         made.set_chapters(given.chapters())
+        done = 0.0
         for packet in given.demux(picture, *copies):
             if packet.stream is picture:
                 for frame in packet.decode():
                     made.mux(recoder.packets(frame))
-                    progress(_share(frame, picture, given))
-            elif packet.dts is not None:  # without, it marks the end
+                    share = max(_share(frame, given), done)
+                    progress(share - done)
+                    done = share
+            elif packet.size:  # none marks the end
                 packet.stream = copies[packet.stream]
                 made.mux(packet)
         made.mux(recoder.packets(None))
@@ -104,8 +107,7 @@ class _Recoder:
             self.codec = "libvpx-vp9"
             self.options = {"crf": "18", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
         else:
-            self.codec = "libx265" if deep else "libx264"
-            self.options = {"crf": "16"} | ({"x265-params": "log-level=error"} if deep else {})
+            self.codec, self.options = "libx264", {"crf": "16"}
         # As players take it where nothing is said: by the size, which changes here
         self.matrix = first.colorspace if first.colorspace in MATRICES else BT709 if first.height >= 720 else BT601
         reformatter = av.video.reformatter
@@ -126,8 +128,6 @@ class _Recoder:
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
         if picture.sample_aspect_ratio:
             context.sample_aspect_ratio = picture.sample_aspect_ratio
-        if self.codec == "libx265" and made.format.name in ("mp4", "mov"):
-            context.codec_tag = "hvc1"  # the only one that Apple's players know
         if first.rotation:
             stream.set_display_rotation(first.rotation)
         stream.metadata.update(_metadata(picture))
@@ -213,8 +213,9 @@ def _metadata(of: Any) -> dict[str, str]:
     }
 
 
-def _share(frame: Any, picture: Any, given: Any) -> float:
-    """How much of a video one frame is, as far as the file says."""
-    if picture.frames:
-        return 1 / picture.frames
-    return frame.duration * float(frame.time_base) * 1e6 / given.duration if given.duration else 0.0
+def _share(frame: Any, given: Any) -> float:
+    """How much of a video has been shown with a frame, as far as the file says."""
+    if frame.time is None or not given.duration:
+        return 0.0
+    seconds = frame.time + frame.duration * float(frame.time_base) - (given.start_time or 0) / 1e6
+    return min(max(seconds / (given.duration / 1e6), 0.0), 1.0)

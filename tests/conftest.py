@@ -62,3 +62,25 @@ def server(monkeypatch):
     server = Server()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A checkpoint as train.py writes it, of an ESPCN x2 called tiny, with random weights."""
+    import torch
+
+    from sr_lightning.networks import ESPCN
+
+    description = {"scale": 2, "num_features": [4], "kernel_sizes": [3, 3]}
+    torch.manual_seed(0)
+    checkpoint = {
+        "state_dict": {f"network.{key}": value for key, value in ESPCN(**description).state_dict().items()},
+        "hyper_parameters": {
+            "name": "tiny",
+            "model": {"network": description | {"_target_": "sr_lightning.networks.ESPCN"}},
+        },
+        "loops": {"fit_loop": {"epoch_loop.batch_progress": {"total": {"processed": 30}}}},
+    }
+    path = tmp_path_factory.mktemp("trained") / "best.ckpt"
+    torch.save(checkpoint, path)
+    return path
