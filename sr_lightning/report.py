@@ -308,9 +308,9 @@ def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: 
             entries.append(entry)
         mean = next((entry["scores"] for entry in entries if entry["name"] == "mean"), None)
         entries = [entry for entry in entries if entry["name"] != "mean"]
-        result.append(
-            {"dataset": dataset, "scale": scale, "models": models, "scores": scores, "mean": mean, "images": entries}
-        )
+        entry_of_set = {"dataset": dataset, "scale": scale, "models": models, "scores": scores, "mean": mean}
+        protocol = ", ".join(sorted({row["protocol"] for row in of_set}))
+        result.append(entry_of_set | {"protocol": protocol, "images": entries})
     return result
 
 

@@ -192,6 +192,13 @@ def test_several_sets_and_scales_stay_apart(tmp_path):
     assert [["files" in image for image in s["images"]] for s in sets] == [[False], [True], [False]]
 
 
+def test_each_set_says_its_own_protocol(tmp_path):
+    rows = [row("net"), row("net", dataset="Other") | {"protocol": "another"}]
+    write_report(tmp_path / "report.html", rows)
+    data = data_of(tmp_path / "report.html")
+    assert [s["protocol"] for s in data["sets"]] == [PROTOCOL, "another"]
+
+
 def test_any_score_is_reported_also_infinite_and_missing_ones(tmp_path):
     rows = [
         row("bicubic", lpips=0.4),
