@@ -1,4 +1,4 @@
-"""Score networks on benchmarks: python evaluate.py ckpt=FILE 'benchmarks=[Set5,BSD100]'."""
+"""Score networks on benchmarks: python evaluate.py ckpt=FILE 'benchmarks=[Set5,BSD100]', or runs=SWEEP for a table."""
 
 import hydra
 from omegaconf import DictConfig
@@ -9,7 +9,10 @@ from sr_lightning.cli import task
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 @task
 def main(cfg: DictConfig) -> float:
-    from sr_lightning.scoring import evaluate
+    if cfg.runs is None:
+        from sr_lightning.scoring import evaluate
+    else:
+        from sr_lightning.leaderboard import evaluate
 
     return evaluate(cfg)
 

@@ -89,10 +89,7 @@ def load_network(path: str | Path) -> Trained:
     description = dict(config["model"]["network"])
     target = description.pop("_target_")
     try:
-        cls = get_class(target)
-        if not issubclass(cls, nn.Module):
-            raise InputError(f"{path} names {target} as its network, which is not a torch.nn.Module")
-        network = cls(**description)
+        network = network_class(target, path)(**description)
     except (ImportError, TypeError) as error:
         raise InputError(f"{path} holds a {target} that this version cannot build: {error}") from error
     try:
@@ -100,6 +97,23 @@ def load_network(path: str | Path) -> Trained:
     except RuntimeError as error:
         raise InputError(f"the weights in {path} do not fit its network: {error}") from error
     return Trained(network.eval(), config["name"], steps_done(checkpoint), config)
+
+
+def network_class(target: str, source: str | Path) -> type[nn.Module]:
+    """The class that a file names as its network's.
+
+    Args:
+        target: As in a config, "sr_lightning.networks.EDSR".
+        source: The file, for the message.
+
+    Raises:
+        InputError: It is no torch.nn.Module, and might run anything.
+        ImportError: There is no such class.
+    """
+    cls = get_class(target)
+    if not issubclass(cls, nn.Module):
+        raise InputError(f"{source} names {target} as its network, which is not a torch.nn.Module")
+    return cls
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -36,6 +36,8 @@ MAY_IMPORT = {
     | {"checkpoint", "color", "data", "degradations", "inference", "measures", "metrics", "networks"}
     | {"pictures", "report", "results", "weights"},
     "models": {"inference", "markdown"},
+    "leaderboard": FLOOR
+    | {"checkpoint", "data", "inference", "markdown", "measures", "models", "report", "results", "scoring", "sweeps"},
     "tiles": FLOOR,
     "photos": FLOOR | {"data"},
     "upscaler": FLOOR | {"checkpoint", "inference", "networks", "photos", "tiles"},

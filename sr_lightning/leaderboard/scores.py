@@ -1,0 +1,132 @@
+"""The scores of runs, computed once: each run's directory keeps its own."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from sr_lightning.checkpoint import load_network
+from sr_lightning.data.sources import Pair
+from sr_lightning.errors import InputError
+from sr_lightning.inference import SelfEnsemble
+from sr_lightning.leaderboard.kept import Kept
+from sr_lightning.leaderboard.runs import Run
+from sr_lightning.measures import chosen
+from sr_lightning.report import Versions
+from sr_lightning.scoring import Model, score_sets
+
+log = logging.getLogger(__name__)
+
+Rows = list[dict[str, Any]]
+Failed = dict[Path, tuple[str, str]]  # a run's directory -> its status, and why it is not in the table
+
+
+class Scores:
+    """Scores of runs on benchmarks, and of bicubic on the same images.
+
+    Args:
+        cfg: Of evaluate.py.
+        sets: Scale -> benchmark -> images.
+    """
+
+    def __init__(self, cfg: DictConfig, sets: Mapping[int, Mapping[str, Sequence[Pair]]]) -> None:
+        instantiate(cfg.protocol), instantiate(cfg.degradation)  # what is wrong with them is said now
+        self.cfg, self.sets = cfg, sets
+        self.quiet = OmegaConf.merge(cfg, {"num_pictures": 0, "report": 0})
+        self.kept: dict[Path, Kept] = {}
+        self.bicubic: dict[tuple[int, str], Rows] = {}
+        settings = OmegaConf.to_container(cfg, resolve=True)
+        self.how = {key: settings[key] for key in ("protocol", "degradation", "self_ensemble")}
+        self.how["measures"] = list(chosen(cfg.measures))
+
+    def of(self, run: Run) -> dict[str, Rows]:
+        """Benchmark -> rows of a run, computed where they are not known: one network in memory, one image at a time.
+
+        Raises:
+            InputError: Its checkpoint cannot be read, or images cannot be scored.
+        """
+        network = None
+        for benchmark, pairs in self.sets[run.config.scale].items():
+            if self._known(run, benchmark) is None:
+                if network is None:
+                    log.info("scoring %s", run.directory)
+                    network = self._load(run)
+                rows, _ = score_sets(
+                    [Model("model", network)],
+                    {benchmark: pairs},
+                    self.quiet,
+                    baseline=(run.config.scale, benchmark) not in self.bicubic,
+                )
+                self._keep(run, benchmark, rows, "model")
+        return {benchmark: self._known(run, benchmark) for benchmark in self.sets[run.config.scale]}
+
+    def with_pictures(self, scale: int, runs: Mapping[str, Run], failed: Failed) -> tuple[Rows, list[Versions]]:
+        """Score runs side by side, all in memory and one image at a time, and write pictures.
+
+        Args:
+            scale: Of all.
+            runs: Name -> run.
+            failed: Directory -> why; runs whose checkpoints cannot be read are added.
+
+        Returns:
+            As `score_sets`, and what report.html shows.
+
+        Raises:
+            InputError: Images cannot be scored.
+        """
+        models = []
+        for name, run in runs.items():
+            try:
+                models.append(Model(name, self._load(run)))
+            except InputError as error:
+                failed[run.directory] = "not scored", str(error)
+        if not models:
+            return [], []
+        rows, shown = score_sets(models, self.sets[scale], self.cfg)
+        for model in models:
+            for benchmark in self.sets[scale]:
+                self._keep(runs[model.name], benchmark, [r for r in rows if r["dataset"] == benchmark], model.name)
+        return rows, shown.versions
+
+    def _load(self, run: Run) -> torch.nn.Module:
+        network = load_network(run.checkpoint).network
+        return SelfEnsemble(network) if self.cfg.self_ensemble else network
+
+    def _key(self, scale: int, benchmark: str) -> dict[str, Any]:
+        """What scores depend on beside the checkpoint. Images are told by name and size, wherever they lie."""
+        pairs = self.sets[scale][benchmark]
+        sizes = [(p.name, p.hr.stat().st_size, p.lr.stat().st_size if p.lr else None) for p in pairs]
+        digest = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
+        return {"kind": "scores", "benchmark": benchmark, "images": digest} | self.how
+
+    def _known(self, run: Run, benchmark: str) -> Rows | None:
+        value = self.kept_of(run).get(self._key(run.config.scale, benchmark))
+        if value is None:
+            return None
+        self.bicubic.setdefault((run.config.scale, benchmark), value["bicubic"])
+        return value["model"]
+
+    def _keep(self, run: Run, benchmark: str, rows: Rows, name: str) -> None:
+        scale = run.config.scale
+        if baseline := [_bare(row) for row in rows if row["model"] == "bicubic"]:
+            self.bicubic.setdefault((scale, benchmark), baseline)
+        own = [_bare(row) for row in rows if row["model"] == name]
+        value = {"bicubic": self.bicubic[scale, benchmark], "model": own}
+        self.kept_of(run).put(self._key(scale, benchmark), value)
+
+    def kept_of(self, run: Run) -> Kept:
+        """The run's own file."""
+        if run.directory not in self.kept:
+            self.kept[run.directory] = Kept(run.directory, run.checkpoint)
+        return self.kept[run.directory]
+
+
+def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what its place says."""
+    return {key: value for key, value in row.items() if key not in ("model", "scale", "dataset")}

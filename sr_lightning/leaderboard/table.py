@@ -1,0 +1,158 @@
+"""The leaderboard's rows, and their Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sr_lightning.files import replacing
+from sr_lightning.leaderboard.published import published_score
+from sr_lightning.leaderboard.runs import mean_and_deviation
+from sr_lightning.markdown import markdown_table
+
+Row = dict[str, Any]
+_NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")
+_DECIBELS = ("psnr", "consistency")
+
+
+def make_row(
+    who: Mapping[str, Any],
+    means: Sequence[Row],
+    bicubic: Row,
+    config: Mapping[str, Any] | None,
+    costs: Mapping[str, Any],
+    seconds: Sequence[float | None] = (),
+) -> Row:
+    """One line of the leaderboard.
+
+    Args:
+        who: benchmark, scale, model and data.
+        means: The average over the images, of each run.
+        bicubic: The baseline's.
+        config: Of a run, to find what it is compared with; None: nothing.
+        costs: parameters, multiply_adds, milliseconds.
+        seconds: Of training, of each run.
+
+    Returns:
+        `who`; the mean over runs of each score and, where there are several, its deviation (psnr_y, psnr_y_deviation,
+        ...); gain, over bicubic; published, distance, compared_with and differs; `costs`; seconds; seeds; protocol.
+    """
+    row = dict(who)
+    for key in means[0]:
+        if key not in _NOT_SCORES:
+            row[key], row[f"{key}_deviation"] = mean_and_deviation([mean[key] for mean in means])
+    psnr = psnr_key(row)
+    row["gain"] = row[psnr] - bicubic[psnr]
+    protocol = means[0]["protocol"]
+    match = config and published_score(config, who["scale"], who["benchmark"], protocol)
+    row["published"] = match.psnr if match else None
+    row["distance"] = row[psnr] - match.psnr if match else None
+    row["compared_with"] = match.system if match else ""
+    row["differs"] = "; ".join(match.differs) if match else ""
+    known = [value for value in seconds if value is not None]
+    row |= costs | {"seconds": mean_and_deviation(known)[0] if known else None}
+    return row | {"seeds": len(seconds) or None, "protocol": protocol}
+
+
+def psnr_key(row: Mapping[str, Any]) -> str:
+    """psnr_y or psnr_rgb, whichever the row has."""
+    return next(key for key in row if key.startswith("psnr"))
+
+
+def score_keys(row: Mapping[str, Any]) -> list[str]:
+    """The scores of a row, PSNR first."""
+    return [key for key in row if f"{key}_deviation" in row]
+
+
+def markdown(rows: Sequence[Row], left_out: Sequence[Row], notes: Sequence[str]) -> str:
+    """The table, what is to be said about it, and the runs that are not in it.
+
+    Args:
+        rows: Of `make_row`.
+        left_out: run, status and reason.
+        notes: Lines.
+    """
+    scores = score_keys(rows[0])
+    titles = [key.split("_")[0].upper() if key.startswith(("psnr", "ssim")) else key for key in scores]
+    head = ["benchmark", "scale", "model", "data", *titles, "gain", "published", "distance", "compared with"]
+    lines = [[*head, "parameters", "multiply-adds", "ms", "minutes", "seeds"]]
+    for row in rows:
+        lines.append([row["benchmark"], f"x{row['scale']}", row["model"], row["data"]])
+        lines[-1] += [_with_deviation(row, key) for key in scores]
+        lines[-1] += ["" if row["model"] == "bicubic" else f"{row['gain']:+.2f}"]
+        lines[-1] += [_number(row["published"], ".2f"), _number(row["distance"], "+.2f")]
+        lines[-1] += [row["compared_with"] + ("*" if row["differs"] else "")]
+        giga = row["multiply_adds"] / 1e9
+        lines[-1] += [f"{row['parameters']:,}", f"{giga:.{2 if giga < 1 else 1}f} G", _short(row["milliseconds"])]
+        lines[-1] += [_number(row["seconds"], ".1f", 1 / 60), str(row["seeds"] or "")]
+    parts = [markdown_table([[cell.replace("|", "\\|") for cell in line] for line in lines]), "\n".join(notes)]
+    starred = [f"* {r['model']} is not quite {r['compared_with']}: {r['differs']}" for r in rows if r["differs"]]
+    if starred:
+        parts.append("\n".join(dict.fromkeys(starred)))
+    if left_out:
+        lines = [["not in the table", "status", "why"], *([r["run"], r["status"], r["reason"]] for r in left_out)]
+        parts.append(markdown_table([[cell.replace("|", "\\|") for cell in line] for line in lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _with_deviation(row: Row, key: str) -> str:
+    digits = 2 if key.startswith(_DECIBELS) else 4
+    deviation = row[f"{key}_deviation"]
+    return f"{row[key]:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def _number(value: float | None, form: str, by: float = 1) -> str:
+    return "" if value is None else format(value * by, form)
+
+
+def _short(value: float | None) -> str:
+    """Three digits that count, or all before the point."""
+    if value is None:
+        return ""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line per row, in full precision; empty where there is nothing."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Complete or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Complete or not at all; what is no finite number is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_text(path, json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def for_page(rows: Sequence[Row]) -> list[Row]:
+    """The rows as report.html shows them: units people read, and no column that is empty throughout."""
+    shown = []
+    for row in rows:
+        line = {"model": row["model"], "set": f"{row['benchmark']} ×{row['scale']}", "data": row["data"]}
+        line |= {key: row[key] for score in score_keys(row) for key in (score, f"{score}_deviation")}
+        line |= {"gain": None if row["model"] == "bicubic" else row["gain"], "psnr_published": row["published"]}
+        line |= {"psnr_minus_published": row["distance"]}
+        line |= {"compared_with": row["compared_with"] + ("*" if row["differs"] else "")}
+        line |= {"parameters": row["parameters"], "multiply-adds, G": row["multiply_adds"] / 1e9}
+        line |= {"ms": row["milliseconds"], "minutes": None if row["seconds"] is None else row["seconds"] / 60}
+        shown.append(line | {"seeds": row["seeds"]})
+    return [{k: v for k, v in line.items() if any(other[k] not in (None, "") for other in shown)} for line in shown]
