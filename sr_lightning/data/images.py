@@ -1,5 +1,6 @@
 """Image files as uint8 arrays of planes, and back."""
 
+import io
 import os
 import threading
 import warnings
@@ -14,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from sr_lightning.data.archive import ZipMember
 from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
 
@@ -35,7 +37,7 @@ _UPRIGHT = {
 }
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path | ZipMember) -> np.ndarray:
     """Decode an image file.
 
     Palettes, CMYK and other colour spaces become RGB; 1-bit becomes 0 and 255; an opaque alpha channel is dropped;
@@ -66,7 +68,7 @@ def read_image(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(planes, dtype=np.uint8)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path | ZipMember) -> tuple[int, int]:
     """(H, W) as `read_image` will return it, from the file's header.
 
     Raises:
@@ -158,10 +160,11 @@ def write_image(path: str | Path, image: np.ndarray | Image.Image) -> None:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path | ZipMember) -> Iterator[Image.Image]:
     """An image file, its header read; what Pillow raises until the end of the block becomes an InputError."""
     try:
-        with _silence, Image.open(path) as image:
+        source = io.BytesIO(path.read_bytes()) if isinstance(path, ZipMember) else path
+        with _silence, Image.open(source) as image:
             yield image
     except (InputError, MemoryError):
         raise
@@ -188,7 +191,7 @@ def _orientation(image: Image.Image) -> int:
     return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
 
 
-def _gray_or_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def _gray_or_rgb(image: Image.Image, path: str | Path | ZipMember) -> Image.Image:
     """Mode L, RGB, or I;16 for 16-bit gray."""
     mode = image.mode
     if image.has_transparency_data:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from sr_lightning.data.archive import ZipMember
 from sr_lightning.data.images import image_files, listing
 from sr_lightning.errors import InputError
 
@@ -38,12 +39,12 @@ class Pair:
 
     Attributes:
         name: How tables and error messages call it: the stem of the HR file.
-        hr: The high-resolution file.
+        hr: The high-resolution file; it may be one in an archive.
         lr: The low-resolution file that belongs to it; None where LR is made from HR.
     """
 
     name: str
-    hr: Path
+    hr: Path | ZipMember
     lr: Path | None = None
 
 

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from sr_lightning.data.archive import ZipMember
 from sr_lightning.data.images import image_size, in_threads, listing, read_image
 from sr_lightning.data.sources import Pair
 from sr_lightning.degradations import crop_to_multiple
@@ -177,7 +178,7 @@ def _key(pairs: Sequence[Pair], scale: int, degradation: Degradation | None, cac
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _digests(files: Sequence[Path], cache_dir: Path) -> dict[Path, str]:
+def _digests(files: Sequence[Path | ZipMember], cache_dir: Path) -> dict[Path | ZipMember, str]:
     """File -> digest of its content, remembered by path, length and time so that a start does not read gigabytes."""
     memory = cache_dir / "digests.json"
     known = _recall(memory)
@@ -185,7 +186,7 @@ def _digests(files: Sequence[Path], cache_dir: Path) -> dict[Path, str]:
     for file in files:
         try:
             status = file.stat()
-            stamps[file] = [os.path.abspath(file), status.st_size, status.st_mtime_ns]
+            stamps[file] = [os.path.abspath(str(file)), status.st_size, status.st_mtime_ns]
         except OSError as error:
             missing.append(f"{file}: {error.strerror}")
     if missing:
@@ -214,10 +215,9 @@ def _recall(memory: Path) -> dict[str, list]:
         return {}
 
 
-def _digest(file: Path) -> str:
+def _digest(file: Path | ZipMember) -> str:
     try:
-        with open(file, "rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+        return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from None
 
@@ -307,7 +307,7 @@ def _load(
     return hr, lr
 
 
-def _read_rgb(path: Path) -> np.ndarray:
+def _read_rgb(path: Path | ZipMember) -> np.ndarray:
     """(3, H, W) uint8; gray is repeated."""
     image = read_image(path)
     return image if len(image) == 3 else np.repeat(image, 3, axis=0)
