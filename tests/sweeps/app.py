@@ -1,12 +1,13 @@
 """A stand-in for train.py that trains nothing: for what sweeps do around a training, at a tenth of its cost.
 
-Its settings speak: `max_steps` are hundredths of a second, seed=13 raises, seed=9 is killed, seed=11 ends without a
-word, seed=4 hangs.
+Its settings speak: `max_steps` are hundredths of a second, seed=13 raises, seed=12 names a mistake, seed=9 is killed,
+seed=11 ends without a word, seed=4 leaves a checkpoint and hangs, unless it is resumed.
 """
 
 import os
 import signal
 import time
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -17,7 +18,7 @@ from sr_lightning.sweeps import in_charge_of, run_cell
 from sr_lightning.sweeps.record import write_result
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@hydra.main(version_base="1.3", config_path="../../conf", config_name="train")
 @task
 def main(cfg: DictConfig) -> float:
     if in_sweep():
@@ -32,7 +33,11 @@ def main(cfg: DictConfig) -> float:
             os.kill(os.getpid(), signal.SIGKILL)
         if cfg.seed == 11:
             os._exit(0)
-        time.sleep(1000 if cfg.seed == 4 else cfg.max_steps / 100)
+        if cfg.seed == 4 and not cfg.resume:
+            Path(cfg.run_dir, "checkpoints").mkdir()
+            Path(cfg.run_dir, "checkpoints", "last.ckpt").touch()
+            time.sleep(1000)
+        time.sleep(cfg.max_steps / 100)
         write_result(cfg.run_dir, "finished", cfg, psnr=30.0 + cfg.seed / 10, steps=cfg.max_steps, seconds=0.0)
         return 30.0 + cfg.seed / 10
 

@@ -1,0 +1,209 @@
+"""Whole sweeps: most with app.py, whose training is a short sleep; one with the real one, killed and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from sr_lightning.checkpoint import read_checkpoint, steps_done
+from sr_lightning.errors import InputError
+from sr_lightning.sweeps import in_charge_of
+from tests.helpers import ROOT, rows_of, run
+from tests.test_resume import assert_same
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """Command line of sweeps that train nothing, on two pretended GPUs that no other test shares; and their folder."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("TMPDIR", str(folder))  # where the locks are
+        yield [sys.executable, "tests/sweeps/app.py", "-m", "max_steps=30"], folder
+
+
+def reports(sweep: Path) -> list[dict]:
+    """What the latest call reported of its jobs."""
+    call = max((path.parent for path in sweep.glob(".sweep/*/call.json")), key=lambda path: path.stat().st_mtime)
+    return [json.loads(path.read_text()) for path in sorted(call.glob("0*.json"))]
+
+
+def results(sweep: Path) -> dict[int, dict]:
+    """Seed -> result.json."""
+    found = [json.loads(path.read_text()) for path in sweep.glob("*/result.json")]
+    return {result["seed"]: result for result in found}
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return value
+
+
+@pytest.fixture(scope="module")
+def mixed(app):
+    """A finished sweep on both devices, three of whose cells failed: its directory and what was printed."""
+    words, folder = app
+    sweep = folder / "mixed"
+    done = run(*words, "launcher=gpus", "seed=1,13,9,12,2", f"hydra.sweep.dir={sweep}", check=False)
+    assert done.returncode == 1
+    return sweep, done.stdout + done.stderr
+
+
+def test_cells_that_raise_are_killed_or_refused_fail_alone_and_say_why(mixed):
+    sweep, output = mixed
+    found = results(sweep)
+    assert {seed: result["status"] for seed, result in found.items()} == {
+        **{1: "finished", 2: "finished"},
+        **{9: "failed", 12: "failed", 13: "failed"},
+    }
+    errors = {seed: found[seed]["error"] for seed in (9, 12, 13)}
+    assert errors[9] == "killed by signal 9 (SIGKILL): out of memory?"
+    assert errors[12] == "seed=12: take another\nor none"
+    assert errors[13] == "RuntimeError: thirteen"
+    for seed in (12, 13):
+        (log,) = sweep.glob(f"*seed{seed}_*/train.log")
+        assert errors[seed] in log.read_text()
+    for error in errors.values():
+        assert f"FAILED, {error}" in output  # at once
+        assert f"| {error.splitlines()[0]}" in output.rpartition("5 cells, 2 finished, 3 failed")[2]  # in the end
+
+
+def test_cells_share_the_devices_out_and_none_is_used_by_two(mixed):
+    cells = sorted(reports(mixed[0]), key=lambda cell: cell["started"])
+    assert {tuple(cell["devices"]) for cell in cells} == {("0",), ("1",)}
+    for device in ("0", "1"):
+        mine = [cell for cell in cells if cell["devices"] == [device]]
+        assert all(one["ended"] <= other["started"] for one, other in pairwise(mine))
+
+
+def test_the_same_command_skips_what_is_finished_retries_what_failed_and_overwrites_nothing(app, mixed):
+    (words, _), (sweep, _) = app, mixed
+    kept = {path: path.stat().st_mtime_ns for seed in (1, 2) for path in sweep.glob(f"*seed{seed}_*/*")}
+    done = run(*words, "seed=1,13,2,3", f"hydra.sweep.dir={sweep}", check=False)
+    assert done.returncode == 1
+    statuses = {report["cell"].split("_")[3]: report["status"] for report in reports(sweep)}
+    assert statuses == {"seed1": "skipped", "seed13": "failed", "seed2": "skipped", "seed3": "finished"}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert "finished before, 30.10 dB" in done.stdout
+    assert [report["psnr"] for report in reports(sweep) if report["status"] != "failed"] == [30.1, 30.2, 30.3]
+
+
+def test_a_directory_with_a_run_of_other_settings_is_refused(app, mixed):
+    (words, _), (sweep, _) = app, mixed
+    (cell,) = sweep.glob("*seed2_*")
+    config = (cell / ".hydra" / "config.yaml").read_text()
+    (cell / "config.yaml").write_text(config.replace("max_steps: 30", "max_steps: 31"))
+    done = run(*words, "seed=2", f"hydra.sweep.dir={sweep}", check=False)
+    assert done.returncode == 1
+    assert "holds a run with other settings; move it away" in done.stdout
+    assert "max_steps: was 31, asked 30" in done.stdout
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(app):
+    words, folder = app
+    sweep = folder / "orphans"
+    launcher = subprocess.Popen([*words, "launcher=gpus", "seed=4", f"hydra.sweep.dir={sweep}"], cwd=ROOT)
+    (owner,) = wait_for(lambda: list(sweep.glob("*/checkpoints/last.ckpt"))) and sweep.glob("*/.owner")
+    trainer = int(owner.read_text().split()[1])
+    os.kill(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    wait_for(lambda: not Path(f"/proc/{trainer}").exists())
+    with in_charge_of(owner.parent):
+        assert not (owner.parent / "result.json").exists()
+
+
+def test_a_preempted_job_is_queued_again_and_resumes(app):
+    words, folder = app
+    sweep = folder / "preempted"
+    words = [*words, "hydra/launcher=submitit_local", "seed=4", f"hydra.sweep.dir={sweep}"]
+    launcher = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: list(sweep.glob("*/checkpoints/last.ckpt")))
+    (log,) = sweep.glob(".submitit/*/*_log.out")
+    controller = int(log.parent.name)
+    job = int(Path(f"/proc/{controller}/task/{controller}/children").read_text())
+    os.kill(job, signal.SIGUSR2)  # as SLURM does
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0
+    (report,) = reports(sweep)
+    assert (report["status"], report["devices"]) == ("resumed", ["0"])
+    assert "resumed" in output
+
+
+def test_a_study_survives_failing_trials_and_its_own_death(app):
+    optuna = pytest.importorskip("optuna", reason="search=optuna needs hydra-optuna-sweeper")
+    words, folder = app
+    sweep = folder / "study"
+    words = [*words, "search=optuna", "seed=range(4,9)", "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={sweep}"]
+    words += ["hydra.sweeper.sampler.seed=44", "hydra.sweeper.n_jobs=1"]  # which draws 9, killed, and 4, that hangs
+    first = subprocess.Popen(words, cwd=ROOT)
+    wait_for(lambda: list(sweep.glob("*seed4_*/checkpoints/last.ckpt")))
+    first.kill()
+    first.wait()
+    assert results(sweep)[9]["status"] == "failed"
+
+    assert "Best value: 30.4" in run(*words).stdout
+    assert [report["status"] for report in reports(sweep)] == ["resumed"]  # what was under way, and no more
+    storage = f"sqlite:///{sweep / 'study.db'}"
+    (study,) = optuna.get_all_study_summaries(storage)
+    trials = optuna.load_study(study.study_name, storage).trials
+    assert [(trial.params["seed"], trial.value) for trial in trials] == [(9, None), (4, None), (4, 30.4)]
+
+
+def test_one_directory_is_trained_into_by_one_process(tmp_path):
+    message = rf"{tmp_path} is in use by process {os.getpid()} on "
+    with in_charge_of(tmp_path), pytest.raises(InputError, match=message), in_charge_of(tmp_path, patience=0):
+        pass
+    with in_charge_of(tmp_path, patience=0):
+        pass
+
+
+def test_a_dry_run_counts_what_cells_would_take_and_names_those_that_cannot_be(command, tmp_path):
+    words = ["dry_run=true", "model=espcn,srcnn", "data.patch_size=8,1000", f"sweep={tmp_path / 'sweep'}", "-m"]
+    done = run(*command, *words, check=False)
+    assert done.returncode == 1
+    rows = {line.split("|")[1].split("_")[0].strip(): line for line in done.stdout.splitlines() if "MiB" in line}
+    # SRCNN 9-1-5: 64 and 32 features; ESPCN 64-64-32 with 3x3 and 5x5 kernels; weights and biases (x2, luma)
+    srcnn = 9 * 9 * 64 + 64 + 64 * 32 + 32 + 5 * 5 * 32 + 1
+    espcn = 5 * 5 * 64 + 64 + 3 * 3 * (64 * 64 + 64 * 32 + 32 * 4) + 64 + 32 + 4
+    for name, parameters in (("srcnn", srcnn), ("espcn", espcn)):
+        assert [cell.strip() for cell in rows[name].split("|")[2:5]] == [f"{parameters:,}", "30", "120"]
+    assert "4 cells" in done.stdout
+    assert "2 CANNOT BE" in done.stdout
+    assert "patch_size=1000 (LR pixels) does not fit into" in done.stdout
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_cell_whose_sweep_was_killed_ends_with_the_bits_of_one_never_stopped(command, tmp_path):
+    words = [*command, "max_steps=150", "val_every=20", "save_every=5", "log_every=5", "num_pictures=0"]
+    sweep = tmp_path / "sweep"
+    words += ["name=killed,whole", f"hydra.sweep.dir={sweep}", "-m"]  # the same training twice
+    launcher = subprocess.Popen([str(word) for word in words], cwd=ROOT)
+    last = wait_for(lambda: list(sweep.glob("killed_*/checkpoints/last.ckpt")))[0]
+    os.kill(int((last.parents[1] / ".owner").read_text().split()[1]), signal.SIGKILL)
+    launcher.kill()
+    launcher.wait()
+    assert 0 < steps_done(read_checkpoint(last)) < 150
+
+    run(*words)
+    assert [report["status"] for report in reports(sweep)] == ["resumed", "finished"]
+    killed, whole = (next(sweep.glob(f"{name}_*")) for name in ("killed", "whole"))
+    for name in ("last.ckpt", "best.ckpt"):
+        one, other = (read_checkpoint(cell / "checkpoints" / name) for cell in (killed, whole))
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+            assert_same(one[part], other[part], part)
+    assert rows_of(killed / "metrics.csv") == rows_of(whole / "metrics.csv")
+    one, other = (json.loads((cell / "result.json").read_text()) for cell in (killed, whole))
+    same = ("status", "model", "data", "scale", "seed", "sweep", "max_steps", "psnr", "protocol", "best_step", "steps")
+    assert [one[key] for key in same] == [other[key] for key in same]
+    assert (one["name"], one["sweep"], one["steps"]) == ("killed", "sweep", 150)
+    assert one["seconds"] > 0
