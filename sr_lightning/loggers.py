@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import secrets
+import shlex
 import ssl
 import urllib.error
 import urllib.request
@@ -226,7 +227,7 @@ class WandbRun(WandbLogger):
     def _sync_command(self, part: str = "offline-run-*") -> str:
         """How to upload what is offline, or an online part that was not done in time."""
         online = "" if part.startswith("offline-run-") else "--include-online "
-        return f"wandb sync {online}{self._folder / part}"
+        return f"wandb sync {online}{shlex.quote(str(self._folder))}/{part}"
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -75,15 +75,3 @@ def test_images_gathered_on_the_device_train_to_the_same_weights(command, tmp_pa
     for other in trained[1:]:
         for name, tensor in trained[0].state_dict().items():
             assert torch.equal(tensor, other.state_dict()[name]), name
-
-
-def test_two_processes_train_and_validate_as_one(command, tmp_path):
-    for devices in (1, 2):
-        words = ("trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={devices}", "max_steps=10")
-        run(*command, *words, f"hydra.run.dir={tmp_path / str(devices)}")
-    one, two = (rows_of(tmp_path / str(devices) / "metrics.csv") for devices in (1, 2))
-    assert [row["step"] for row in one] == [row["step"] for row in two] == ["5", "10"]
-    for key in ("train/loss", "val/psnr", "val/ssim"):
-        values = [[float(row[key]) for row in rows if row[key]] for rows in (one, two)]
-        assert values[0] == pytest.approx(values[1], rel=1e-5)
-    assert len(rows_of(tmp_path / "2" / "results.csv")) == len(rows_of(tmp_path / "1" / "results.csv"))
