@@ -5,7 +5,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr
 from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve, to_channels
-from sr_lightning.networks import EDSR, ESPCN, FSRCNN, WDSR, Bicubic
+from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, WDSR, Bicubic, SRResNet
 
 
 class Colour(nn.Module):
@@ -103,17 +103,23 @@ def test_the_self_ensemble_of_bicubic_is_bicubic():
 
 
 @pytest.mark.parametrize("wrap", [lambda network: network, SelfEnsemble])
-@pytest.mark.parametrize("cls", [WDSR, FSRCNN])
+@pytest.mark.parametrize("cls", [WDSR, FSRCNN, SRResNet, EDSRBN])
 def test_the_inference_form_computes_the_same_without_norms_and_deconvolutions(cls, wrap):
-    network = wrap(untrained(cls))
+    network = wrap(untrained(cls, **({} if cls is FSRCNN else {"num_features": 8, "num_blocks": 2})))
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
     form = inference_form(network)
     lr = torch.rand(1, network.num_channels, 6, 9)
     with torch.inference_mode():
         torch.testing.assert_close(form(lr), network(lr), rtol=1e-5, atol=1e-5)
     slow = [
-        [m for m in net.modules() if is_parametrized(m) or isinstance(m, nn.ConvTranspose2d)] for net in (network, form)
+        [m for m in net.modules() if is_parametrized(m) or isinstance(m, nn.ConvTranspose2d | nn.BatchNorm2d)]
+        for net in (network, form)
     ]
     assert slow[0] and not slow[1]
+    with torch.inference_mode():
+        assert torch.equal(inference_form(form)(lr), form(lr))
 
 
 def test_a_network_without_an_inference_form_is_its_own():

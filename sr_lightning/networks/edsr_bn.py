@@ -1,9 +1,11 @@
 """EDSR as an article has it, with batch normalisation, and with its mistakes mended."""
 
+import copy
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_lightning.networks.parts import check_channels, conv3, upsampler
+from sr_lightning.networks.parts import check_channels, conv3, fold_batch_norm, upsampler
 
 
 class EDSRBN(nn.Module):
@@ -59,6 +61,14 @@ class EDSRBN(nn.Module):
         x = self.head(lr)
         x = x + self.merge(self.blocks(x))  # (N, F, h, w)
         return self.tail(self.upsampler(x)).float()  # (N, F, h, w) -> (N, F, h*s, w*s) -> (N, C, h*s, w*s)
+
+    def for_inference(self) -> "EDSRBN":
+        """A copy with the batch normalisation folded into the convolutions: the same output in less time."""
+        network = copy.deepcopy(self).eval()
+        for block in network.blocks:
+            fold_batch_norm(block, "conv1", "norm1")
+            fold_batch_norm(block, "conv2", "norm2")
+        return network
 
 
 class _ResidualBlock(nn.Module):

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_lightning.networks.bicubic import Bicubic
+from sr_lightning.networks.parts import pixel_shuffle
+
+_IN_PLACE = {"ReLU": F.relu_, "Tanh": torch.tanh_}
 
 
 class ESPCN(nn.Module):
@@ -62,9 +65,9 @@ class ESPCN(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, k, padding=k // 2) for i, o, k in zip(widths[:-1], widths[1:], kernel_sizes, strict=True)
         )
-        if activation not in ("ReLU", "Tanh"):
+        if activation not in _IN_PLACE:
             raise ValueError(f"activation={activation!r}: ESPCN takes 'ReLU' or 'Tanh'")
-        self.activation = getattr(nn, activation)()
+        self.activation = _IN_PLACE[activation]
         if orthogonal:
             self._init_orthogonal(nn.init.calculate_gain(activation.lower()), detail_gain)
         if global_skip:
@@ -85,5 +88,5 @@ class ESPCN(nn.Module):
         x = lr
         for conv in self.convs[:-1]:
             x = self.activation(conv(x))
-        sr = F.pixel_shuffle(self.convs[-1](x), self.scale)  # (N, s*s, h, w) -> (N, 1, h*s, w*s)
+        sr = pixel_shuffle(self.convs[-1](x), self.scale)  # (N, s*s, h, w) -> (N, 1, h*s, w*s)
         return sr if self.skip is None else sr.to(torch.float32) + self.skip(lr)

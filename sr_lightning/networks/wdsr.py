@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from sr_lightning.errors import InputError
 from sr_lightning.networks.bicubic import Bicubic
-from sr_lightning.networks.parts import div2k_mean
+from sr_lightning.networks.parts import div2k_mean, pixel_shuffle
 
 
 class WDSR(nn.Module):
@@ -85,7 +85,7 @@ class WDSR(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         x = (lr - self.mean) * 2
         y = self.tail(self.blocks(self.head(x))) + self.shortcut(x)
-        sr = F.pixel_shuffle(y, self.scale).float() / 2  # (N, C*s*s, h, w) -> (N, C, h*s, w*s)
+        sr = pixel_shuffle(y, self.scale).float() / 2  # (N, C*s*s, h, w) -> (N, C, h*s, w*s)
         return sr + (self.mean if self.skip is None else self.skip(lr))
 
     def for_inference(self) -> "WDSR":

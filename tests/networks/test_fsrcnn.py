@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sr_lightning.networks import FSRCNN, Bicubic
-from sr_lightning.networks.fsrcnn import subpixel
+from sr_lightning.networks.fsrcnn import _prelu, subpixel
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -77,3 +78,17 @@ def test_the_papers_fast_network_has_its_widths():
 def test_a_scale_that_would_leave_gaps_is_refused(scale):
     with pytest.raises(ValueError, match=f"scale={scale}:"):
         FSRCNN(scale=scale)
+
+
+def test_the_prelu_of_whole_rows_is_pytorchs():
+    torch.manual_seed(0)
+    x = torch.randn(2, 12, 6, 5).bfloat16().to(memory_format=torch.channels_last)
+    x, same_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+    slopes, same_slopes = (torch.linspace(-1, 2, 12).bfloat16().requires_grad_() for _ in range(2))
+    result, expected = _prelu(x, slopes), F.prelu(same_x, same_slopes)
+    assert torch.equal(result, expected)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    for output in (result, expected):
+        output.square().sum().backward()
+    assert torch.equal(x.grad, same_x.grad)
+    torch.testing.assert_close(slopes.grad, same_slopes.grad, rtol=0.02, atol=0.02)
