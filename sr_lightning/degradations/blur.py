@@ -6,6 +6,7 @@ Shapes and their parameters: Wang et al., "Real-ESRGAN" (2021, arXiv 2107.10833)
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -27,7 +28,6 @@ from sr_lightning.degradations.canvas import (
 
 RADIUS = 10  # kernels are kept as 21 x 21, smaller ones with zeros around
 KERNELS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc")
-_FFT_STEP = 32  # transforms of few and smooth lengths: each new one has to be planned on a GPU
 
 
 def gaussian_kernels(sigma: Tensor, angle: Tensor, beta: Tensor, size: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def blur(images: Tensor, kernels: Tensor, sizes: np.ndarray) -> Tensor:
     reach = [torch.arange(-RADIUS, side + RADIUS, device=images.device) for side in (height, width)]
     last = per_image(sizes - 1, images, 2)
     padded = take(images, *(_mirrored(at, last[:, i, None]) for i, at in enumerate(reach)))
-    lengths = [math.ceil(side / _FFT_STEP) * _FFT_STEP for side in padded.shape[-2:]]
+    lengths = [_smooth(side) for side in padded.shape[-2:]]
     spectrum = torch.fft.rfft2(padded, s=lengths)
     spectrum *= torch.fft.rfft2(kernels.to(images.device)[:, None], s=lengths).conj()
     return torch.fft.irfft2(spectrum, s=lengths)[..., :height, :width]
@@ -192,6 +192,16 @@ def _mirrored(at: Tensor, last: Tensor) -> Tensor:
     """Pixels 0..last for places anywhere, mirrored at both ends as often as needed: (P,), (N, 1) -> (N, P)."""
     at = at % (2 * last).clamp(min=1)
     return torch.minimum(at, (2 * last - at).abs())
+
+
+@lru_cache(maxsize=1024)
+def _smooth(length: int) -> int:
+    """The next length that a Fourier transform takes quickly: a product of primes up to 7."""
+    rest = length
+    for prime in (2, 3, 5, 7):
+        while rest % prime == 0:
+            rest //= prime
+    return length if rest == 1 else _smooth(length + 1)
 
 
 def _are_weights(kernels: Mapping[str, float]) -> bool:

@@ -7,7 +7,7 @@ splittable pseudorandom number generators", 2014): the same on every device, and
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import ClassVar
 
 import numpy as np
@@ -61,24 +61,23 @@ def standard_normal(key: Tensor, channels: int, height: int, width: int) -> Tens
     return second.double().mul_(2 * math.pi * 2.0**-32).cos_().mul_(radius)
 
 
-def gaussian_noise(images: Tensor, sigma: Tensor, gray: Tensor, key: Tensor) -> Tensor:
+def gaussian_noise(images: Tensor, sigma: Tensor, key: Tensor, gray: bool = False) -> Tensor:
     """Add normal noise.
 
     Args:
         images: (N, 3, H, W) float64 in [0, 1].
         sigma: (N, 1, 1, 1) standard deviation in 8-bit levels.
-        gray: (N, 1, 1, 1) bool: the same noise for all three colours.
         key: (N,) int64.
+        gray: The same noise for all three colours.
 
     Returns:
         (N, 3, H, W), clamped to [0, 1].
     """
-    noise = standard_normal(key, *images.shape[1:])
-    noise = torch.where(gray, noise[:, :1], noise)
+    noise = standard_normal(key, 1 if gray else 3, *images.shape[2:])
     return (images + noise * (sigma / 255)).clamp_(0, 1)
 
 
-def poisson_noise(images: Tensor, scale: Tensor, gray: Tensor, key: Tensor) -> Tensor:
+def poisson_noise(images: Tensor, scale: Tensor, key: Tensor, gray: bool = False) -> Tensor:
     """Add the noise of counting photons, `PHOTONS` of them in a white pixel, magnified.
 
     Real-ESRGAN's code lets the number of photons depend on the image: the power of two above the number of different
@@ -87,15 +86,14 @@ def poisson_noise(images: Tensor, scale: Tensor, gray: Tensor, key: Tensor) -> T
     Args:
         images: (N, 3, H, W) float64 in [0, 1].
         scale: (N, 1, 1, 1) factor of the noise.
-        gray: (N, 1, 1, 1) bool: the noise of the image's luma, for all three colours.
         key: (N,) int64.
+        gray: The noise of the image's luma, for all three colours.
 
     Returns:
         (N, 3, H, W), clamped to [0, 1].
     """
-    levels = to_levels(torch.where(gray, luma(images)[:, None], images))
-    u = _shifted(random_bits(key, *images.shape[1:]), 11).double().mul_(2.0**-53)
-    u = torch.where(gray, u[:, :1], u)
+    levels = to_levels(luma(images)[:, None] if gray else images)
+    u = _shifted(random_bits(key, *levels.shape[1:]), 11).double().mul_(2.0**-53)
     noise = _photons(levels, u) / PHOTONS - levels / 255
     return (images + noise * scale).clamp_(0, 1)
 
@@ -131,14 +129,15 @@ class Noise:
 
     def __call__(self, canvas: Canvas, words: np.ndarray, lr_sizes: np.ndarray) -> Canvas:
         images, u = canvas.images, uniform(words)
-        applied, gaussian = u[:, 0] < self.probability, u[:, 1] < self.gaussian
-        gray, key = per_image(u[:, 3] < self.gray, images), per_image(words[:, 4].view(np.int64), images, 1)
-        for chosen, bounds, add in (
+        applied, gaussian, gray = u[:, 0] < self.probability, u[:, 1] < self.gaussian, u[:, 3] < self.gray
+        key = per_image(words[:, 4].view(np.int64), images, 1)
+        for kind, bounds, add in (
             (gaussian, self.sigma, gaussian_noise),
             (~gaussian, self.poisson_scale, poisson_noise),
         ):
             strength = per_image(between(u[:, 2], bounds), images)
-            images = some(applied & chosen, images, add, strength, gray, key)
+            images = some(applied & kind & ~gray, images, add, strength, key)
+            images = some(applied & kind & gray, images, partial(add, gray=True), strength, key)
         return canvas._replace(images=images)
 
 
