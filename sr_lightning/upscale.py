@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _tile(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    return int(text) if text.isdecimal() else text  # the Upscaler says what it may be
 
 
 def run(options: argparse.Namespace) -> list[str]:
@@ -284,8 +284,8 @@ def upscale_pictures(net: "Upscaler", jobs: Sequence[Job], quality: int, bar: "t
         write_photo(job.target, photo, quality)
         log.info("%s -> %s, %dx%d", job.source, job.target, *photo.size)
 
-    def compute(job: Job, photo: "Image.Image") -> None:
-        result = net.upscale(photo, bar.update)
+    def compute(job: Job, photo: "Image.Image", done: int) -> None:
+        result = net.upscale(photo, up_to(bar, done))
         waiting.append((result.width * result.height, job, writers.submit(write, job, result)))
 
     def finish(pixels: int) -> None:
@@ -299,7 +299,7 @@ def upscale_pictures(net: "Upscaler", jobs: Sequence[Job], quality: int, bar: "t
         try:
             for done, (job, reading) in enumerate(ahead(readers, read, jobs), start=1):
                 with failures_to(failed, job):
-                    compute(job, reading.result())
+                    compute(job, reading.result(), done)
                 bar.update(done - bar.n)
                 finish(WAITING)
             finish(0)
@@ -332,10 +332,15 @@ def upscale_videos(net: "Upscaler", jobs: Sequence[Job], bar: "tqdm") -> list[st
     before = bar.n
     for done, job in enumerate(jobs, start=1):
         with failures_to(failed, job):
-            size = upscale_video(net.upscale, net.scale, job.source, job.target, bar.update)
+            size = upscale_video(net.upscale, net.scale, job.source, job.target, up_to(bar, before + done))
             log.info("%s -> %s, %dx%d", job.source, job.target, *size)
         bar.update(before + done - bar.n)
     return failed
+
+
+def up_to(bar: "tqdm", most: int) -> Callable[[float], Any]:
+    """Advances a bar by shares that add up to one file, or a little more."""
+    return lambda share: bar.update(min(share, most - bar.n))
 
 
 @contextmanager
