@@ -60,9 +60,9 @@ def some(chosen: np.ndarray, images: Tensor, function: Callable[..., Tensor], *p
     if not chosen.any():
         return images
     index = torch.from_numpy(np.flatnonzero(chosen))
-    there = index.to(images.device)
-    changed = function(images[there], *(p[chosen] if isinstance(p, np.ndarray) else p[index] for p in parameters))
-    return images.index_copy(0, there, changed)
+    its = [p[chosen] if isinstance(p, np.ndarray) else p[index.to(p.device)] for p in parameters]
+    index = index.to(images.device)
+    return images.index_copy(0, index, function(images[index], *its))
 
 
 def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

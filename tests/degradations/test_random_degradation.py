@@ -7,6 +7,8 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sr_lightning.degradations import JPEG, Blur, EitherOrder, Noise, RandomDegradation, Resize
 from sr_lightning.degradations.canvas import Canvas
@@ -71,6 +73,25 @@ def test_a_device_with_an_accelerator_gives_the_same_bits():
         degradation = load(name)
         hr, words = patches(70), degradation.draw(0, 5, 70)
         assert torch.equal(degradation.degrade(hr.cuda(), 4, words).cpu(), degradation.degrade(hr, 4, words))
+
+
+class OneDevice(TorchDispatchMode):
+    """Lets no operation have operands on two devices, but for copies and numbers."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim > 0]
+        if "copy" not in str(operation):
+            assert len({operand.device for operand in operands}) < 2, operation
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_is_computed_where_the_images_are_and_none_of_it_is_waited_for(name):
+    degradation = load(name)
+    for k in range(5):
+        hr = torch.empty(12, 3, 48, 48, device="meta")  # of which no value can be asked
+        with OneDevice():
+            assert degradation.degrade(hr, 4, degradation.draw(0, k, 12)).device == hr.device
 
 
 def test_whole_images_of_any_shape_get_the_same_lr_in_every_run():
