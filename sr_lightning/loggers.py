@@ -22,6 +22,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,9 @@ class WandbRun(WandbLogger):
         reply_timeout: Seconds that W&B has to answer at all.
         init_timeout: Seconds that it has to begin a run.
         finish_timeout: Seconds that the rest of the uploads may take when the run has come to its end.
+
+    Raises:
+        InputError: A name, tags or anything else that W&B would refuse.
     """
 
     def __init__(
@@ -143,6 +147,14 @@ class WandbRun(WandbLogger):
         init_timeout: float = 20.0,
         finish_timeout: float = 20.0,
     ) -> None:
+        import wandb
+
+        if not isinstance(offline, bool) or isinstance(tags, str):
+            raise InputError(f"logger.offline={offline} logger.tags={tags}: true or false, and a list such as [a,b]")
+        try:
+            wandb.Settings(project=project, run_name=name, entity=entity, run_group=group, run_tags=tags)
+        except (wandb.Error, ValueError) as error:
+            raise InputError(f"logger: {error}") from error
         super().__init__(
             name=name, save_dir=save_dir, project=project, offline=offline, entity=entity, group=group, tags=tags
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import wandb
 
+from sr_lightning.errors import InputError
 from sr_lightning.loggers import MetricsFile, WandbRun, run_id
 from tests.wandb_server import KEY, WandbServer
 
@@ -204,3 +205,17 @@ def test_the_id_is_there_before_the_run_begins(private_wandb, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         run.log_metrics({"loss": 1.0}, 5)
     assert run_id(tmp_path) == (tmp_path / "wandb_id").read_text().strip() == run.version
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"project": "a/b"}, "project name 'a/b'"),
+        ({"project": "a", "tags": "x"}, r"logger.tags=x: .* a list such as \[a,b\]"),
+        ({"project": "a", "offline": "flase"}, "logger.offline=flase .*: true or false"),
+        ({"project": "a", "tags": ["x" * 65]}, "64 characters"),
+    ],
+)
+def test_what_weights_and_biases_would_refuse_is_said_before_the_training(private_wandb, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        WandbRun(tmp_path, **settings)
