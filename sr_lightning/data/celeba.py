@@ -49,7 +49,7 @@ def celeba(root: str | Path, split: str = "train", limit: int | None = None) -> 
     names = [name for name, part in listed.items() if part == SPLITS.index(split)][:limit]
     if not names:
         raise InputError(f"{found.split_files[0]}: lists no {split} images")
-    files = _locate(names, found, root)
+    files = _locate(names, found)
     log.info("CelebA %s: %s of %s images (limit=%s)", split, f"{len(files):,}", f"{len(listed):,}", limit)
     return [Pair(Path(name).stem, file) for name, file in zip(names, files, strict=True)]
 
@@ -100,7 +100,7 @@ def _read_split(file: Path) -> dict[str, int]:
     return listed
 
 
-def _locate(names: list[str], found: _Found, root: Path) -> list[Path | ZipMember]:
+def _locate(names: list[str], found: _Found) -> list[Path | ZipMember]:
     """Where the images are: all in the first folder or archive that has them all."""
     fewest: tuple[list[str], Path] | None = None
     for place, there in _places(found):
