@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class
+from hydra.utils import get_object
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
@@ -108,12 +108,12 @@ def network_class(target: str, source: str | Path) -> type[nn.Module]:
 
     Raises:
         InputError: It is no torch.nn.Module, and might run anything.
-        ImportError: There is no such class.
+        ImportError: There is nothing of that name.
     """
-    cls = get_class(target)
-    if not issubclass(cls, nn.Module):
+    named = get_object(target)
+    if not (isinstance(named, type) and issubclass(named, nn.Module)):
         raise InputError(f"{source} names {target} as its network, which is not a torch.nn.Module")
-    return cls
+    return named
 
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.errors import InputError
@@ -92,7 +92,10 @@ def requested_runs(cfg: DictConfig) -> list[Run]:
         raise InputError(f"runs= says what to score, each run is what it is: leave {' and '.join(others)} out")
     if not cfg.benchmarks:
         raise InputError("benchmarks=[]: name at least one to rank by, such as benchmarks=[Set5]")
-    runs = find_runs([cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs))
+    folders = [str(folder) for folder in (cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs])]
+    if not folders:
+        raise InputError("runs=[]: name a folder of runs, such as runs=multirun/NAME")
+    runs = find_runs(folders)
     if cfg.scale is None:
         return runs
     scales = sorted({run.config.scale for run in runs if run.config is not None})

@@ -53,10 +53,14 @@ def plot_costs(path: Path, rows: Sequence[dict[str, Any]], cost: str, words: str
     if not drawn:
         return
     benchmarks, scales = ({row[key]: None for row in drawn} for key in ("benchmark", "scale"))
+    low, high = min(row[cost] for row in drawn), max(row[cost] for row in drawn)
+    room = max(1.5, (high / low) ** 0.2)  # for labels
     with _picture(path, len(benchmarks), len(scales), (5.0, 3.4), sharex=True) as (figure, panels):
         for (i, benchmark), (j, scale) in itertools.product(enumerate(benchmarks), enumerate(scales)):
             axes = panels[i][j]
             here = [row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)]
+            axes.set_xscale("log")
+            axes.set_xlim(low / room, high * room)
             _draw_costs(axes, here, cost, looks)
             axes.set_title(f"{benchmark} ×{scale}", loc="left", fontweight="bold")
             axes.set(xlabel=words if i == len(benchmarks) - 1 else "", ylabel="" if j else "PSNR, dB")
@@ -69,11 +73,10 @@ def plot_costs(path: Path, rows: Sequence[dict[str, Any]], cost: str, words: str
 def _draw_costs(axes: "Axes", rows: Sequence[dict[str, Any]], cost: str, looks: Looks) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(y=0.15)
     psnr = psnr_key(rows[0])
     for row in (row for row in rows if row["model"] == "bicubic"):
         axes.axhline(row[psnr], color="0.5", linestyle="--", linewidth=1, zorder=1)

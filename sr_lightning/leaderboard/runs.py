@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sr_lightning.errors import InputError
+from sr_lightning.sweeps.calls import relative
 from sr_lightning.sweeps.cells import bearing_settings
 from sr_lightning.sweeps.record import FINISHED, RESULT, read_result
 
@@ -187,7 +188,7 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
         for run in same:
             kept = by_seed.setdefault(run.config.seed, run)
             if kept is not run:
-                repeated[run.directory] = f"the settings and seed of {kept.directory}"
+                repeated[run.directory] = f"the settings and seed of {relative(kept.directory)}"
         groups.append([by_seed[seed] for seed in sorted(by_seed)])
     return [Group(label, runs) for label, runs in zip(labels(groups), groups, strict=True)], repeated
 

@@ -59,7 +59,7 @@ def make_row(
 
 def psnr_key(row: Mapping[str, Any]) -> str:
     """psnr_y or psnr_rgb, whichever the row has."""
-    return next(key for key in row if key.startswith("psnr"))
+    return next(key for key in row if key.startswith("psnr") and not key.endswith("_deviation"))
 
 
 def score_keys(row: Mapping[str, Any]) -> list[str]:
@@ -148,9 +148,10 @@ def for_page(rows: Sequence[Row]) -> list[Row]:
     shown = []
     for row in rows:
         line = {"model": row["model"], "set": f"{row['benchmark']} ×{row['scale']}", "data": row["data"]}
-        line |= {key: row[key] for score in score_keys(row) for key in (score, f"{score}_deviation")}
+        for score in score_keys(row):
+            line |= {score: row[score], f"{score.split('_')[0]}_±": row[f"{score}_deviation"]}
         line |= {"gain": None if row["model"] == "bicubic" else row["gain"], "psnr_published": row["published"]}
-        line |= {"psnr_minus_published": row["distance"]}
+        line |= {"psnr_distance": row["distance"]}
         line |= {"compared_with": row["compared_with"] + ("*" if row["differs"] else "")}
         line |= {"parameters": row["parameters"], "multiply-adds, G": row["multiply_adds"] / 1e9}
         line |= {"ms": row["milliseconds"], "minutes": None if row["seconds"] is None else row["seconds"] / 60}
