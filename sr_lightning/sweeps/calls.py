@@ -6,9 +6,11 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from filelock import FileLock, Timeout
 
 from sr_lightning.files import replacing
 from sr_lightning.markdown import markdown_table
+from sr_lightning.sweeps.processes import PAUSE
 
 VARIABLE = "SR_LIGHTNING_CALL"  # in the environment of all jobs: the call's directory
 ENDED = ("finished", "resumed", "pruned", "skipped", "failed")
 
 _alive: list[FileLock] = []  # held until this process ends
+_watched: set[Path] = set()  # calls that this process ends with
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,17 @@ class Call:
             return False
         return True
 
-    def end_if_abandoned(self) -> None:
-        """End a job's process that has outlived its call."""
-        if self.abandoned():
-            os._exit(1)
+    def end_with_it(self) -> None:
+        """End this job's process, whatever it waits for, soon after the process that began the call has ended."""
+
+        def watch() -> None:
+            while not self.abandoned():
+                time.sleep(PAUSE)
+            os._exit(1)  # and the cell's process ends with this one
+
+        if os.getpid() != self.facts["process"] and self.directory not in _watched:
+            _watched.add(self.directory)
+            threading.Thread(target=watch, daemon=True).start()
 
     def report(self, number: int, **facts: Any) -> None:
         """Write down where a job stands: cell, status, and what else is known. Adds to what was reported before."""
@@ -102,14 +113,19 @@ def summary(call: Call) -> str:
             report["status"] = "interrupted"
     statuses = [report["status"] for report in reports]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    lines = [["cell", "status", "PSNR", "steps", "minutes", "what went wrong"]]
+    lines = [["cell", "status", "PSNR", "steps", "time", "what went wrong"]]
     for report in reports:
-        numbers = [("psnr", "{:.2f}", 1), ("steps", "{:d}", 1), ("seconds", "{:.1f}", 1 / 60)]
-        shown = ["" if report.get(key) is None else form.format(report[key] * by) for key, form, by in numbers]
+        forms = {"psnr": "{:.2f}".format, "steps": "{:,d}".format, "seconds": clock}
+        shown = ["" if report.get(key) is None else form(report[key]) for key, form in forms.items()]
         lines.append([report["cell"], report["status"], *shown, first_line(report)])
     if "failed" not in statuses:
         lines = [line[:-1] for line in lines]
     return f"sweep {relative(call.sweep_dir)}: {len(reports)} cells, {counts}\n{markdown_table(lines)}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds, after days if there are any."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def first_line(report: dict[str, Any]) -> str:
@@ -119,14 +135,13 @@ def first_line(report: dict[str, Any]) -> str:
 
 def plan(reports: Sequence[dict[str, Any]]) -> str:
     """What cells would take, as a Markdown table over a line of sums; those that cannot be are named below."""
-    lines = [["cell", "parameters", "steps", "patches", "memory", "hours"]]
+    lines = [["cell", "parameters", "steps", "patches", "memory", "time"]]
     fine = [report for report in reports if report["status"] == "fine"]
     for report in fine:
         counts = [f"{report[key]:,}" for key in ("parameters", "steps", "patches")]
-        lines.append(
-            [report["cell"], *counts, f"{report['memory'] / 2**20:,.0f} MiB", f"{report['seconds'] / 3600:.2f}"]
-        )
-    sums = f"{len(reports)} cells, {sum(report['seconds'] for report in fine) / 3600:.2f} hours in all, estimated"
+        memory = f"{report['memory'] / 2**20:,.0f} MiB"
+        lines.append([report["cell"], *counts, memory, clock(report["seconds"])])
+    sums = f"{len(reports)} cells, {clock(sum(report['seconds'] for report in fine))} in all, estimated"
     bad = [report for report in reports if report["status"] != "fine"]
     named = "".join(f"\n  {report['cell']}: {first_line(report)}" for report in bad)
     return f"{markdown_table(lines)}\n{sums}" + (f"\n{len(bad)} CANNOT BE:{named}" if bad else "")

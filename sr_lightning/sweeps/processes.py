@@ -33,6 +33,7 @@ def in_charge_of(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
     if rank != "0":
         yield
         return
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
     lock, owner = FileLock(Path(run_dir, ".lock")), Path(run_dir, ".owner")
     try:
         lock.acquire(timeout=patience)

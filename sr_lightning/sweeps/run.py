@@ -19,7 +19,7 @@ from sr_lightning.files import one_at_a_time
 from sr_lightning.sweeps.calls import Call, relative
 from sr_lightning.sweeps.cells import changed_settings
 from sr_lightning.sweeps.devices import devices_wanted, lent
-from sr_lightning.sweeps.processes import PARENT, PAUSE, stop
+from sr_lightning.sweeps.processes import PARENT, stop
 from sr_lightning.sweeps.record import FAILED, FINISHED, PRUNED, RESULT, read_result, write_result
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def run_cell(cfg: DictConfig) -> float:
     hydra = HydraConfig.get()
     call, cell = Call.current(), Path(hydra.runtime.output_dir)
     report = Reporter(call, hydra.job.num, cell.name)
+    call.end_with_it()
     try:
         if cfg.resume is not None:
             raise InputError("resume goes on with one run: leave -m out. A sweep goes on by its own command")
@@ -128,7 +129,7 @@ def train_apart(cfg: DictConfig, call: Call, cell: Path, devices: Sequence[str],
 
     Args:
         cfg: The cell's config.
-        call: Whose end is also the process's.
+        call: Which program to run.
         cell: Its directory.
         devices: Those it is to see; none leaves the environment as it is.
         resume: Go on from its last checkpoint.
@@ -146,7 +147,8 @@ def train_apart(cfg: DictConfig, call: Call, cell: Path, devices: Sequence[str],
     environment |= {PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    call.end_if_abandoned()
+    if call.abandoned():  # while this job waited for devices
+        os._exit(1)
     (cell / RESULT).unlink(missing_ok=True)  # of a failure before
     with open(cell / "train.log", "ab") as file:
         if shares_terminal():
@@ -162,13 +164,7 @@ def train_apart(cfg: DictConfig, call: Call, cell: Path, devices: Sequence[str],
             **streams,
         )
     try:
-        while True:
-            try:
-                return process.wait(PAUSE)
-            except subprocess.TimeoutExpired:
-                if call.abandoned():
-                    stop(process)
-                    call.end_if_abandoned()
+        return process.wait()
     finally:
         stop(process)
 

@@ -1,0 +1,78 @@
+"""A cell is stopped where it does worse than the median of its rivals at the same step, and can go on."""
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
+
+import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
+from sr_lightning.callbacks.pruning import LEAST, Pruning, best_until
+from sr_lightning.checkpoint import read_checkpoint, steps_done
+from sr_lightning.sweeps.processes import PARENT
+from sr_lightning.sweeps.record import read_result
+from sr_lightning.training import train
+from tests.helpers import ROOT, rows_of
+
+
+def cell(sweep, name, psnr, scale=2):
+    """The directory of a cell that was validated at steps 10, 20, ... with these PSNR."""
+    folder = sweep / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"choices: {{data: demo}}\nscale: {scale}\nmax_steps: 90\nprotocol: {{}}\n")
+    rows = [f"{10 * i + 5},0.1,\n{10 * i + 10},0.1,{value}" for i, value in enumerate(psnr)]
+    (folder / "metrics.csv").write_text("\n".join(["step,train/loss,val/psnr", *rows, ""]))
+    return folder
+
+
+def test_the_best_so_far_counts_and_only_of_who_has_come_so_far(tmp_path):
+    metrics = cell(tmp_path, "a", [30.0, 33.0, 31.0]) / "metrics.csv"
+    assert [best_until(metrics, step) for step in (10, 20, 30, 40)] == [30.0, 33.0, 33.0, None]
+    assert best_until(tmp_path / "none" / "metrics.csv", 10) is None
+
+
+def test_a_cell_below_the_median_of_its_rivals_is_hopeless(tmp_path):
+    for i in range(LEAST):  # 31, 32, 33, 34: a median of 32.5
+        cell(tmp_path, f"rival{i}", [20.0, 31.0 + i, 40.0])
+    assert Pruning(cell(tmp_path, "worse", [29.0, 32.4]), after=10).is_hopeless(20)
+    assert not Pruning(cell(tmp_path, "better", [29.0, 32.6]), after=10).is_hopeless(20)
+
+
+def test_few_rivals_and_those_of_another_scale_say_nothing(tmp_path):
+    for i in range(LEAST - 1):
+        cell(tmp_path, f"rival{i}", [30.0, 40.0])
+    for i in range(LEAST):
+        cell(tmp_path, f"other_scale{i}", [30.0, 40.0], scale=3)
+    mine = Pruning(cell(tmp_path, "mine", [29.0, 29.0]), after=10)
+    assert not mine.is_hopeless(20)
+    cell(tmp_path, "one_more", [30.0, 40.0])
+    assert mine.is_hopeless(20)
+
+
+def test_a_stopped_cell_says_so_and_goes_on_when_pruning_is_off(command, tmp_path, monkeypatch):
+    run_dir = tmp_path / "sweep" / "mine"
+    words = [*command[2:], f"run_dir={run_dir}", "name=mine", "choices={data: demo, model: espcn, experiment: null}"]
+
+    def train_here(*more):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("train", [*words, "max_steps=90", "num_pictures=0", *more], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        train(cfg)
+        return read_result(run_dir)
+
+    monkeypatch.setenv(PARENT, "1")
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # and afterwards
+    for i in range(LEAST):
+        rival = cell(tmp_path / "sweep", f"rival{i}", [0.0, 20.0, 99.0])
+        protocol = {"protocol": OmegaConf.to_container(OmegaConf.load(ROOT / "conf/protocol/standard.yaml"))}
+        OmegaConf.save(OmegaConf.merge(OmegaConf.load(rival / "config.yaml"), protocol), rival / "config.yaml")
+    result = train_here("prune_after=15", "save_every=50")
+    assert (result["status"], result["steps"], result["max_steps"]) == ("pruned", 30, 90)
+    assert result["psnr"] > 10
+    last = read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    assert steps_done(last) == 30
+
+    result = train_here(f"resume={run_dir}", "prune_after=null", "save_every=50")
+    assert (result["status"], result["steps"]) == ("finished", 90)
+    validated = [row["step"] for row in rows_of(run_dir / "metrics.csv") if row["val/psnr"]]
+    assert validated == [f"{10 * i}" for i in range(1, 10)]
