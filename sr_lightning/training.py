@@ -2,10 +2,8 @@
 
 import contextlib
 import copy
-import ctypes
 import logging
 import math
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,10 @@ from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
 from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
+from sr_lightning.inference import computes_in_bfloat16
 from sr_lightning.loggers import MetricsFile, finishing, log_results
 from sr_lightning.measures import check_names
+from sr_lightning.memory import keep_freed_memory
 from sr_lightning.metrics import score
 from sr_lightning.modules import SRModule
 from sr_lightning.scoring import score_run, sets_of_run
@@ -210,11 +210,8 @@ def choose_precision(precision: str, accelerator: str) -> str:
     """What "auto" means: bf16-mixed where the processor computes in bfloat16, 32-true elsewhere."""
     if precision != "auto":
         return precision
-    if accelerator in ("gpu", "cuda") and torch.cuda.is_available():
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    on_gpu = accelerator in ("gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if computes_in_bfloat16("cuda" if on_gpu else "cpu") else "32-true"
 
 
 def preflight(module: SRModule, datamodule: SRDataModule) -> None:
@@ -275,18 +272,3 @@ def quieten_lightning() -> None:
         ".*logging interval.*",
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory instead of giving it back; True where it did.
-
-    Each training step frees and takes the same megabytes. Given back, they are new to the process each time, and the
-    page faults cost a CPU a fifth of SRCNN's step (tests/benchmarks/bench_training.py memory).
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # a C library other than glibc
-        return False
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))

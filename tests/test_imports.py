@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "losses": FLOOR | {"download"},
     "similarity": FLOOR | {"color"},
     "metrics": FLOOR | {"color", "similarity"},
-    "inference": {"color", "networks"},
+    "inference": FLOOR | {"color", "networks"},
+    "memory": set(),
     "data": FLOOR | {"degradations", "download"},
     "pictures": {"data"},
     "measures": FLOOR | {"color", "degradations", "inference", "metrics", "similarity"},
@@ -46,8 +47,8 @@ MAY_IMPORT = {
     "dry_run": FLOOR | {"cli", "data", "modules", "scoring", "sweeps", "training"},
     "sweeps": FLOOR | {"markdown"},
     "training": FLOOR
-    | {"callbacks", "checkpoint", "data", "loggers", "measures", "metrics", "modules", "scoring", "sweeps"}
-    | {"weights"},
+    | {"callbacks", "checkpoint", "data", "inference", "loggers", "measures", "memory", "metrics", "modules"}
+    | {"scoring", "sweeps", "weights"},
 }
 # What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
 NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim", "similarity"}

@@ -3,8 +3,10 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from sr_lightning import inference
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr
-from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve, to_channels
+from sr_lightning.errors import InputError
+from sr_lightning.inference import FastForm, SelfEnsemble, inference_form, super_resolve, to_channels
 from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, WDSR, Bicubic, SRResNet
 
 
@@ -125,3 +127,85 @@ def test_the_inference_form_computes_the_same_without_norms_and_deconvolutions(c
 def test_a_network_without_an_inference_form_is_its_own():
     network = ESPCN(scale=2)
     assert inference_form(network) is network
+
+
+@pytest.mark.parametrize("cls", [WDSR, FSRCNN, ESPCN])
+def test_the_fast_form_in_float32_computes_the_same_and_leaves_the_network_as_it_is(cls):
+    network = untrained(cls).train()
+    lr = torch.rand(2, network.num_channels, 6, 9)
+
+    def facts():
+        return network.training, [(name, p.stride(), p.requires_grad) for name, p in network.named_parameters()]
+
+    before = facts()
+    fast = FastForm(network, precision="float32")
+    assert facts() == before
+    assert network.training
+    with torch.no_grad():
+        torch.testing.assert_close(fast(lr), network.eval()(lr), rtol=1e-5, atol=1e-5)
+        colour = torch.rand(1, 3, 5, 6)
+        torch.testing.assert_close(super_resolve(fast, colour), super_resolve(network, colour), rtol=1e-5, atol=1e-5)
+
+
+def level_error(network, precision):
+    """Mean squared error of a fast form against float32, on an image of all levels."""
+    lr = torch.rand(1, network.num_channels, 24, 24, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return (FastForm(network, precision=precision)(lr) - network(lr)).square().mean().item()
+
+
+class Repeated(nn.Module):
+    """Enlarges by repeating pixels, through a convolution that carries the whole image; `skip` does it in float32."""
+
+    scale, num_channels, receptive_radius = 2, 1, 0
+
+    def __init__(self, skip):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        self.skip = skip
+        nn.init.constant_(self.conv.weight, 0.01 if skip else 1.0)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, lr):
+        sr = self.conv(lr).float()
+        return (sr + 0.99 * lr if self.skip else sr).repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def test_bfloat16_is_taken_where_a_processor_has_it_and_no_level_is_lost(monkeypatch):
+    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+    assert FastForm(Repeated(skip=True)).precision == "bfloat16"
+    assert FastForm(Repeated(skip=False)).precision == "float32"
+    assert FastForm(untrained(ESPCN, global_skip=False)).precision == "float32"
+    assert FastForm(ESPCN(scale=3, global_skip=True).eval()).precision == "bfloat16"
+    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: False)
+    assert FastForm(Repeated(skip=True)).precision == "float32"
+
+
+class Averaged(nn.Module):
+    """The image less its mean in 64 features, whose rounding averages out; only that of the last layer remains."""
+
+    scale, num_channels, receptive_radius = 1, 1, 0
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(1, 64, 1, bias=False), nn.Conv2d(64, 1, 1)
+        weights = torch.linspace(0.5, 1.5, 64)
+        self.head.weight.data[:, 0, 0, 0] = weights
+        self.tail.weight.data[0, :, 0, 0] = 1 / weights / 64
+        nn.init.constant_(self.tail.bias, 0.5)
+
+    def forward(self, lr):
+        return self.tail(self.head(lr - 0.5)).float()
+
+
+def test_where_only_the_last_layer_would_lose_levels_it_alone_is_in_float32(monkeypatch):
+    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+    network = Averaged().eval()
+    assert FastForm(network).precision == "bfloat16"
+    exact, chosen, rounded = (level_error(network, precision) for precision in ("float32", "auto", "bfloat16"))
+    assert exact < 1e-10 < chosen < 0.5 * rounded
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(InputError, match="precision='fp16': auto, float32 or bfloat16"):
+        FastForm(ESPCN(scale=2), precision="fp16")

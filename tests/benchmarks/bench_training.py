@@ -1,7 +1,7 @@
 """What a training step costs: python tests/benchmarks/bench_training.py [loop] [precision] [memory].
 
 loop       microseconds that Lightning and our module add to a step, against a plain PyTorch loop on the same batches
-precision  bf16 with channels_last against eager float32, for each network named
+precision  a step as train.py makes it (bf16, channels_last, freed memory kept) against eager float32, for six networks
 memory     a step with glibc keeping freed memory, against one where it gives it back
 All on one thread, in interleaved rounds.
 """
@@ -29,10 +29,11 @@ import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.data import SRDataModule, bundled_photos
 from sr_lightning.degradations import Bicubic
 from sr_lightning.loggers import MetricsFile
+from sr_lightning.memory import keep_freed_memory
 from sr_lightning.modules import SRModule
 from sr_lightning.networks import EDSR, ESPCN, SRCNN, WDSR, SRResNet
 from sr_lightning.optim import Muon, warmup_cosine
-from sr_lightning.training import build_trainer, keep_freed_memory, quieten_lightning
+from sr_lightning.training import build_trainer, quieten_lightning
 
 STEPS, ROUNDS = 400, 15
 
@@ -120,23 +121,52 @@ def seconds(step: Callable[[], None], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+PRECISION_CASES = {
+    "SRCNN 9-1-5 x3, LR 16": (lambda: SRCNN(scale=3), 16, 20),
+    "ESPCN 64-64-32 x3, LR 20": (lambda: ESPCN(scale=3), 20, 20),
+    "EDSR-baseline x4, LR 48": (lambda: EDSR(scale=4), 48, 1),
+    "SRResNet x4, LR 48": (lambda: SRResNet(scale=4), 48, 1),
+    "WDSR-A 16x32 x4, LR 48": (lambda: WDSR(scale=4), 48, 1),
+    "WDSR-B 16x32 x4, LR 48": (lambda: WDSR(scale=4, expansion=6, low_rank=0.8), 48, 1),
+}
+
+
 def precision() -> None:
-    keep_freed_memory()
-    cases = {
-        "SRCNN 9-1-5 x3, LR 16": (lambda: SRCNN(scale=3), 16, 20),
-        "ESPCN 64-64-32 x3, LR 20": (lambda: ESPCN(scale=3), 20, 20),
-        "EDSR-baseline x4, LR 48": (lambda: EDSR(scale=4), 48, 1),
-        "SRResNet x4, LR 48": (lambda: SRResNet(scale=4), 48, 1),
-        "WDSR-A 16x32 x4, LR 48": (lambda: WDSR(scale=4), 48, 1),
-        "WDSR-B 16x32 x4, LR 48": (lambda: WDSR(scale=4, expansion=6, low_rank=0.8), 48, 1),
-    }
-    for name, (build, patch_size, repeats) in cases.items():
-        steps = [step_of(build(), patch_size, 16, fast) for fast in (False, True)]
-        for step in steps:
-            step()
-        rounds = [[seconds(step, repeats) for step in steps] for _ in range(3 if repeats == 1 else 7)]
-        ratio = statistics.median(slow / fast for slow, fast in rounds)
-        print(f"precision: {name}, batch 16: bf16 + channels_last is {ratio:.2f}x eager float32", flush=True)
+    """In processes of their own, which take turns: what malloc has been told it cannot be told to forget."""
+    for name, (_, _, repeats) in PRECISION_CASES.items():
+        variants = [(False, False), (False, True), (True, True)]  # fast, keep
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", f"import bench_training as b; b.answer({name!r}, {fast}, {keep})"],
+                cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            )
+            for fast, keep in variants
+        ]  # fmt: skip
+        rounds = [[ask(process) for process in processes] for _ in range(4 if repeats == 1 else 8)][1:]
+        for process in processes:
+            process.communicate()
+        plain, kept = (statistics.median(times[i] / times[2] for times in rounds) for i in (0, 1))
+        print(
+            f"precision: {name}, batch 16: bf16 + channels_last + kept memory is {plain:.2f}x eager float32, "
+            f"{kept:.2f}x where that keeps its memory as well",
+            flush=True,
+        )
+
+
+def ask(process: subprocess.Popen) -> float:
+    """Seconds of a step, measured in another process."""
+    process.stdin.write("go\n")
+    return float(process.stdout.readline())
+
+
+def answer(name: str, fast: bool, keep: bool) -> None:
+    torch.set_num_threads(1)
+    if keep:
+        keep_freed_memory()
+    build, patch_size, repeats = PRECISION_CASES[name]
+    step = step_of(build(), patch_size, 16, fast)
+    for _ in sys.stdin:
+        print(seconds(step, repeats), flush=True)
 
 
 MEMORY_CASES = {
