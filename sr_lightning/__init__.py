@@ -1,12 +1,13 @@
 """Single-image super-resolution: `load` for the use of a trained network; the commands are train.py and evaluate.py."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sr_lightning.upscaler import Upscaler
 
 
-def load(path: str, **options: object) -> "Upscaler":
+def load(path: str | Path, **options: object) -> "Upscaler":
     """A trained network that enlarges pictures: `load("best.ckpt").upscale(image)`.
 
     Args:

@@ -1,5 +1,6 @@
 """A trained network for pictures of any kind: PIL images, arrays, tensors."""
 
+import copy
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +37,7 @@ class Upscaler:
     nothing, that colour is not mixed into the edges of what is visible.
 
     Args:
-        network: Has `scale`, `num_channels` and `receptive_radius`.
+        network: Has `scale`, `num_channels` and `receptive_radius`; a copy is made.
         name: Of the model.
         steps: Batches it was trained for, if known.
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
@@ -76,11 +77,11 @@ class Upscaler:
         self.device = torch.device(
             "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
         )
-        network = inference_form(network.eval())
         self._parameters = sum(parameter.numel() for parameter in network.parameters())
         self._architecture = type(network).__name__
+        network = inference_form(copy.deepcopy(network).eval()).requires_grad_(False)
         network = SelfEnsemble(network) if self_ensemble else network
-        self.network = network.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
         self.self_ensemble = self_ensemble
         self.scale: int = network.scale
         self._bicubic = Bicubic(scale=self.scale).to(self.device)
@@ -201,7 +202,7 @@ class Upscaler:
 
         scale, share = self.scale, 1 / (height * width)
         for box, sr in in_pieces(compute, height, width, self.margin, self._tile_for(height, width)):
-            if self.global_ and box == Box(0, box.bottom, 0, box.right) and (box.height, box.width) != (height, width):
+            if self.global_ and box.top == box.left == 0 and box != Box(0, height, 0, width):
                 log.warning(
                     "%s looks at the whole image, which its tiles do not: the result is another, and brightness may "
                     "differ from tile to tile; tile=0 takes the whole image",
