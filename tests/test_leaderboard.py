@@ -26,6 +26,7 @@ from sr_lightning.degradations import Bicubic as Degradation
 from sr_lightning.errors import InputError
 from sr_lightning.leaderboard import evaluate, plots
 from sr_lightning.leaderboard.published import FOLDER, published_score
+from sr_lightning.leaderboard.runs import mean_and_deviation
 from sr_lightning.models import count
 from sr_lightning.networks import SRCNN
 from tests.helpers import ROOT, rows_of, run
@@ -244,6 +245,10 @@ def test_runs_that_cannot_be_scored_are_listed_and_stop_no_other(root, tmp_path)
     make_run(runs / "pruned", name="pruned", status="pruned")
     make_run(runs / "spoilt", name="spoilt")
     spoil(runs / "spoilt")
+    checkpoint = make_run(runs / "misfit", name="misfit") / "checkpoints" / "best.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"].popitem()
+    torch.save(content, checkpoint)
     (make_run(runs / "gone", name="gone") / "checkpoints" / "best.ckpt").unlink()
     (make_run(runs / "rubbish", name="rubbish") / "result.json").write_text("{")
     (make_run(runs / "yaml", name="yaml") / "config.yaml").write_text("scale: [")
@@ -257,10 +262,19 @@ def test_runs_that_cannot_be_scored_are_listed_and_stop_no_other(root, tmp_path)
     assert found["boom"] == ("failed", "boom")
     assert found["pruned"][0] == "pruned"
     assert found["spoilt"][0] == "not scored" and "cannot be read as a checkpoint" in found["spoilt"][1]
+    assert "do not fit its network" in found["misfit"][1]
     assert found["gone"] == ("finished", "there is no checkpoints/best.ckpt")
     assert (found["rubbish"][0], found["yaml"][0]) == ("unreadable", "unreadable")
-    text = (tmp_path / "out" / "leaderboard.md").read_text()
-    assert all(f"{runs / name} " in text for name in found)
+    listed = (tmp_path / "out" / "leaderboard.md").read_text().partition("| not in the table")[2].split("\n\n")[0]
+    assert len(listed.splitlines()) == 2 + len(found)  # a line each, whatever the message
+    assert all(f"{runs / name} " in listed for name in found)
+
+
+def test_a_deviation_of_what_is_no_number_is_none_either():
+    assert mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1)))
+    assert mean_and_deviation([5.0]) == (5.0, None)
+    for values in ([np.inf, np.inf], [np.nan, 1.0]):
+        assert np.isnan(mean_and_deviation(values)[1])
 
 
 def test_labels_tell_apart_what_has_one_name(root, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import logging
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -245,4 +246,7 @@ def _word(key: str, value: Any, keys: Sequence[str]) -> str:
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean, and the sample's standard deviation from two values on."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

@@ -78,24 +78,32 @@ def markdown(rows: Sequence[Row], left_out: Sequence[Row], notes: Sequence[str])
     scores = score_keys(rows[0])
     titles = [key.split("_")[0].upper() if key.startswith(("psnr", "ssim")) else key for key in scores]
     head = ["benchmark", "scale", "model", "data", *titles, "gain", "published", "distance", "compared with"]
-    lines = [[*head, "parameters", "multiply-adds", "ms", "minutes", "seeds"]]
-    for row in rows:
-        lines.append([row["benchmark"], f"x{row['scale']}", row["model"], row["data"]])
-        lines[-1] += [_with_deviation(row, key) for key in scores]
-        lines[-1] += ["" if row["model"] == "bicubic" else f"{row['gain']:+.2f}"]
-        lines[-1] += [_number(row["published"], ".2f"), _number(row["distance"], "+.2f")]
-        lines[-1] += [row["compared_with"] + ("*" if row["differs"] else "")]
-        giga = row["multiply_adds"] / 1e9
-        lines[-1] += [f"{row['parameters']:,}", f"{giga:.{2 if giga < 1 else 1}f} G", _short(row["milliseconds"])]
-        lines[-1] += [_number(row["seconds"], ".1f", 1 / 60), str(row["seeds"] or "")]
-    parts = [markdown_table([[cell.replace("|", "\\|") for cell in line] for line in lines]), "\n".join(notes)]
+    head += ["parameters", "multiply-adds", "ms", "minutes", "seeds"]
+    parts = [_table([head, *(_cells(row, scores) for row in rows)]), "\n".join(notes)]
     starred = [f"* {r['model']} is not quite {r['compared_with']}: {r['differs']}" for r in rows if r["differs"]]
     if starred:
         parts.append("\n".join(dict.fromkeys(starred)))
     if left_out:
         lines = [["not in the table", "status", "why"], *([r["run"], r["status"], r["reason"]] for r in left_out)]
-        parts.append(markdown_table([[cell.replace("|", "\\|") for cell in line] for line in lines]))
+        parts.append(_table(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    return markdown_table([[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines])
+
+
+def _cells(row: Row, scores: Sequence[str]) -> list[str]:
+    giga = row["multiply_adds"] / 1e9
+    return [
+        *(row["benchmark"], f"x{row['scale']}", row["model"], row["data"]),
+        *(_with_deviation(row, key) for key in scores),
+        "" if row["model"] == "bicubic" else _number(row["gain"], "+.2f"),
+        *(_number(row["published"], ".2f"), _number(row["distance"], "+.2f")),
+        row["compared_with"] + ("*" if row["differs"] else ""),
+        *(f"{row['parameters']:,}", f"{giga:.{2 if giga < 1 else 1}f} G", _short(row["milliseconds"])),
+        *(_number(row["seconds"], ".1f", 1 / 60), str(row["seeds"] or "")),
+    ]
 
 
 def _with_deviation(row: Row, key: str) -> str:
@@ -105,7 +113,7 @@ def _with_deviation(row: Row, key: str) -> str:
 
 
 def _number(value: float | None, form: str, by: float = 1) -> str:
-    return "" if value is None else format(value * by, form)
+    return "" if value is None else format(value * by, form).replace("-0.00", "+0.00")
 
 
 def _short(value: float | None) -> str:
