@@ -1,6 +1,7 @@
 """What Hydra calls before a sweep, in the process that runs the command."""
 
 import atexit
+import shutil
 import sys
 import threading
 import time
@@ -36,7 +37,7 @@ def prepare(config: DictConfig) -> None:
         config: Of the sweep; a study's is changed in place.
 
     Raises:
-        InputError: The sweeper cannot be used like this.
+        InputError: The launcher or the sweeper cannot be used like this.
     """
     launcher, sweeper = config.hydra.launcher._target_, config.hydra.sweeper._target_
     if config.dry_run:  # in this process, one cell after the other, and without a trace in a study
@@ -44,7 +45,9 @@ def prepare(config: DictConfig) -> None:
             config.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
             if "optuna" in sweeper:
                 config.hydra.sweeper.storage = None
-    by_scheduler = launcher.endswith("SlurmLauncher")
+    by_scheduler = launcher.endswith("SlurmLauncher") and not config.dry_run
+    if by_scheduler and shutil.which("srun") is None:
+        raise InputError("launcher=slurm: there is no srun on this machine; start the sweep on one of the cluster's")
     call = Call.begin(Path(config.hydra.sweep.dir), None if by_scheduler else visible_devices())
     atexit.register(print_summary, call, config.dry_run)
     if "submitit" in config.hydra.launcher._target_:  # whose jobs write to files alone

@@ -21,8 +21,8 @@ NO_BEARING = (
 def bearing_settings(config: DictConfig) -> dict[str, Any]:
     """The settings on which a run's result depends, {"model.optimizer.lr": 0.003, ...}.
 
-    Files under data_root are named relative to it, so that data may be moved. A setting that is null is left out: one
-    that a later version adds, off by default, changes nothing.
+    Files under data_root are named relative to it, so that data may be moved. What is null or empty is left out: a
+    setting that a later version adds, off by default, changes nothing.
 
     Args:
         config: Of a run, composed by Hydra or read from its config.yaml.
@@ -41,7 +41,7 @@ def bearing_settings(config: DictConfig) -> dict[str, Any]:
             value = config[key]
             is_node = isinstance(value, DictConfig | ListConfig)
             plain[key] = OmegaConf.to_container(value, resolve=True) if is_node else value
-    settings = {key: moved(value) for key, value in flatten(plain).items() if value is not None}
+    settings = {key: moved(value) for key, value in flatten(plain).items() if value not in (None, [])}
     return {key: value for key, value in settings.items() if not _listed(key)}
 
 

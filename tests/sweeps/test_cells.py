@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
-from sr_lightning.sweeps.cells import bearing_settings, cell_name, changed_settings, fingerprint
+from sr_lightning.sweeps.cells import NO_BEARING, bearing_settings, cell_name, changed_settings, fingerprint
 from tests.helpers import ROOT
 
 
@@ -43,6 +43,12 @@ def test_places_logs_and_devices_make_no_other_cell(words):
 )
 def test_what_bears_on_the_result_makes_another_cell(word):
     assert fingerprint(composed(word)) != fingerprint(composed())
+
+
+def test_of_each_setting_it_is_said_whether_it_bears_on_the_result():
+    """A new one of train.yaml is listed here, or in NO_BEARING if a cell stays the same whatever it says."""
+    bearing = {"name", "seed", "max_steps", "val_every", "scale", "model", "data", "degradation", "protocol", "trainer"}
+    assert set(composed()) - set(NO_BEARING) == bearing
 
 
 def test_a_setting_added_later_and_off_changes_no_name():
