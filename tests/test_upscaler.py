@@ -262,7 +262,7 @@ def test_the_inference_form_of_a_network_is_used():
     ("options", "message"),
     [
         ({"device": "tpu"}, "device='tpu': auto, cpu or cuda"),
-        ({"precision": "float16"}, "precision='float16': float32 or bfloat16"),
+        ({"precision": "float16"}, "precision='float16': auto, float32 or bfloat16"),
         ({"tile": 8}, "tile=8: auto, 0 .* or at least 16"),
         ({"tile": "big"}, "tile='big'"),
         ({"tile": -1, "precision": "double"}, "precision='double'.*; tile=-1"),
