@@ -13,8 +13,8 @@ import torch
 from sr_lightning.checkpoint import read_checkpoint, steps_done
 from tests.helpers import ROOT, rows_of, run
 
-# Checkpoints fall before, on and between validations.
-OFTEN = ["val_every=20", "save_every=5", "log_every=5", "num_pictures=0", "model.ema=0.99"]
+# Checkpoints fall before, on and between validations, and between two logged means.
+OFTEN = ["val_every=20", "save_every=5", "log_every=7", "num_pictures=0", "model.ema=0.99"]
 PIXEL = [*OFTEN, "max_steps=300"]
 ADVERSARIAL = [
     *OFTEN,
@@ -22,7 +22,7 @@ ADVERSARIAL = [
     *("data.patch_size=16", "model.loss.terms.content.weights=random", "~model.loss.terms.content.layers.5_4"),
     *("+model.loss.terms.content.layers.1_2=1", "model.discriminator.num_features=4"),
 ]
-TWO_PROCESSES = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+TWO_PROCESSES = ["log_every=5", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
 def kill_after_new_checkpoints(words: list, path: Path, count: int) -> int:

@@ -66,7 +66,7 @@ class SRModule(pl.LightningModule):
         self.ema, self.averaged = ema, None
         self.warm_start = warm_start
         self.latest: dict[str, float] = {}  # what was logged last, for the progress bar
-        self.recorded: dict[str, Tensor] = {}  # sums over the batches since the last were logged
+        self.recorded: dict[str, Tensor | float] = {}  # sums over the batches since the last were logged
         self._count = 0
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -128,8 +128,7 @@ class SRModule(pl.LightningModule):
         self._count += 1
         if (batch_idx + 1) % self.log_every:
             return
-        means = self.trainer.strategy.reduce(torch.stack(list(self.recorded.values())) / self._count, reduce_op="mean")
-        metrics = dict(zip(self.recorded, means.tolist(), strict=True))
+        metrics = {name: total / self._count for name, total in self._recorded_by_all().items()}
         self.recorded, self._count = {}, 0
         if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"{', '.join(wrong)} at step {batch_idx + 1}: try a smaller learning rate")
@@ -144,9 +143,6 @@ class SRModule(pl.LightningModule):
         self.latest |= metrics
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)
-
-    def on_train_start(self) -> None:
-        self.recorded, self._count = {}, 0  # without what was tried before the first step
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.world_size > 1:  # each process has updated batch norm's statistics by its own part of a batch
@@ -188,6 +184,17 @@ class SRModule(pl.LightningModule):
                 f"the weights are not finite after {self.batches_done} batches and are not saved: the checkpoints of "
                 "before are kept. Try a smaller learning rate"
             )
+        checkpoint["recorded"] = {"count": self._count, "sums": self._recorded_by_all()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._count, self.recorded = checkpoint["recorded"]["count"], checkpoint["recorded"]["sums"]
+
+    def _recorded_by_all(self) -> dict[str, float]:
+        """Each sum that was recorded, the mean over processes."""
+        if not self.recorded:
+            return {}
+        sums = self.trainer.strategy.reduce(torch.stack(list(self.recorded.values())), reduce_op="mean")
+        return dict(zip(self.recorded, sums.tolist(), strict=True))
 
     @property
     def batches_done(self) -> int:
