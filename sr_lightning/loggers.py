@@ -24,10 +24,9 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
+from sr_lightning.results import NOT_SCORES
 
 log = logging.getLogger(__name__)
-
-_NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")
 
 
 class MetricsFile(Logger):
@@ -371,7 +370,7 @@ def log_results(
         for row in rows
         if row["image"] == "mean" and row["model"] != "bicubic"
         for key in row
-        if key not in _NOT_SCORES
+        if key not in NOT_SCORES
     }
     for logger in loggers:
         if isinstance(logger, WandbRun):
@@ -411,7 +410,7 @@ def crops_table(rows: Sequence[dict[str, Any]], crops: Sequence[dict[str, Any]])
         table.append(
             {"image": f"{crop['dataset']} {crop['image']} x{crop['scale']}", "model": model}
             | {"lr": Picture(crop["lr"]), "bicubic": Picture(bicubic), "sr": Picture(sr), "hr": Picture(crop["hr"])}
-            | {key: own[key] for key in own if key not in _NOT_SCORES}
-            | {f"bicubic {key}": baseline[key] for key in own if key not in _NOT_SCORES}
+            | {key: own[key] for key in own if key not in NOT_SCORES}
+            | {f"bicubic {key}": baseline[key] for key in own if key not in NOT_SCORES}
         )
     return table

@@ -24,6 +24,7 @@ from PIL import Image
 
 from sr_lightning.errors import InputError
 from sr_lightning.files import replacing
+from sr_lightning.results import NOT_SCORES
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ BASELINE = "bicubic"
 CROP = 48  # HR pixels: side of the places that are found
 CROPS = 2  # of each kind, model and image
 EMBEDDED = 16_000_000  # bytes of pictures up to which they are inside the page, which is then one file to pass on
-_NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255  # BT.601, 219 levels; the offset leaves with the difference
 _WEBP_SIDE = 16383  # the most pixels WebP has
 
@@ -254,8 +254,8 @@ def write_report(
     """
     if not rows:
         raise InputError(f"{path}: there are no scores to report")
-    if missing := sorted({key for row in rows for key in _NOT_SCORES if key not in row}):
-        raise InputError(f"{path}: rows of scores must have {', '.join(_NOT_SCORES)}; missing: {', '.join(missing)}")
+    if missing := sorted({key for row in rows for key in NOT_SCORES if key not in row}):
+        raise InputError(f"{path}: rows of scores must have {', '.join(NOT_SCORES)}; missing: {', '.join(missing)}")
     path = Path(path)
     files = [file for image in versions for file in image.files]
     picture_bytes = sum(file.stat().st_size for file in files)
@@ -292,7 +292,7 @@ def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: 
     for (dataset, scale), images in sets.items():
         of_set = [row for by_model in images.values() for row in by_model.values()]
         models = list(dict.fromkeys(row["model"] for row in of_set))
-        scores = [key for key in dict.fromkeys(key for row in of_set for key in row) if key not in _NOT_SCORES]
+        scores = [key for key in dict.fromkeys(key for row in of_set for key in row) if key not in NOT_SCORES]
         entries = []
         for name, by_model in images.items():
             values = [[_plain_value(by_model.get(m, {}).get(key)) for key in scores] for m in models]

@@ -13,7 +13,7 @@ from sr_lightning.markdown import markdown_table
 
 log = logging.getLogger(__name__)
 
-_NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")
+NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")  # columns of a row; all others are scores
 _DECIBELS = ("psnr", "consistency")
 
 
@@ -26,7 +26,7 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     protocols = sorted({row["protocol"] for row in rows})
     if len(protocols) != 1:
         raise InputError(f"{rows[0]['dataset']} mixes protocols: {protocols}. Give LR for all of its images or none")
-    scores = [key for key in rows[0] if key not in _NOT_SCORES]
+    scores = [key for key in rows[0] if key not in NOT_SCORES]
     return rows[0] | {"image": "mean"} | {key: sum(row[key] for row in rows) / len(rows) for key in scores}
 
 
@@ -52,7 +52,7 @@ def table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
 
     The gain is over bicubic on the same images.
     """
-    metrics = [key for key in rows[0] if key not in _NOT_SCORES]
+    metrics = [key for key in rows[0] if key not in NOT_SCORES]
     psnr = metrics[0]
     bicubic = {(r["dataset"], r["scale"], r["image"]): r[psnr] for r in rows if r["model"] == "bicubic"}
     lines = [["data set", "image", "scale", "model", *metrics, "gain"]]

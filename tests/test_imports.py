@@ -26,8 +26,8 @@ MAY_IMPORT = {
     "pictures": {"data"},
     "measures": FLOOR | {"color", "degradations", "inference", "metrics", "similarity"},
     "results": FLOOR | {"markdown"},
-    "report": FLOOR,
-    "loggers": FLOOR,
+    "report": FLOOR | {"results"},
+    "loggers": FLOOR | {"results"},
     "checkpoint": FLOOR,
     "pickled_module": FLOOR,
     "weights": FLOOR | {"checkpoint", "networks", "pickled_module"},
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     | {"checkpoint", "color", "data", "degradations", "inference", "measures", "metrics", "networks"}
     | {"pictures", "report", "results", "weights"},
     "models": {"inference", "markdown"},
+    "export": FLOOR | {"checkpoint", "inference", "metrics", "weights"},
     "leaderboard": FLOOR
     | {"checkpoint", "data", "inference", "markdown", "measures", "models", "report", "results", "scoring", "sweeps"},
     "tiles": FLOOR,
