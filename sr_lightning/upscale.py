@@ -120,8 +120,10 @@ def run(options: argparse.Namespace) -> list[str]:
     if not 1 <= options.quality <= 100:
         raise InputError(f"--quality {options.quality}: from 1 to 100")
     sources = find_inputs(options.inputs)
+    from sr_lightning.memory import keep_freed_memory
     from sr_lightning.upscaler import Upscaler
 
+    keep_freed_memory()
     net = Upscaler.load(
         options.ckpt,
         device=options.device,

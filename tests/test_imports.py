@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "photos": FLOOR | {"data"},
     "upscaler": FLOOR | {"checkpoint", "inference", "networks", "photos", "tiles"},
     "video": FLOOR,
-    "upscale": FLOOR | {"data", "photos", "upscaler", "video"},
+    "upscale": FLOOR | {"data", "memory", "photos", "upscaler", "video"},
     "dry_run": FLOOR | {"cli", "data", "modules", "scoring", "sweeps", "training"},
     "sweeps": FLOOR | {"markdown"},
     "training": FLOOR
