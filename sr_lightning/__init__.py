@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sr_lightning.upscaler import Upscaler
 
+__version__ = "0.1.0"
+
 
 def load(path: str | Path, **options: object) -> "Upscaler":
     """A trained network that enlarges pictures: `load("best.ckpt").upscale(image)`.

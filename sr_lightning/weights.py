@@ -206,44 +206,56 @@ def save_weights(
     path: str | Path,
     layout: str = "ours",
     description: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write the weights of a network for this or another project, completely or not at all.
 
     Args:
         network: In training or inference form.
-        path: The file.
-        layout: "ours" is safetensors with this project's names. "basicsr" and "edsr-pytorch" are torch files with the
-            names of those projects, for networks that they have as well. EDSR's residual_scale goes into neither:
-            there it is `res_scale`.
+        path: The file: safetensors, or for another project a torch file unless the name ends in .safetensors.
+        layout: "ours" has this project's names. "basicsr" and "edsr-pytorch" have those of these projects, for networks
+            that they have as well. EDSR's residual_scale goes into neither: there it is `res_scale`.
         description: How a config describes the network (`model.network`); kept in safetensors' metadata as JSON.
+        metadata: More for safetensors' metadata.
 
     Raises:
         InputError: An unknown layout, or one in which this network cannot be said.
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    if layout == "ours":
-        metadata = {
-            "format": "pt",
-            "class": type(network).__name__,
-            "scale": str(network.scale),
-            "num_channels": str(network.num_channels),
-        }
-        if description is not None:
-            metadata["network"] = json.dumps(description)
+    theirs = None if layout == "ours" else layout_of(network, layout)
+    if theirs is not None:
+        weights = to_theirs(weights, theirs, len(network.blocks)) | dict(theirs.constants)
+    if theirs is not None and Path(path).suffix != ".safetensors":
         with replacing(path) as temporary:
-            save_file(weights, temporary, metadata)
+            torch.save({theirs.wrapper: weights} if theirs.wrapper else weights, temporary)
         return
+    facts = {
+        "format": "pt",
+        "class": type(network).__name__,
+        "scale": str(network.scale),
+        "num_channels": str(network.num_channels),
+        "layout": layout,
+    }
+    if description is not None:
+        facts["network"] = json.dumps(description)
+    with replacing(path) as temporary:
+        save_file(weights, temporary, facts | dict(metadata or {}))
 
+
+def layout_of(network: nn.Module, project: str) -> Layout:
+    """The layout in which a project has a network.
+
+    Raises:
+        InputError: It does not have it, or is unknown.
+    """
     written = [each for each in LAYOUTS if each.written]
-    of_class = [each for each in written if each.project == layout and type(network) is each.network]
+    of_class = [each for each in written if each.project == project and type(network) is each.network]
     if not of_class:
         choices = ", ".join(map(str, written))
-        raise InputError(f"layout={layout!r} does not have {type(network).__name__}; there are ours and {choices}")
+        raise InputError(f"layout={project!r} does not have {type(network).__name__}; there are ours and {choices}")
     if reasons := differences(network, of_class[0]):
         raise InputError(f"{of_class[0]} computes something else: {'; '.join(reasons)}")
-    content: dict[str, Any] = to_theirs(weights, of_class[0], len(network.blocks)) | dict(of_class[0].constants)
-    with replacing(path) as temporary:
-        torch.save({of_class[0].wrapper: content} if of_class[0].wrapper else content, temporary)
+    return of_class[0]
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], Layout | None]:

@@ -1,0 +1,306 @@
+"""Trained networks for other programs: python -m sr_lightning.export -c best.ckpt --to onnx."""
+
+import argparse
+import json
+import logging
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sr_lightning.errors import InputError
+from sr_lightning.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sr_lightning.checkpoint import Trained
+
+SUFFIXES = {"onnx": (".onnx",), "torch_export": (".pt2",), "safetensors": (".safetensors",), "torch": (".pth", ".pt")}
+LAYOUTS = ("ours", "basicsr", "edsr-pytorch")
+NEEDED = ("onnx", "onnxscript", "onnxruntime")  # by --to onnx
+METADATA = "sr_lightning.json"  # in a file of torch.export
+SHAPES = ((1, 17, 23), (2, 9, 32), (3, 24, 5))  # batch, height and width on which a file is compared with torch
+TOLERANCE = 1e-4  # of the range of the output: a fortieth of a grey level
+
+DESCRIPTION = """Write a trained network for other programs. What each format holds and how to read it: docs/export.md.
+
+onnx          one file for onnxruntime, TensorRT, OpenVINO, ...; any batch, height and width
+torch_export  one file for torch.export.load, which needs nothing of this project
+safetensors   the weights, by the names of this project or another (--layout)
+torch         the weights as BasicSR or EDSR-PyTorch load them (--layout)
+
+No file is left unless its output is that of the checkpoint's network."""
+EXAMPLE = """example:
+  python -m sr_lightning.export -c outputs/RUN --to onnx -o espcn_x2.onnx
+  python -m sr_lightning.export -c edsr.ckpt --to torch --layout basicsr -o edsr_x2.pth"""
+
+
+class Exported(NamedTuple):
+    """A file that was written.
+
+    Attributes:
+        path: The file.
+        difference: The largest difference of its output from the network's, on any of SHAPES.
+    """
+
+    path: Path
+    difference: float
+
+
+Run = Callable[["Tensor"], "Tensor"]  # lr -> sr, as a file computes it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code: 0, or 1 if nothing was written.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        path, difference = export(options.ckpt, options.to, options.output, options.layout)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    size = path.stat().st_size / 1e6
+    print(f"{path}, {size:.1f} MB: at most {difference:.1e} from torch's output on {len(SHAPES)} shapes")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m sr_lightning.export",
+        description=DESCRIPTION,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or the directory of a run (its best one)")
+    parser.add_argument("--to", required=True, choices=SUFFIXES, help="the format")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="replaced if it is there (default: NAME_xSCALE here, NAME the run's)"
+    )
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default="ours", help="names of the weights in safetensors and torch files"
+    )
+    return parser
+
+
+def export(ckpt: str | Path, to: str, output: str | Path | None = None, layout: str = "ours") -> Exported:
+    """Write the network of a checkpoint in its inference form, or its weights, completely or not at all.
+
+    Args:
+        ckpt: A checkpoint, or the directory of a run. Averaged weights are taken where it has them.
+        to: "onnx", "torch_export", "safetensors" or "torch".
+        output: The file. None: the run's name and the scale, in the current directory.
+        layout: As for `weights.save_weights`; for "safetensors" and "torch" alone.
+
+    Raises:
+        InputError: No such checkpoint, options that do not fit together, packages that are missing, or an output that
+            is not the network's.
+    """
+    check(to, output, layout)
+    from sr_lightning.checkpoint import load_network
+
+    ckpt = Path(ckpt)
+    if (ckpt / "checkpoints" / "best.ckpt").is_file():
+        ckpt = ckpt / "checkpoints" / "best.ckpt"
+    trained = load_network(ckpt)
+    name = re.sub(r"[^\w.+-]+", "_", trained.name)
+    target = Path(output or f"{name}_x{trained.network.scale}{SUFFIXES[to][0]}")
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, target.name)
+        if to == "onnx":
+            run = write_onnx(trained, draft)
+        elif to == "torch_export":
+            run = write_torch_export(trained, draft)
+        else:
+            run = write_weights(trained, draft, layout)
+        difference = compare(trained.network, run, target)
+        try:
+            with replacing(target) as temporary:
+                shutil.copyfile(draft, temporary)
+        except OSError as error:
+            raise InputError(f"{target} cannot be written: {error}") from error
+    return Exported(target, difference)
+
+
+def check(to: str, output: str | Path | None, layout: str) -> None:
+    """Refuse what cannot be before anything is loaded.
+
+    Raises:
+        InputError: Names everything that is wrong.
+    """
+    wrong = []
+    if to not in SUFFIXES:
+        raise InputError(f"--to {to}: {', '.join(SUFFIXES)}")
+    if output is not None and Path(output).is_dir():
+        wrong.append(f"-o {output} is a directory: name a file")
+    elif output is not None and Path(output).suffix not in SUFFIXES[to]:
+        wrong.append(f"-o {output}: with --to {to} the name ends in {' or '.join(SUFFIXES[to])}")
+    if to == "torch" and layout == "ours":
+        wrong.append("--to torch writes for other projects: add --layout basicsr or edsr-pytorch, or use safetensors")
+    if to in ("onnx", "torch_export") and layout != "ours":
+        wrong.append(f"--layout {layout} names weights, which {to} does not: leave it out, or use --to torch")
+    if to == "onnx" and (missing := [package for package in NEEDED if find_spec(package) is None]):
+        wrong.append(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    if wrong:
+        raise InputError("; ".join(wrong))
+
+
+def write_onnx(trained: "Trained", path: Path) -> Run:
+    """Write an ONNX file, weights included.
+
+    Returns:
+        What onnxruntime computes with it on a CPU.
+    """
+    import onnxruntime
+    import torch
+
+    with quiet():
+        program = torch.onnx.export(
+            form_of(trained.network),
+            (example(trained.network),),
+            dynamo=True,
+            input_names=["lr"],
+            output_names=["sr"],
+            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+            verbose=False,
+        )
+    for node in program.model.graph:
+        node.metadata_props.clear()  # where in this machine's files each was made
+    program.model.metadata_props.update(metadata(trained))
+    program.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda lr: torch.from_numpy(session.run(["sr"], {"lr": lr.numpy()})[0])
+
+
+def write_torch_export(trained: "Trained", path: Path) -> Run:
+    """Write a program for torch.export.load; the metadata are in METADATA, JSON.
+
+    Returns:
+        What that computes.
+    """
+    import torch
+
+    sizes = {i: torch.export.Dim(name, min=1) for i, name in ((0, "batch"), (2, "height"), (3, "width"))}
+    with quiet():
+        network, lr = form_of(trained.network), example(trained.network)
+        program = torch.export.export(network, (lr,), dynamic_shapes=(sizes,))
+        for module in program.graph_module.modules():
+            for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # this machine's paths
+        torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata(trained), indent=1)})
+        return torch.export.load(path).module()
+
+
+def write_weights(trained: "Trained", path: Path, layout: str) -> Run:
+    """Write the weights alone: safetensors or, by the file's name, a torch file.
+
+    Returns:
+        What the network computes with the weights of the file.
+    """
+    import copy
+
+    import torch
+
+    from sr_lightning.weights import load_weights, save_weights
+
+    save_weights(trained.network, path, layout, metadata=metadata(trained))
+    network = copy.deepcopy(trained.network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(torch.nan)
+    load_weights(network, path)
+    return network
+
+
+def form_of(network: "nn.Module") -> "nn.Module":
+    """The inference form, without gradients."""
+    from sr_lightning.inference import inference_form
+
+    return inference_form(network).requires_grad_(False)
+
+
+def example(network: "nn.Module") -> "Tensor":
+    """An image to trace with, (2, C, 20, 24): no size is 1 and no two are equal, which would be taken for fixed."""
+    import torch
+
+    return torch.rand(2, network.num_channels, 20, 24)
+
+
+def metadata(trained: "Trained") -> dict[str, str]:
+    """What a file says of itself."""
+    import torch
+
+    from sr_lightning import __version__
+    from sr_lightning.metrics import Protocol
+
+    network = trained.network
+    luma = (
+        "BT.601 luma, black 16/255 and white 235/255: (65.481 R + 128.553 G + 24.966 B + 16) / 255 of RGB in [0, 1]; "
+        "chroma is to be enlarged bicubically"
+    )
+    protocol = {key: value for key, value in trained.config["protocol"].items() if key != "_target_"}
+    return {
+        "sr_lightning": __version__,
+        "torch": torch.__version__,
+        "name": trained.name,
+        "step": str(trained.step),
+        "scale": str(network.scale),
+        "num_channels": str(network.num_channels),
+        "receptive_radius": "whole image" if network.receptive_radius is None else str(network.receptive_radius),
+        "images": f"lr (N, {network.num_channels}, h, w) -> sr (N, {network.num_channels}, {network.scale}h, "
+        f"{network.scale}w), float32 in [0, 1], sr not clamped; {'RGB' if network.num_channels == 3 else luma}",
+        "network": json.dumps(trained.config["model"]["network"]),
+        "protocol": Protocol(**protocol).name,
+    }
+
+
+def compare(network: "nn.Module", run: Run, target: Path) -> float:
+    """The largest difference of a file's output from the network's.
+
+    Raises:
+        InputError: It is more than TOLERANCE.
+    """
+    import torch
+
+    largest = 0.0
+    for n, height, width in SHAPES:
+        lr = torch.rand(n, network.num_channels, height, width, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            expected = network(lr)
+            sr = run(lr)
+        if sr.shape != expected.shape:
+            raise InputError(f"{target} is not written: {tuple(lr.shape)} became {tuple(sr.shape)}")
+        difference = (sr - expected).abs().max().item()
+        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):  # NaN as well
+            raise InputError(
+                f"{target} is not written: for an image {tuple(lr.shape)} its output is {difference:.1e} off torch's. "
+                "Another version of torch, onnx, onnxscript or onnxruntime may be right"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporters' remarks on torchvision, on opsets and on themselves."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

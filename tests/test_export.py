@@ -1,0 +1,252 @@
+"""Files for other programs compute what the checkpoint's network does, and are not there otherwise."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from sr_lightning import export as room
+from sr_lightning.checkpoint import Trained
+from sr_lightning.errors import InputError
+from sr_lightning.export import NEEDED, compare, export, main, write_onnx, write_torch_export
+from sr_lightning.networks import EDSR, ESPCN, FSRCNN
+from sr_lightning.weights import load_weights
+from tests.helpers import ROOT
+from tests.networks.test_every_network import NAMES, config, small
+
+SCALE = 3
+MISSING = [package for package in NEEDED if find_spec(package) is None]
+with_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+TINY = {"scale": 2, "num_features": [4], "kernel_sizes": [3, 3]}
+# The first file of conf/model for each class: what is exported of the others differs in sizes alone
+CLASSES = sorted({config(name, SCALE).network._target_: name for name in reversed(NAMES)}.values())
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a checkpoint as train.py does: (the network that is meant, the file)."""
+
+    def write(cls, name="mine", averaged=False, **description):
+        networks = {"network": untrained(cls, **description)}
+        if averaged:
+            networks["averaged"] = untrained(cls, **description)
+        model = {"network": description | {"_target_": f"sr_lightning.networks.{cls.__name__}"}}
+        protocol = {"_target_": "sr_lightning.metrics.Protocol", "border": 4}
+        checkpoint = {
+            "state_dict": {f"{of}.{key}": v for of, net in networks.items() for key, v in net.state_dict().items()},
+            "hyper_parameters": {"name": name, "model": model, "protocol": protocol},
+            "loops": {"fit_loop": {"epoch_loop.batch_progress": {"total": {"processed": 70}}}},
+        }
+        path = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        path.parent.mkdir(parents=True)
+        torch.save(checkpoint, path)
+        return networks["averaged" if averaged else "network"], path
+
+    return write
+
+
+def untrained(cls, **description):
+    network = cls(**description)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return network.eval()
+
+
+def trained(name):
+    config = {"model": {"network": {}}, "protocol": {}}
+    return Trained(small(name, SCALE), name, 0, config)
+
+
+def assert_same_on_any_shape(network, run):
+    assert compare(network, run, "file") < 1e-5
+    pixel = torch.rand(1, network.num_channels, 1, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(run(pixel), network(pixel), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_is_exported_by_torch_export(name, tmp_path):
+    source = trained(name)
+    assert_same_on_any_shape(source.network, write_torch_export(source, tmp_path / "a.pt2"))
+    targets = {node.target for node in torch.export.load(tmp_path / "a.pt2").graph.nodes}
+    slow = {
+        torch.ops.aten.conv_transpose2d.input,
+        torch.ops.aten.batch_norm.default,
+        torch.ops.aten._weight_norm.default,
+    }
+    assert not targets & slow
+
+
+@with_onnx
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_network_is_exported_to_onnx(name, tmp_path):
+    import onnx
+
+    source = trained(name)
+    assert_same_on_any_shape(source.network, write_onnx(source, tmp_path / "a.onnx"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    model = onnx.load(tmp_path / "a.onnx")
+    onnx.checker.check_model(model)
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"ConvTranspose", "BatchNormalization", "ReduceL2"}
+    assert "DepthToSpace" in operators
+
+
+@with_onnx
+def test_an_onnx_file_says_what_it_is_and_holds_no_paths(write, tmp_path, capfd):
+    import onnxruntime
+
+    write(FSRCNN, scale=2, num_features=8, num_shrunk=4, num_mappings=1)
+    assert main(["-c", str(tmp_path / "run"), "--to", "onnx", "-o", str(tmp_path / "new" / "a.onnx")]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith(f"{tmp_path / 'new' / 'a.onnx'}, 0.0 MB: at most ")
+    assert out.count("\n") == 1 and not err
+    session = onnxruntime.InferenceSession(tmp_path / "new" / "a.onnx", providers=["CPUExecutionProvider"])
+    (lr,), (sr,) = session.get_inputs(), session.get_outputs()
+    assert (lr.name, lr.shape) == ("lr", ["batch", 1, "height", "width"])
+    assert (sr.name, sr.shape) == ("sr", ["batch", 1, "2*height", "2*width"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert (facts["name"], facts["step"], facts["scale"], facts["num_channels"]) == ("mine", "70", "2", "1")
+    assert json.loads(facts["network"])["num_shrunk"] == 4
+    assert facts["protocol"] == "y_shave-4_8bit_ssim-wang_lr-files"
+    assert "65.481 R + 128.553 G + 24.966 B + 16" in facts["images"]
+    assert str(ROOT).encode() not in (tmp_path / "new" / "a.onnx").read_bytes()
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_a_torch_export_file_runs_without_this_project(write, tmp_path):
+    network, ckpt = write(ESPCN, **TINY, global_skip=True)
+    export(ckpt, "torch_export", tmp_path / "a.pt2")
+    lr = torch.rand(2, 1, 7, 5)
+    torch.save(lr, tmp_path / "lr.pt")
+    code = """
+import json, sys, torch
+files = {"sr_lightning.json": ""}
+network = torch.export.load("a.pt2", extra_files=files).module()
+torch.save(network(torch.load("lr.pt")), "sr.pt")
+assert json.loads(files["sr_lightning.json"])["name"] == "mine"
+assert "sr_lightning" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.load(tmp_path / "sr.pt"), network(lr), rtol=0, atol=1e-6)
+    assert str(ROOT).encode() not in (tmp_path / "a.pt2").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("to", "layout", "suffix", "key"),
+    [
+        ("safetensors", "ours", ".safetensors", "blocks.0.conv1.weight"),
+        ("safetensors", "basicsr", ".safetensors", "body.0.conv1.weight"),
+        ("safetensors", "edsr-pytorch", ".safetensors", "body.0.body.0.weight"),
+        ("torch", "basicsr", ".pth", "body.0.conv1.weight"),
+        ("torch", "edsr-pytorch", ".pt", "body.0.body.0.weight"),
+    ],
+)
+def test_weights_are_written_in_the_names_of_each_project_and_read_back(write, tmp_path, to, layout, suffix, key):
+    network, ckpt = write(EDSR, scale=2, num_features=8, num_blocks=1, residual_scale=0.5)
+    path, difference = export(ckpt, to, tmp_path / f"a{suffix}", layout)
+    assert difference == 0
+    if suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            names, facts = file.keys(), file.metadata()
+        assert (facts["name"], facts["layout"], facts["class"]) == ("mine", layout, "EDSR")
+        assert json.loads(facts["network"])["residual_scale"] == 0.5
+    else:
+        content = torch.load(path, weights_only=True)
+        names = content.get("params", content)
+    assert key in names
+    other = EDSR(scale=2, num_features=8, num_blocks=1)
+    load_weights(other, path)
+    for name, value in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+
+
+def test_averaged_weights_are_what_is_exported(write, tmp_path):
+    averaged, ckpt = write(ESPCN, averaged=True, **TINY)
+    path, _ = export(ckpt, "safetensors", tmp_path / "a.safetensors")
+    other = ESPCN(**TINY)
+    load_weights(other, path)
+    assert torch.equal(other.convs[0].weight, averaged.convs[0].weight)
+
+
+def test_without_a_name_a_file_is_called_like_the_run(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, ckpt = write(ESPCN, name="a b/c", **TINY)
+    assert export(ckpt, "safetensors").path.name == "a_b_c_x2.safetensors"
+    assert (tmp_path / "a_b_c_x2.safetensors").is_file()
+
+
+@pytest.mark.parametrize("spoil", [lambda sr: sr + 3e-4, lambda sr: sr * torch.nan, lambda sr: sr[..., 1:]])
+def test_another_output_is_an_error_and_leaves_what_was_there(write, tmp_path, monkeypatch, spoil):
+    def write_spoilt(trained, path, layout):
+        path.write_text("draft")
+        return lambda lr: spoil(trained.network(lr))
+
+    monkeypatch.setattr(room, "write_weights", write_spoilt)
+    _, ckpt = write(ESPCN, **TINY)
+    target = tmp_path / "out" / "a.safetensors"
+    with pytest.raises(InputError, match=r"a\.safetensors is not written"):
+        export(ckpt, "safetensors", target)
+    assert not target.parent.exists()
+    target.parent.mkdir()
+    target.write_text("old")
+    with pytest.raises(InputError):
+        export(ckpt, "safetensors", target)
+    assert target.read_text() == "old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["--to", "onnx", "-o", "a.pt", "--layout", "basicsr"], ["the name ends in .onnx", "--layout basicsr names"]),
+        (["--to", "torch"], ["add --layout basicsr or edsr-pytorch"]),
+        (["--to", "torch", "--layout", "basicsr"], ["there is no checkpoint none.ckpt"]),
+        (["--to", "safetensors", "-o", "."], ["-o . is a directory"]),
+    ],
+)
+def test_wrong_options_are_named_all_at_once(words, messages, capsys):
+    assert main(["-c", "none.ckpt", *words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert all(message in error for message in messages)
+
+
+def test_missing_packages_are_named_with_what_to_type(monkeypatch, capsys):
+    monkeypatch.setattr(room, "find_spec", lambda name: None if name != "onnx" else True)
+    assert main(["-c", "none.ckpt", "--to", "onnx"]) == 1
+    assert "pip install onnxscript onnxruntime\n" in capsys.readouterr().err
+
+
+def test_a_network_that_another_project_lacks_is_not_exported_in_its_names(write, tmp_path):
+    _, ckpt = write(ESPCN, **TINY)
+    with pytest.raises(InputError, match="does not have ESPCN"):
+        export(ckpt, "torch", tmp_path / "a.pth", "basicsr")
+    assert not (tmp_path / "a.pth").exists()
+
+
+def test_a_file_that_cannot_be_written_is_named(write, tmp_path):
+    _, ckpt = write(ESPCN, **TINY)
+    with pytest.raises(InputError, match="cannot be written"):
+        export(ckpt, "safetensors", ckpt / "below_a_file" / "a.safetensors")
+
+
+def test_help_is_quick_and_has_an_example():
+    code = """
+import runpy, sys
+sys.argv = ["export", "--help"]
+try:
+    runpy.run_module("sr_lightning.export", run_name="__main__")
+except SystemExit:
+    assert not {"torch", "hydra", "onnx"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python -m sr_lightning.export -c outputs/RUN --to onnx" in done.stdout
