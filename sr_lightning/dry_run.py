@@ -31,12 +31,12 @@ from sr_lightning.modules import SRModule
 from sr_lightning.scoring import sets_of_run
 from sr_lightning.sweeps.calls import Call, plan
 from sr_lightning.sweeps.cells import cell_name
-from sr_lightning.sweeps.run import CellFailed
+from sr_lightning.sweeps.run import CellFailed, Reporter
 from sr_lightning.training import check_numbers, choose_precision
 
 log = logging.getLogger(__name__)
 
-SECONDS_PER_STEP = 2e-3  # what Lightning and the sampler add to each step's arithmetic (tests/benchmarks)
+SECONDS_PER_OPERATION = 15e-6  # of torch, beside the arithmetic: most of what a small network's step costs
 
 
 def dry_run(cfg: DictConfig) -> float:
@@ -49,16 +49,16 @@ def dry_run(cfg: DictConfig) -> float:
         InputError: In a single run, something that the user can mend.
         CellFailed: In a sweep, anything that cannot be built; the other cells are looked at all the same.
     """
-    name = cell_name(cfg)
+    name, hydra = cell_name(cfg), HydraConfig.get()
     if not in_sweep():
-        log.info("\n%s", plan([{"cell": name, "status": "fine"} | estimate(cfg)]))
+        log.info("\n%s", plan([{"cell": name, "words": [], "status": "fine"} | estimate(cfg)]))
         return 0.0
-    report = functools.partial(Call.current().report, HydraConfig.get().job.num, cell=name)
+    report = Reporter(Call.current(), hydra.job.num, name, list(hydra.overrides.task))
     try:
-        report(status="fine", **estimate(cfg))
+        report("fine", **estimate(cfg))
     except Exception as error:
         text = str(find_input_error(error) or f"{type(error).__name__}: {error}")
-        report(status="bad", error=text)
+        report("bad", error=text)
         log.error("%s: error: %s", name, text)
         raise CellFailed(f"{name}: {text}") from None
     return 0.0
@@ -69,8 +69,9 @@ def estimate(cfg: DictConfig) -> dict[str, float]:
 
     Everything is built and one step is taken, by tensors that have shapes and no content. Memory is the most that is
     held at once, in a step or in the largest image's validation: weights, gradients, the optimizer's state, what the
-    backward pass needs, without a library's working space or a process's own. Seconds are multiply-adds of all steps
-    and validations at the speed at which this machine trains a layer of 64 features, measured now.
+    backward pass needs, without a library's working space or a process's own. Seconds are the arithmetic of all steps
+    and validations at the speed at which this machine trains layers of 64 features, measured now, and a constant for
+    each of torch's operations.
 
     Raises:
         InputError: Names everything that is found to be wrong.
@@ -82,17 +83,18 @@ def estimate(cfg: DictConfig) -> dict[str, float]:
     images = [] if datamodule is None else [lr for _, lr in sizes_of(datamodule.val, cfg.scale)]
     precision = choose_precision(cfg.trainer.precision, "gpu" if torch.cuda.is_available() else "cpu")
     num_devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1 else 1
-    memory, flops, seconds = 0, 0.0, 0.0
+    memory, flops, operations = 0, 0.0, 0
     if steps:
         meter = metered(lambda: one_step(module, cfg, cfg.data.batch_size // num_devices, precision))
-        memory, flops, seconds = meter.peak, steps * meter.flops, steps * SECONDS_PER_STEP
+        memory, flops, operations = meter.peak, steps * meter.flops, steps * meter.operations
     if images:
         height, width = max(images, key=np.prod)
         meter = metered(lambda: one_validation(module, height, width))
         memory = max(memory, meter.peak)
         per_pixel, validations = meter.flops / (height * width), -(-steps // cfg.val_every)
         flops += validations * per_pixel * sum(h * w for h, w in images) / num_devices
-    return numbers | {"memory": memory, "seconds": seconds + flops / flops_per_second(precision)}
+    seconds = flops / flops_per_second(precision) + operations * SECONDS_PER_OPERATION
+    return numbers | {"memory": memory, "seconds": seconds}
 
 
 def built(cfg: DictConfig) -> tuple[SRModule, SRDataModule | None]:
@@ -181,18 +183,20 @@ class Meter(TorchDispatchMode):
 
     Attributes:
         flops: So far.
+        operations: Of any kind, so far.
         peak: The most bytes at once.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.peak = self._held = 0
+        self.flops = self.operations = self.peak = self._held = 0
         self._known: weakref.WeakSet = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        self.operations += 1
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage()) not in self._known:
                 self._known.add(storage)

@@ -113,14 +113,25 @@ def summary(call: Call) -> str:
             report["status"] = "interrupted"
     statuses = [report["status"] for report in reports]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    lines = [["cell", "status", "PSNR", "steps", "time", "what went wrong"]]
-    for report in reports:
+    lines = [["cell", "settings", "status", "PSNR", "steps", "time", "what went wrong"]]
+    for report, settings in zip(reports, what_differs(reports), strict=True):
         forms = {"psnr": "{:.2f}".format, "steps": "{:,d}".format, "seconds": clock}
         shown = ["" if report.get(key) is None else form(report[key]) for key, form in forms.items()]
-        lines.append([report["cell"], report["status"], *shown, first_line(report)])
-    if "failed" not in statuses:
-        lines = [line[:-1] for line in lines]
-    return f"sweep {relative(call.sweep_dir)}: {len(reports)} cells, {counts}\n{markdown_table(lines)}"
+        lines.append([report["cell"], settings, report["status"], *shown, first_line(report)])
+    return f"sweep {relative(call.sweep_dir)}: {len(reports)} cells, {counts}\n{table(lines)}"
+
+
+def what_differs(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Of each cell the words of its command that not all have, and that its name does not say."""
+    common = set.intersection(*(set(report["words"]) for report in reports))
+    said = ("model", "data", "scale", "seed", "name")
+    return [" ".join(w for w in r["words"] if w not in common and w.split("=")[0] not in said) for r in reports]
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the header first, as a Markdown table without the columns that are empty."""
+    kept = [i for i, column in enumerate(zip(*lines, strict=True)) if any(column[1:])]
+    return markdown_table([[line[i] for i in kept] for line in lines])
 
 
 def clock(seconds: float) -> str:
@@ -135,16 +146,18 @@ def first_line(report: dict[str, Any]) -> str:
 
 def plan(reports: Sequence[dict[str, Any]]) -> str:
     """What cells would take, as a Markdown table over a line of sums; those that cannot be are named below."""
-    lines = [["cell", "parameters", "steps", "patches", "memory", "time"]]
+    lines = [["cell", "settings", "parameters", "steps", "patches", "memory", "time"]]
     fine = [report for report in reports if report["status"] == "fine"]
-    for report in fine:
+    for report, settings in zip(reports, what_differs(reports), strict=True):
+        if report not in fine:
+            continue
         counts = [f"{report[key]:,}" for key in ("parameters", "steps", "patches")]
         memory = f"{report['memory'] / 2**20:,.0f} MiB"
-        lines.append([report["cell"], *counts, memory, clock(report["seconds"])])
+        lines.append([report["cell"], settings, *counts, memory, clock(report["seconds"])])
     sums = f"{len(reports)} cells, {clock(sum(report['seconds'] for report in fine))} in all, estimated"
     bad = [report for report in reports if report["status"] != "fine"]
     named = "".join(f"\n  {report['cell']}: {first_line(report)}" for report in bad)
-    return f"{markdown_table(lines)}\n{sums}" + (f"\n{len(bad)} CANNOT BE:{named}" if bad else "")
+    return f"{table(lines)}\n{sums}" + (f"\n{len(bad)} CANNOT BE:{named}" if bad else "")
 
 
 def relative(path: Path) -> Path:

@@ -40,7 +40,7 @@ def run_cell(cfg: DictConfig) -> float:
     """
     hydra = HydraConfig.get()
     call, cell = Call.current(), Path(hydra.runtime.output_dir)
-    report = Reporter(call, hydra.job.num, cell.name)
+    report = Reporter(call, hydra.job.num, cell.name, list(hydra.overrides.task))
     call.end_with_it()
     try:
         if cfg.resume is not None:
@@ -69,14 +69,15 @@ class Reporter:
         call: The call.
         number: The job's.
         cell: Its name.
+        words: Of the job's command.
     """
 
-    def __init__(self, call: Call, number: int, cell: str) -> None:
-        self.call, self.number, self.cell = call, number, cell
+    def __init__(self, call: Call, number: int, cell: str, words: Sequence[str]) -> None:
+        self.call, self.number, self.facts = call, number, {"cell": cell, "words": words}
 
     def __call__(self, status: str, **facts: Any) -> None:
         """Report a status and whatever else is known."""
-        self.call.report(self.number, cell=self.cell, status=status, **facts)
+        self.call.report(self.number, **self.facts, status=status, **facts)
 
 
 def train_cell(cfg: DictConfig, call: Call, cell: Path, report: Reporter) -> float:

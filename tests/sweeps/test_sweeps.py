@@ -176,7 +176,8 @@ def test_a_dry_run_counts_what_cells_would_take_and_names_those_that_cannot_be(c
     srcnn = 9 * 9 * 64 + 64 + 64 * 32 + 32 + 5 * 5 * 32 + 1
     espcn = 5 * 5 * 64 + 64 + 3 * 3 * (64 * 64 + 64 * 32 + 32 * 4) + 64 + 32 + 4
     for name, parameters in (("srcnn", srcnn), ("espcn", espcn)):
-        assert [cell.strip() for cell in rows[name].split("|")[2:5]] == [f"{parameters:,}", "30", "120"]
+        cells = [cell.strip() for cell in rows[name].split("|")[2:6]]
+        assert cells == ["data.patch_size=8", f"{parameters:,}", "30", "120"]
     assert "4 cells" in done.stdout
     assert "2 CANNOT BE" in done.stdout
     assert "patch_size=1000 (LR pixels) does not fit into" in done.stdout
