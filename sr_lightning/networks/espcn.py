@@ -88,5 +88,7 @@ class ESPCN(nn.Module):
         x = lr
         for conv in self.convs[:-1]:
             x = self.activation(conv(x))
-        sr = pixel_shuffle(self.convs[-1](x), self.scale)  # (N, s*s, h, w) -> (N, 1, h*s, w*s)
-        return sr if self.skip is None else sr.to(torch.float32) + self.skip(lr)
+        x = self.convs[-1](x)  # (N, s*s, h, w)
+        if self.skip is not None:
+            x = self.skip.phases(lr).add_(x)
+        return pixel_shuffle(x, self.scale)  # (N, s*s, h, w) -> (N, 1, h*s, w*s)

@@ -79,6 +79,11 @@ class FSRCNN(nn.Module):
         x = lr
         for conv, activation in zip(self.convs, self.activations, strict=True):
             x = _prelu(conv(x), activation.weight)
+        if self.skip is not None and isinstance(
+            self.enlarge, nn.Sequential
+        ):  # the inference form: one shuffle for both
+            conv, shuffle = self.enlarge
+            return shuffle(self.skip.phases(lr).add_(conv(x)))
         sr = self.enlarge(x).float()  # (N, d, h, w) -> (N, 1, h*s, w*s)
         return sr if self.skip is None else sr + self.skip(lr)
 
