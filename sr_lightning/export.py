@@ -189,9 +189,14 @@ def write_torch_export(trained: "Trained", path: Path) -> Run:
     """
     import torch
 
+    from sr_lightning.networks.parts import FoldedUpsampler
+
     sizes = {i: torch.export.Dim(name, min=1) for i, name in ((0, "batch"), (2, "height"), (3, "width"))}
     with quiet():
         network, lr = form_of(trained.network), example(trained.network)
+        for name, module in list(network.named_modules()):
+            if isinstance(module, FoldedUpsampler):  # its slices would refuse images of fewer than four pixels a side
+                network.set_submodule(name, module.layers)
         program = torch.export.export(network, (lr,), dynamic_shapes=(sizes,))
         for module in program.graph_module.modules():
             for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():

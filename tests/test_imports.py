@@ -37,7 +37,7 @@ MAY_IMPORT = {
     | {"checkpoint", "color", "data", "degradations", "inference", "measures", "metrics", "networks"}
     | {"pictures", "report", "results", "weights"},
     "models": {"inference", "markdown"},
-    "export": FLOOR | {"checkpoint", "inference", "metrics", "weights"},
+    "export": FLOOR | {"checkpoint", "inference", "metrics", "networks", "weights"},
     "leaderboard": FLOOR
     | {"checkpoint", "data", "inference", "markdown", "measures", "models", "report", "results", "scoring", "sweeps"},
     "tiles": FLOOR,

@@ -1,5 +1,6 @@
 """What several networks are built from."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -91,6 +92,56 @@ def upsampler(num_features: int, scale: int, activation: Callable[[], nn.Module]
         layers += [conv3(num_features, step * step * num_features), nn.PixelShuffle(step)]
         layers += [activation()] if activation else []
     return nn.Sequential(*layers)
+
+
+class FoldedUpsampler(nn.Module):
+    """An `upsampler` without activations and the 3x3 convolution behind it: linear together, so one convolution.
+
+    Each output pixel is a weighted sum of 5x5 LR pixels' features; the weights are the layers' gradient. At x4 that is
+    a seventh of their multiply-adds (for EDSR's baseline a third fewer in all), and no feature map is larger than the
+    input's. The result is theirs at the border, too, where each of them pads its own input with zeros: that bears on
+    the outermost LR pixels alone, whose outputs the layers themselves make.
+
+    Args:
+        layers: `upsampler` and a convolution, (N, num_features, h, w) -> (N, C, h*scale, w*scale).
+        num_features: Channels that come in.
+        scale: The factor.
+
+    Shapes: as those of the layers.
+    """
+
+    def __init__(self, layers: nn.Sequential, num_features: int, scale: int) -> None:
+        super().__init__()
+        self.layers, self.scale = layers, scale
+        middle = slice(2 * scale, 3 * scale)  # outputs of the middle of 5x5 pixels, which is not at the border
+        with torch.inference_mode(False), torch.enable_grad():
+            exact = copy.deepcopy(layers).double()
+            weight = next(exact.parameters())
+            outputs = exact(weight.new_zeros(1, num_features, 5, 5))[0, :, middle, middle].numel()  # C*s*s
+            x = weight.new_zeros(outputs, num_features, 5, 5, requires_grad=True)  # one for the gradient of each
+            y = exact(x)[:, :, middle, middle].flatten(1)  # (C*s*s, C*s*s)
+            (gradient,) = torch.autograd.grad(y.diagonal().sum(), x)
+        self.conv = nn.Conv2d(num_features, outputs, 5, padding=2).to(next(layers.parameters()))
+        with torch.no_grad():
+            self.conv.weight.copy_(gradient)
+            self.conv.bias.copy_(y[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        sr = pixel_shuffle(self.conv(x), self.scale)
+        first, last = slice(self.scale), slice(-self.scale, None)
+        sr[..., first, :] = self.layers(x[..., :3, :])[..., first, :]  # an outermost pixel looks two pixels inwards
+        sr[..., last, :] = self.layers(x[..., -3:, :])[..., last, :]
+        sr[..., first] = self.layers(x[..., :3])[..., first]
+        sr[..., last] = self.layers(x[..., -3:])[..., last]
+        return sr
+
+
+def fold_upsampler(network: nn.Module) -> None:
+    """Make one convolution of a network's `upsampler` and `tail`, if they are not that already."""
+    if not isinstance(network.tail, FoldedUpsampler):
+        layers = nn.Sequential(network.upsampler, network.tail)
+        network.tail = FoldedUpsampler(layers, network.tail.in_channels, network.scale)
+        network.upsampler = nn.Identity()
 
 
 def leaky(layer: nn.Conv2d | nn.Linear, *, batch_norm: bool, spectral_norm: bool) -> list[nn.Module]:
