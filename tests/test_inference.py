@@ -7,7 +7,8 @@ from sr_lightning import inference
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr
 from sr_lightning.errors import InputError
 from sr_lightning.inference import FastForm, SelfEnsemble, inference_form, super_resolve, to_channels
-from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, WDSR, Bicubic, SRResNet
+from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, RCAN, VDSR, WDSR, Bicubic, SRResNet
+from sr_lightning.networks.parts import FoldedUpsampler
 
 
 class Colour(nn.Module):
@@ -104,10 +105,16 @@ def test_the_self_ensemble_of_bicubic_is_bicubic():
     torch.testing.assert_close(ensemble(lr), Bicubic(scale=3)(lr), rtol=0, atol=1e-6)
 
 
+def is_slow(module):
+    """What an inference form does without."""
+    return is_parametrized(module) or isinstance(module, nn.ConvTranspose2d | nn.BatchNorm2d)
+
+
 @pytest.mark.parametrize("wrap", [lambda network: network, SelfEnsemble])
-@pytest.mark.parametrize("cls", [WDSR, FSRCNN, SRResNet, EDSRBN])
+@pytest.mark.parametrize("cls", [WDSR, FSRCNN, SRResNet, EDSRBN, EDSR, RCAN])
 def test_the_inference_form_computes_the_same_without_norms_and_deconvolutions(cls, wrap):
-    network = wrap(untrained(cls, **({} if cls is FSRCNN else {"num_features": 8, "num_blocks": 2})))
+    sizes = {"num_features": 8, "num_blocks": 2} | ({"num_groups": 2, "reduction": 2} if cls is RCAN else {})
+    network = wrap(untrained(cls, **({} if cls is FSRCNN else sizes)))
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.1)
         norm.running_var.uniform_(0.5, 2)
@@ -115,11 +122,10 @@ def test_the_inference_form_computes_the_same_without_norms_and_deconvolutions(c
     lr = torch.rand(1, network.num_channels, 6, 9)
     with torch.inference_mode():
         torch.testing.assert_close(form(lr), network(lr), rtol=1e-5, atol=1e-5)
-    slow = [
-        [m for m in net.modules() if is_parametrized(m) or isinstance(m, nn.ConvTranspose2d | nn.BatchNorm2d)]
-        for net in (network, form)
-    ]
-    assert slow[0] and not slow[1]
+    slow = [[m for m in net.modules() if is_slow(m)] for net in (network, form)]
+    assert bool(slow[0]) == (cls not in (EDSR, RCAN)) and not slow[1]
+    folded = any(isinstance(m, FoldedUpsampler) for m in form.modules())
+    assert folded == (cls in (EDSRBN, EDSR, RCAN))
     with torch.inference_mode():
         assert torch.equal(inference_form(form)(lr), form(lr))
 
@@ -209,3 +215,38 @@ def test_where_only_the_last_layer_would_lose_levels_it_alone_is_in_float32(monk
 def test_an_unknown_precision_is_refused():
     with pytest.raises(InputError, match="precision='fp16': auto, float32 or bfloat16"):
         FastForm(ESPCN(scale=2), precision="fp16")
+
+
+needs_nnpack = pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="this torch has no NNPACK here")
+WIDE = {
+    EDSR: {"num_blocks": 1},
+    ESPCN: {},
+    VDSR: {"num_layers": 4, "bias": False},
+    RCAN: {"num_groups": 1, "num_blocks": 1},
+    SRResNet: {"num_blocks": 1},
+}
+
+
+@needs_nnpack
+@pytest.mark.parametrize("cls", WIDE)
+def test_winograds_convolutions_of_wide_networks_give_the_same_on_any_shape(cls, monkeypatch):
+    monkeypatch.setattr(inference, "winograd_is_faster", lambda device: True)
+    network = untrained(cls, **WIDE[cls])
+    fast = FastForm(network, precision="float32")
+    assert any(isinstance(m, inference._Winograd) for m in fast.modules())
+    for shape in [(1, 1), (7, 2), (21, 34)]:
+        lr = torch.rand(2, network.num_channels, *shape)
+        with torch.inference_mode():
+            sr = network(lr)
+        torch.testing.assert_close(fast(lr), sr, rtol=0, atol=1e-4 * max(1, sr.std().item()))
+
+
+def test_winograds_convolutions_are_for_processors_without_wider_vectors_and_for_float32(monkeypatch):
+    for capability, expected in [("DEFAULT", False), ("AVX512", False), ("AVX2", torch.backends.nnpack.is_available())]:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert inference.winograd_is_faster("cpu") == expected
+        assert not inference.winograd_is_faster("cuda")
+    monkeypatch.setattr(inference, "winograd_is_faster", lambda device: True)
+    for network, precision in [(ESPCN(scale=2), "bfloat16"), (FSRCNN(scale=2), "float32")]:
+        form = FastForm(network, precision=precision)
+        assert not any(isinstance(m, inference._Winograd) for m in form.modules())
