@@ -52,7 +52,9 @@ def one_thread(monkeypatch):
 def root(tmp_path_factory):
     """A data root with the benchmarks Set5 and Mine, of two and one small images without LR files."""
     folder = tmp_path_factory.mktemp("root")
-    rng = np.random.default_rng(0)
+    # With this seed no output of make_run's networks is so near to the middle of two grey levels (4e-4) that a
+    # processor's order of summation decides.
+    rng = np.random.default_rng(69)
     for path in ("Set5/HR/a", "Set5/HR/b", "Mine/HR/c"):
         file = folder / "benchmark" / f"{path}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
