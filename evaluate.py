@@ -1,9 +1,17 @@
-"""Score networks on benchmarks: python evaluate.py ckpt=FILE 'benchmarks=[Set5,BSD100]', or runs=SWEEP for a table."""
+"""Score networks on benchmarks: a table, pictures and report.html.
+
+Examples:
+  python evaluate.py ckpt=best.ckpt 'benchmarks=[Set5,BSD100]'     a checkpoint says itself what network it is
+  python evaluate.py 'ckpt=[a.ckpt,b.ckpt]' self_ensemble=true     several, side by side
+  python evaluate.py model=bicubic scale=x3                        the baseline
+  python evaluate.py ckpt=edsr.pt model=edsr_baseline scale=x2     another project's file
+  python evaluate.py runs=multirun/NAME                            all runs of a sweep in one table
+"""
 
 import hydra
 from omegaconf import DictConfig
 
-from sr_lightning.cli import task
+from sr_lightning.cli import help_if_asked, task
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -18,4 +26,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__, "evaluate")
     main()

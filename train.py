@@ -1,9 +1,17 @@
-"""Train a network and score it: python train.py [model=… data=… scale=… experiment=…]; -m trains many."""
+"""Train a network and score it.
+
+Examples:
+  python train.py                                       ESPCN x2 on photos that come with scikit-image
+  python train.py model=srcnn data=t91 scale=x3         another network, data set and factor
+  python train.py experiment=espcn_fast seed=1          a recipe; any of its values can be given
+  python train.py resume=outputs/RUN                    goes on with a run, to the same bits
+  python train.py -m model=srcnn,espcn seed=1,2,3       many runs; the same words again: what is missing
+"""
 
 import hydra
 from omegaconf import DictConfig
 
-from sr_lightning.cli import in_sweep, task
+from sr_lightning.cli import help_if_asked, in_sweep, task
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -24,4 +32,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    help_if_asked(__doc__, "train")
     main()

@@ -1,0 +1,36 @@
+"""`--help` of the two commands, which Hydra would take two seconds for."""
+
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.helpers import ROOT
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_has_examples_all_groups_and_all_settings_and_imports_nothing_heavy(name, flag):
+    code = f"""
+import runpy, sys
+sys.argv = ["{name}.py", "{flag}"]
+try:
+    runpy.run_path("{name}.py", run_name="__main__")
+except SystemExit as end:
+    assert end.code in (None, 0)
+    assert not {{"torch", "pytorch_lightning", "wandb"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: python {name}.py")
+    assert done.stdout.count(f"\n  python {name}.py ") >= 5
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose(name, return_hydra_config=True)
+    for group in cfg.hydra.runtime.choices:
+        if "/" not in group:
+            listed = done.stdout.split(f"\n  {group} ")[1].split(":")[0].split("\n\n")[0]
+            options = [path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if path.stem != "base"]
+            assert options and all(option in listed.split() for option in options)
+    for key in cfg:
+        assert key == "hydra" or key in cfg.hydra.runtime.choices or f"\n  {key}:" in done.stdout
