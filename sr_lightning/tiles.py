@@ -128,8 +128,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _SAID)
 
 
-# What libraries say in a plain RuntimeError: torch's allocator on the CPU, oneDNN, C++, cuDNN and cuBLAS
-_SAID = ("can't allocate memory", "not enough memory", "could not create a", "bad_alloc", "ALLOC_FAILED")
+# What libraries say in a plain RuntimeError: torch's allocator on the CPU, NNPACK, oneDNN, C++, cuDNN and cuBLAS
+_SAID = (
+    *("can't allocate memory", "Cannot allocate memory", "not enough memory"),
+    *("could not create a", "bad_alloc", "ALLOC_FAILED"),
+)
 
 
 def automatic_tile(network: nn.Module, radius: int, device: torch.device) -> int:

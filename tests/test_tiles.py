@@ -98,8 +98,9 @@ def real_error(allocate):
         real_error(lambda: torch.empty(2**60, dtype=torch.uint8)),
         real_error(lambda: np.empty(2**60, np.uint8)),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB."),
+        RuntimeError("posix_memalign failed:Cannot allocate memory (12)"),
     ],
-    ids=["torch", "numpy", "cuda"],
+    ids=["torch", "numpy", "cuda", "nnpack"],
 )
 def test_memory_that_runs_out_halves_the_tile_and_says_so(error, caplog):
     lr = torch.rand(1, 1, 70, 120)
