@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from sr_lightning import inference
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr
 from sr_lightning.errors import InputError
-from sr_lightning.inference import FastForm, SelfEnsemble, inference_form, super_resolve, to_channels
+from sr_lightning.inference import FastForm, SelfEnsemble, inference_form, super_resolve, to_channels, tolerance
 from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, RCAN, VDSR, WDSR, Bicubic, SRResNet
 from sr_lightning.networks.parts import FoldedUpsampler
 
@@ -210,6 +212,33 @@ def test_where_only_the_last_layer_would_lose_levels_it_alone_is_in_float32(monk
     assert FastForm(network).precision == "bfloat16"
     exact, chosen, rounded = (level_error(network, precision) for precision in ("float32", "auto", "bfloat16"))
     assert exact < 1e-10 < chosen < 0.5 * rounded
+
+
+class Summed(Averaged):
+    """As before, with 16 sums in between, each of which rounds the features again if they are in bfloat16."""
+
+    def forward(self, lr):
+        x = self.head(lr - 0.5)
+        for _ in range(16):
+            x = x + 0.01 * x.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
+        return self.tail(x).float() / 1.01**16 + 0.5
+
+
+def test_where_sums_would_lose_levels_the_first_layer_is_in_float32_as_well(monkeypatch):
+    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+    network = Summed().eval()
+    nn.init.zeros_(network.tail.bias)
+    form = FastForm(network)
+    assert form.precision == "bfloat16"
+    assert isinstance(form.network.head, inference._InFloat32)
+    chosen, rounded = (level_error(network, precision) for precision in ("auto", "bfloat16"))
+    assert chosen < 0.1 * rounded
+
+
+def test_what_may_be_lost_depends_on_what_is_reached_at_a_scale():
+    assert tolerance(2) < tolerance(3) < tolerance(4) < tolerance(8)
+    for scale, psnr in [(2, 38.3), (4, 32.7)]:
+        assert 10 * math.log10(1 + tolerance(scale) / 10 ** (-psnr / 10)) == pytest.approx(0.01, rel=0.02)
 
 
 def test_an_unknown_precision_is_refused():
