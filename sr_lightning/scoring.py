@@ -209,11 +209,13 @@ def report_page(
     versions: Sequence[Versions],
     cfg: DictConfig,
     leaderboard: Sequence[dict[str, Any]] | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write run_dir/report.html, if there is an image to show; see `write_report`."""
     if versions:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        facts = {"in words": instantiate(cfg.protocol).words, "computed on": f"{device}, PyTorch {torch.__version__}"}
+        made = {"in words": instantiate(cfg.protocol).words, "computed on": f"{device}, PyTorch {torch.__version__}"}
+        facts = {**(facts or {}), **made}
         command = shlex.join(["python", *sys.argv])
         path = Path(cfg.run_dir, "report.html")
         write_report(path, rows, versions, leaderboard=leaderboard, facts=facts, commands=[command])
@@ -311,10 +313,12 @@ def trained_models(cfg: DictConfig, paths: Sequence[Path]) -> list[Model]:
         if cfg.scale not in (None, t.network.scale)
     ]:
         raise InputError(f"scale=x{cfg.scale} was asked, but {', '.join(wrong)}; leave scale out")
-    names = [t.name for t in trained]
-    if len(set(names)) < len(names):  # the run's folder tells them apart, or the whole path does
-        names = [f"{name} {path.parent.parent.name}" for name, path in zip(names, paths, strict=True)]
-    if len(set(names)) < len(names):
+    named = [(t.name, path.parent.parent.name, path.stem) for t, path in zip(trained, paths, strict=True)]
+    for parts in ((0,), (0, 1), (0, 2), (0, 1, 2)):  # the run's folder or the file's name tell them apart
+        names = [" ".join(one[part] for part in parts) for one in named]
+        if len(set(names)) == len(names):
+            break
+    else:
         names = [str(path) for path in paths]
     return [Model(name, t.network) for name, t in zip(names, trained, strict=True)]
 

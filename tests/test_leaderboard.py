@@ -375,7 +375,7 @@ def test_the_distance_is_to_the_published_number(root, tmp_path):
     make_run(tmp_path / "runs" / "paper", network=PAPER, name="paper")
     make_run(tmp_path / "runs" / "skip", network=PAPER | {"global_skip": True}, name="skip")
     make_run(tmp_path / "runs" / "small", name="small")
-    rows = {row["model"]: row for row in board_of(root, tmp_path / "out", tmp_path / "runs")}
+    rows = {row["model"]: row for row in board_of(root, tmp_path / "out", tmp_path / "runs", "report=1")}
     for name in ("paper", "skip"):
         assert (rows[name]["compared_with"], float(rows[name]["published"])) == ("SRCNN-915", 36.34)
         assert float(rows[name]["distance"]) == pytest.approx(float(rows[name]["psnr_y"]) - 36.34)
@@ -385,6 +385,8 @@ def test_the_distance_is_to_the_published_number(root, tmp_path):
     text = (tmp_path / "out" / "leaderboard.md").read_text()
     assert re.search(r"\| skip .* SRCNN-915\* ", text) and re.search(r"\| paper .* SRCNN-915 ", text)
     assert "* skip is not quite SRCNN-915: global_skip True (published: False)" in text
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '"*":"skip is not quite SRCNN-915: global_skip True (published: False)"' in page
     ensembles = board_of(root, tmp_path / "out", tmp_path / "runs", "self_ensemble=true")
     assert {row["published"] for row in ensembles if row["model"] != "bicubic"} == {""}
 
@@ -401,6 +403,7 @@ def test_the_report_shows_a_run_of_every_row_and_opens_with_the_table(root, tmp_
     assert ["files" in image for image in data["sets"][0]["images"]] == [True, False]
     assert [row["model"] for row in data["leaderboard"]] == [row["model"] for row in rows]
     assert [row["psnr_y"] for row in data["leaderboard"]] == [float(row["psnr_y"]) for row in rows]
+    assert data["facts"]["not in the table"] == f"{runs / 'spoilt'} (not scored)"
     assert (tmp_path / "out" / "pictures" / "Set5_x2_a.png").is_file()
     for folder in folders:
         spoil(folder)

@@ -340,6 +340,101 @@ def test_a_place_has_an_address(flat_page, visit):
     assert other.locator("#status").inner_text() == page.locator("#status").inner_text()
 
 
+def test_an_address_given_later_or_wrong_is_followed_as_far_as_it_says_something(flat_page, visit):
+    page = visit(flat_page)
+    stage_is_drawn(page)
+    page.evaluate("location.hash = '#s=0&i=1&l=e1&r=e2&x=abc&y=&z=1e9&p=-5'")
+    stage_is_drawn(page, "error of bicubic", "error of net")
+    page.locator("#status").get_by_text("second, 96×96, 2 of 2. Zoom 32×. Square: 48 pixels at x ").wait_for()
+    assert page.locator("#errors").is_checked()  # the squares show what the sides show
+    page.get_by_role("link", name="Images").click()
+    page.wait_for_timeout(400)
+    assert "i=1" in page.evaluate("location.hash")  # that of the place, still
+    page.evaluate("location.hash = '#s=7&i=9'")
+    page.wait_for_timeout(400)
+    assert page.locator("#image option:checked").inner_text() == "second"
+
+
+def test_the_row_of_images_is_one_stop_of_the_tab_key_and_focus_survives_another_image(flat_page, visit):
+    page = visit(flat_page)
+    stage_is_drawn(page)
+    thumbs = page.locator("#strip button")
+    assert thumbs.evaluate_all("all => all.map(node => node.tabIndex)") == [0, -1]
+    thumbs.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#image option:checked").inner_text() == "second"
+    assert page.evaluate("document.activeElement.title") == "second"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "image"
+    page.locator(".version").nth(2).focus()
+    page.keyboard.press(",")
+    assert page.locator("#image option:checked").inner_text() == "first"
+    assert page.evaluate("document.activeElement.dataset.version") == "2"
+    page.locator("#errors").focus()
+    page.keyboard.press(".")
+    assert page.locator("#image option:checked").inner_text() == "second"
+
+
+def test_a_small_pinch_on_a_trackpad_is_a_small_step(flat_page, visit):
+    page = visit(flat_page)
+    stage_is_drawn(page)
+    box = page.locator("#stage").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + 100)
+    page.keyboard.down("Control")
+    for _ in range(12):
+        page.mouse.wheel(0, -3)
+    page.keyboard.up("Control")
+    page.locator("#status").get_by_text("Zoom 8×").wait_for()  # from 6
+
+
+def test_a_version_of_which_nothing_is_seen_is_not_named(flat_page, visit):
+    page = visit(flat_page)
+    stage_is_drawn(page)
+    page.locator("#divider").focus()
+    for key, left, right in (("End", True, False), ("Home", False, True), ("PageUp", True, True)):
+        page.keyboard.press(key)
+        assert (page.locator("#tag-left").is_visible(), page.locator("#tag-right").is_visible()) == (left, right)
+
+
+def test_a_lower_window_has_a_lower_viewer(flat_page, visit):
+    page = visit(flat_page)
+    stage_is_drawn(page)
+    page.set_viewport_size({"width": 1200, "height": 450})
+    eventually(lambda: page.locator("#stage").bounding_box()["height"] < 330)
+
+
+def test_fine_detail_is_best_where_it_is_that_of_hr(tmp_path, visit):
+    energies = {"bicubic": 0.02, "flat": 0.3, "near": 1.1, "noisy": 1.9}
+    rows = [row(m, i, 30.0) | {"spectrum": e, "consistency": 50.123} for m, e in energies.items() for i in "ab"]
+    rows += [row(m, "mean", 30.0) | {"spectrum": e, "consistency": 50.123} for m, e in energies.items()]
+    write_report(tmp_path / "report.html", rows)
+    page = visit(tmp_path / "report.html")
+    assert page.locator("#board-table td.best").all_inner_texts() == ["1.100"]
+    assert page.locator("#board-table tbody tr").first.locator("td").nth(3).inner_text() == "50.12"
+    page.locator("#score").select_option("spectrum")
+    colours = (
+        page.locator("#images-table tbody tr")
+        .first.locator("td")
+        .evaluate_all("cells => cells.map(cell => cell.style.background)")
+    )
+    assert ["gain" in colour for colour in colours] == [False, True, True, True]
+    strength = [float(colour.split("%")[0].split()[-1]) for colour in colours[1:]]
+    assert strength[1] > strength[0] > strength[2]
+
+
+def test_what_is_printed_is_whole(noise_page, visit):
+    page = visit(noise_page[0], height=300)
+    stage_is_drawn(page, "bicubic", ODD)
+    page.emulate_media(media="print")
+    cards = page.locator("#gains .crop").count()
+    assert cards
+    assert page.locator("#gains .crop:visible").count() < cards  # not drawn yet, so not shown empty
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    eventually(lambda: page.locator("#gains .crop:visible").count() == cards)
+    assert not page.locator("nav").is_visible() and not page.locator("#strip").is_visible()
+    assert page.locator("#images-table .tall").evaluate("node => getComputedStyle(node).maxHeight") == "none"
+
+
 def test_odd_names_are_shown_as_they_are_and_sets_are_chosen(noise_page, visit):
     page = visit(noise_page[0])
     assert page.locator("#set option").all_inner_texts() == ["Noise ×3", f"{ODD} ×3"]

@@ -20,6 +20,7 @@ from sr_lightning.leaderboard.table import (
     make_row,
     markdown,
     psnr_key,
+    remarks,
     write_csv,
     write_json,
     write_text,
@@ -78,7 +79,10 @@ def evaluate(cfg: DictConfig) -> float:
     write(cfg, rows, left_out)
     write_results(Path(cfg.run_dir, "results.csv"), all_rows(scores, groups, known))
     plot(Path(cfg.run_dir), rows, groups)
-    report_page(page.rows, page.versions, cfg, for_page(rows))
+    facts = {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
+    if left_out:
+        facts["not in the table"] = "; ".join(f"{one['run']} ({one['status']})" for one in left_out)
+    report_page(page.rows, page.versions, cfg, for_page(rows), facts)
     return rows[0][psnr_key(rows[0])]
 
 

@@ -80,13 +80,18 @@ def markdown(rows: Sequence[Row], left_out: Sequence[Row], notes: Sequence[str])
     head = ["benchmark", "scale", "model", "data", *titles, "gain", "published", "distance", "compared with"]
     head += ["parameters", "multiply-adds", "ms", "minutes", "seeds"]
     parts = [_table([head, *(_cells(row, scores) for row in rows)]), "\n".join(notes)]
-    starred = [f"* {r['model']} is not quite {r['compared_with']}: {r['differs']}" for r in rows if r["differs"]]
-    if starred:
-        parts.append("\n".join(dict.fromkeys(starred)))
+    if starred := remarks(rows):
+        parts.append("\n".join(f"* {line}" for line in starred))
     if left_out:
         lines = [["not in the table", "status", "why"], *([r["run"], r["status"], r["reason"]] for r in left_out)]
         parts.append(_table(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What the stars in a table stand for."""
+    lines = [f"{r['model']} is not quite {r['compared_with']}: {r['differs']}" for r in rows if r["differs"]]
+    return list(dict.fromkeys(lines))
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
