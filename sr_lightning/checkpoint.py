@@ -50,7 +50,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path} is a folder; its checkpoint is probably {path / 'checkpoints' / 'best.ckpt'}")
+        names = ("checkpoints/best.ckpt", "best.ckpt", "checkpoints/last.ckpt", "last.ckpt")
+        there = next((path / name for name in names if (path / name).is_file()), None)
+        raise InputError(f"{path} is a folder" + (f"; its checkpoint is {there}" if there else " without a checkpoint"))
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
     try:
@@ -58,13 +60,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} cannot be read as a checkpoint: it is damaged, or no file of train.py") from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(checkpoint, dict) or "network" not in checkpoint.get("hyper_parameters", {}).get("model", {}):
+        raise InputError(f"{path} cannot be read as a checkpoint, damaged or cut off: {error}") from error
+    if not describes_network(checkpoint):
         raise InputError(
             f"{path} does not say which network it holds: was it written by this project's train.py? "
             "Another project's file is scored with model=… scale=… beside it"
         )
     return checkpoint
+
+
+def describes_network(checkpoint: Any) -> bool:
+    """Whether a checkpoint's config has the network's class, where train.py puts it."""
+    for key in ("hyper_parameters", "model", "network", "_target_"):
+        if not isinstance(checkpoint, dict) or key not in checkpoint:
+            return False
+        checkpoint = checkpoint[key]
+    return isinstance(checkpoint, str)
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -92,11 +103,27 @@ def load_network(path: str | Path) -> Trained:
         network = network_class(target, path)(**description)
     except (ImportError, TypeError) as error:
         raise InputError(f"{path} holds a {target} that this version cannot build: {error}") from error
+    if not (hasattr(network, "scale") and hasattr(network, "num_channels")):
+        raise InputError(f"{path} holds a {target}, which enlarges nothing: it has no scale and num_channels")
     try:
         network.load_state_dict(network_weights(checkpoint))
     except RuntimeError as error:
         raise InputError(f"the weights in {path} do not fit its network: {error}") from error
     return Trained(network.eval(), config["name"], steps_done(checkpoint), config)
+
+
+def check_finite(trained: Trained, path: str | Path) -> None:
+    """Refuse a network that gives no numbers.
+
+    Raises:
+        InputError: Weights are infinite or NaN, as after a training that diverged.
+    """
+    wrong = [key for key, value in trained.network.state_dict().items() if not value.isfinite().all()]
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} of its weights are not finite ({wrong[0]}, …), its training has diverged; take an "
+            "earlier checkpoint, or train with a lower learning rate"
+        )
 
 
 def network_class(target: str, source: str | Path) -> type[nn.Module]:

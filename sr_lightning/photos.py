@@ -2,6 +2,7 @@
 
 import io
 import logging
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -94,19 +95,22 @@ def as_photo(image: Image.Image, name: str = "the image") -> Image.Image:
         )
     if not image.mode.startswith("I") and any(";16" in str(tile.args) for tile in getattr(image, "tile", [])):
         log.warning("%s: 16 bits per colour, of which Pillow reads 8: the result has 8", name)
+    if image.mode.startswith("I") and "transparency" in image.info:
+        log.warning("%s: one of its 16-bit grays stands for transparency, which is left out", name)
+    exif = _exif(image, name)  # before the file is read and closed
     image.load()
-    info = _metadata(image)
+    info = _metadata(image) | {"exif": exif}
     upright = ImageOps.exif_transpose(image)  # a copy in any case
     info["xmp"] = upright.info.get("xmp")  # without orientation
     photo = _in_a_mode(upright, name)
-    if image.mode == "CMYK":
+    if image.mode in ("CMYK", "LAB"):  # of whose colours the file's profile speaks
         info["icc_profile"] = photo.info.get("icc_profile")
     photo.info = {key: value for key, value in info.items() if value}
     return photo
 
 
 def _metadata(image: Image.Image) -> dict[str, object]:
-    """What `as_photo` keeps, but xmp, also of what it has returned before."""
+    """What `as_photo` keeps, but exif and xmp, also of what it has returned before."""
     info = {key: image.info.get(key) for key in ("icc_profile", "comment", "compression")}
     if min(image.info.get("dpi", (0, 0))) > 1:  # else it stands for nothing said
         info["dpi"] = image.info["dpi"]
@@ -115,15 +119,23 @@ def _metadata(image: Image.Image) -> dict[str, object]:
         info["text"] = {key: text for key, text in texts if key != _XMP_IN_PNG and not key.startswith("Raw profile")}
     elif isinstance(image.info.get("text"), dict):
         info["text"] = image.info["text"]
-    exif = Image.Exif()
-    exif.load(image.getexif().tobytes())  # a copy
-    for tag in _OF_STORAGE & exif.keys():
-        del exif[tag]
-    if ExifTags.IFD.Exif in exif:
-        for tag in _SIZE_OF_EXIF:
-            exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
-    info["exif"] = exif.tobytes() if len(exif) else None
     return info
+
+
+def _exif(image: Image.Image, name: str) -> bytes | None:
+    """EXIF without what the result says anew; damage to it is no damage to the picture."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.getexif().tobytes())  # a copy
+        for tag in _OF_STORAGE & exif.keys():
+            del exif[tag]
+        if ExifTags.IFD.Exif in exif:
+            for tag in _SIZE_OF_EXIF:
+                exif.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
+        return exif.tobytes() if len(exif) else None
+    except (OSError, ValueError, TypeError, KeyError, SyntaxError, struct.error) as error:
+        log.warning("%s: its EXIF cannot be read and is left out (%s)", name, error)
+        return None
 
 
 def _in_a_mode(image: Image.Image, name: str) -> Image.Image:
@@ -139,6 +151,8 @@ def _in_a_mode(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray(gray.astype(np.uint16))
     if mode == "CMYK":
         return _from_cmyk(image, name)
+    if mode == "LAB":  # with the profile of that
+        log.warning("%s: Lab becomes sRGB", name)
     gray = mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         return image.convert("LA" if gray else "RGBA")
@@ -181,7 +195,7 @@ def check_fits(path: Path, photo: Image.Image, scale: int) -> None:
     """
     file_format = format_of(path)
     width, height = (side * scale for side in photo.size)
-    way_out = "choose another with --format, such as png"
+    way_out = "choose another format, such as png"
     if max(width, height) > LONGEST_SIDE.get(file_format, width + height):
         most = LONGEST_SIDE[file_format]
         raise InputError(f"{path}: {file_format} has at most {most} pixels a side, not {width}x{height}; {way_out}")

@@ -18,7 +18,7 @@ SMALLEST = 16  # LR pixels: a tile that does not fit into memory is halved down 
 # What `tile="auto"` aims at. On a CPU it is faster than the whole image, whose large layers each take memory that is
 # new to the process, page by page (tests/benchmarks/bench_upscale.py). A GPU wants more to do at a time: not measured.
 SIDE_CPU, SIDE_CUDA = 256, 1024
-MARGINS = 8  # a tile is this many receptive radii wide at least, so that margins are not most of the work
+MARGINS = 12  # a tile is this many receptive radii wide at least, so that margins are not most of the work
 MOST_CPU = 2**30  # bytes of one layer's output; two or three of them exist at a time
 MOST_CUDA = 0.25  # likewise, as a share of the free memory
 

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +26,10 @@ log = logging.getLogger("sr_lightning.upscale")  # not __main__
 
 FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 PICTURES = (*(f".{name}" for name in FORMATS), ".jpeg", ".tiff")
-VIDEOS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
+VIDEOS = (
+    *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
+    *(".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
 KEPT_VIDEOS = (".m4v", ".mkv", ".mov", ".mp4", ".webm")  # containers that are written; others become .mkv
 WAITING = 64_000_000  # pixels of results that may wait to be written while the next is computed
 BAR = "{percentage:3.0f}% |{bar}| {n:.1f} of {total} [{elapsed}<{remaining}]"
@@ -58,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         log.error("error: %s", error)
         return 1
+    except OSError as error:  # a folder that may not be looked into, a name that is too long
+        log.error("error: %s: %s", error.filename, error.strerror)
+        return 1
     except KeyboardInterrupt:
         log.error("interrupted; what is written is complete, --exist skip goes on from there")
         return 130
@@ -73,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders (without subfolders), patterns")
     parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or the directory of a run (its best one)")
-    parser.add_argument("-o", "--out", required=True, type=Path, help="folder; or, for one input, a file to write")
+    parser.add_argument("-o", "--out", required=True, type=_path, help="folder; or, for one input, a file to write")
     parser.add_argument("--format", choices=FORMATS, help="of pictures (default: as the input)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP; 100: WebP lossless (default: 95)")
     parser.add_argument(
@@ -102,6 +110,10 @@ def parser() -> argparse.ArgumentParser:
         "auto takes it where that costs next to no PSNR (default: float32)",
     )
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _tile(text: str) -> int | str:
@@ -199,22 +211,44 @@ def plan(sources: Sequence[Path], out: Path, scale: int, suffix: str | None, exi
     Raises:
         InputError: Several results of one name, one that is an input, or that is there already with "error".
     """
-    if not out.is_dir() and out.suffix.lower() in (*PICTURES, *VIDEOS):
+    from sr_lightning.data.images import SUFFIXES
+
+    if not out.is_dir() and out.suffix.lower() in (*PICTURES, *SUFFIXES, ".gif", *VIDEOS):
         jobs = [single_job(sources, out, suffix)]
     elif out.exists() and not out.is_dir():
         raise InputError(f"-o {out}: a file is there; give a folder")
     else:
         jobs = [Job(source, out / f"{source.stem}_x{scale}{result_suffix(source, suffix)}") for source in sources]
+    if jobs:
+        check_writable(jobs[0].target.parent)
     given = {source.resolve() for source in sources}
     times = Counter(job.target for job in jobs)
     problems = [f"{job.source} -> {job.target}, as of another input" for job in jobs if times[job.target] > 1]
     problems += [f"{job.source} -> {job.target}, which is an input" for job in jobs if job.target.resolve() in given]
     if problems:
-        raise InputError(_several("results would overwrite one another or an input; use another -o:", problems))
+        raise InputError(
+            _several(
+                "results would overwrite one another or an input; rename those, or give each kind an -o of its own:",
+                problems,
+            )
+        )
     there = {job.target for job in jobs if job.target.exists()}
     if there and exist == "error":
         raise InputError(_several("there already; --exist skip or --exist overwrite:", sorted(map(str, there))))
     return [job for job in jobs if job.target not in there] if exist == "skip" else jobs
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder for the results that cannot be made or written into.
+
+    Raises:
+        InputError: Names the folder that is in the way.
+    """
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise InputError(f"-o {folder}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"-o {folder}: no permission to write into {there}")
 
 
 def single_job(sources: Sequence[Path], out: Path, suffix: str | None) -> Job:
@@ -225,7 +259,8 @@ def single_job(sources: Sequence[Path], out: Path, suffix: str | None) -> Job:
     """
     if len(sources) > 1:
         raise InputError(f"-o {out}: {len(sources)} inputs cannot become one file; give a folder")
-    if suffix and out.suffix.lower() != f".{suffix}":
+    spelt = {".jpeg": ".jpg", ".tiff": ".tif"}.get(out.suffix.lower(), out.suffix.lower())
+    if suffix and spelt != f".{suffix}":
         raise InputError(f"-o {out} and --format {suffix} say different formats; leave one out")
     possible = KEPT_VIDEOS if is_video(sources[0]) else PICTURES
     if out.suffix.lower() not in possible:
@@ -311,6 +346,10 @@ def upscale_pictures(net: "Upscaler", jobs: Sequence[Job], quality: int, bar: "t
                 bar.update(done - bar.n)
                 finish(WAITING)
             finish(0)
+        except KeyboardInterrupt:
+            if unfinished := sum(not writing.done() for _, _, writing in waiting):
+                log.warning("interrupted: %d results are still being written", unfinished)
+            raise
         finally:
             for pool in (readers, writers):
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -363,4 +402,5 @@ def failures_to(failed: list[str], job: Job) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no half-written file either
     sys.exit(main())

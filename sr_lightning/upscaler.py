@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sr_lightning.checkpoint import load_network
+from sr_lightning.checkpoint import check_finite, load_network
 from sr_lightning.errors import InputError
 from sr_lightning.inference import FastForm, SelfEnsemble, super_resolve
 from sr_lightning.networks import Bicubic
@@ -95,6 +95,7 @@ class Upscaler:
         if path.is_dir() and (path / "checkpoints" / "best.ckpt").is_file():
             path = path / "checkpoints" / "best.ckpt"
         trained = load_network(path)
+        check_finite(trained, path)
         return cls(trained.network, trained.name, steps=trained.step, **options)
 
     def __repr__(self) -> str:
@@ -141,6 +142,8 @@ class Upscaler:
 
     def _upscale_photo(self, photo: Image.Image, progress: Progress) -> Image.Image:
         width, height = photo.size
+        if 0 in photo.size:
+            raise InputError(f"an image without pixels, {width}x{height}")
         result = Image.new(photo.mode, (width * self.scale, height * self.scale), None)
 
         def paste(rows: slice, columns: slice, part: Tensor) -> None:

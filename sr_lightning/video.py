@@ -18,6 +18,7 @@ CONTAINERS = {".m4v": "mp4", ".mkv": "matroska", ".mov": "mov", ".mp4": "mp4", "
 # The matrix between RGB and YCbCr: FFmpeg's number of it in a frame -> swscale's
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 BT709, BT601 = 1, 6
+MOST_OF_IT = 0.9  # of its duration, which a video shows unless it is damaged
 # What a file says of itself, not of what it shows
 OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id", "bps", "rotate")
 
@@ -64,8 +65,7 @@ def upscale_video(
             if stream is picture:
                 recoder.add_to(made, picture)
             elif stream.type in ("audio", "subtitle"):
-                copies[stream] = made.add_stream_from_template(stream)
-                copies[stream].metadata.update(_metadata(stream))
+                copies[stream] = _copied(made, stream)
             else:
                 log.warning("%s: stream %d (%s) is left out", source, stream.index, stream.type)
         made.metadata.update(_metadata(given))
@@ -82,6 +82,8 @@ def upscale_video(
                 packet.stream = copies[packet.stream]
                 made.mux(packet)
         made.mux(recoder.packets(None))
+    if done < MOST_OF_IT:
+        log.warning("%s: damaged? Only %.0f %% of its duration could be decoded", source, 100 * done)
     return recoder.stream.width, recoder.stream.height
 
 
@@ -102,12 +104,17 @@ class _Recoder:
         self.rgb = "rgb48le" if deep else "rgb24"
         # Halved chroma is still finer than the input's; an odd side cannot be halved.
         even = scale % 2 == 0 or (first.width % 2 == 0 and first.height % 2 == 0)
-        self.pixel_format = ("yuv420p" if even else "yuv444p") + ("10le" if deep else "")
         if target.suffix.lower() == ".webm":
             self.codec = "libvpx-vp9"
             self.options = {"crf": "18", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
         else:
             self.codec, self.options = "libx264", {"crf": "16"}
+        self.pixel_format = ("yuv420p" if even else "yuv444p") + ("10le" if deep else "")
+        if deep and self.pixel_format not in [one.name for one in av.Codec(self.codec, "w").video_formats]:
+            log.warning("%s: its codec has 8 bits here, not 10; .mkv keeps them", target)
+            self.pixel_format = self.pixel_format.removesuffix("10le")
+        if any(component.is_alpha for component in first.format.components):
+            log.warning("%s: transparency is left out", target)
         # As players take it where nothing is said: by the size, which changes here
         self.matrix = first.colorspace if first.colorspace in MATRICES else BT709 if first.height >= 720 else BT601
         reformatter = av.video.reformatter
@@ -131,6 +138,7 @@ class _Recoder:
         if first.rotation:
             stream.set_display_rotation(first.rotation)
         stream.metadata.update(_metadata(picture))
+        stream.disposition = picture.disposition
 
     def packets(self, frame: Any | None) -> list:
         """What there is to write after a frame, or after the last one."""
@@ -189,7 +197,15 @@ def _explained(av: ModuleType, source: Path, target: Path) -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     except (av.FFmpegError, ValueError) as error:
-        raise InputError(f"{source}: cannot be made into {target.name} ({error}); try .mkv as its suffix") from error
+        if str(source) == getattr(error, "filename", None):
+            raise InputError(f"{source}: cannot be read as a video ({error.strerror})") from error
+        if target.suffix.lower() != ".mkv":
+            way_out = "; try .mkv as its suffix"
+        elif isinstance(error, av.FFmpegError):
+            way_out = ""
+        else:  # PyAV, of a codec
+            way_out = "; convert its sound first: ffmpeg -i INPUT -c:v copy -c:a aac OUTPUT.mkv"
+        raise InputError(f"{source}: cannot be made into {target.name} ({error}){way_out}") from error
 
 
 @contextmanager
@@ -202,6 +218,14 @@ def _first_frame(av: ModuleType, source: Path) -> Iterator[Any]:
         if frame is None:
             raise InputError("none of its pictures can be decoded")
         yield frame
+
+
+def _copied(made: Any, stream: Any) -> Any:
+    """A stream of the result that takes the packets of another as they are."""
+    copy = made.add_stream_from_template(stream)
+    copy.metadata.update(_metadata(stream))
+    copy.disposition = stream.disposition
+    return copy
 
 
 def _metadata(of: Any) -> dict[str, str]:

@@ -90,7 +90,8 @@ def test_the_baseline_is_scored_without_a_checkpoint(benchmarks, tmp_path):
         (["model=espcn", "scale=x2"], "give its checkpoint"),
         (["model=bicubic"], "model=bicubic scale=x3"),
         (["ckpt={text}"], "cannot be read as a checkpoint"),
-        (["ckpt={folder}"], "is a folder; its checkpoint is probably"),
+        (["ckpt={folder}"], "is a folder without a checkpoint"),
+        (["ckpt={run}"], "is a folder; its checkpoint is {checkpoint}"),
         (["model=bicubic", "scale=x5"], "Could not find 'scale/x5'"),
         (["model=bicubic", "scale=x2", "protocol.border=wide"], "choose from scale"),
         (["benchmark=[Mine]"], "Key 'benchmark' is not in struct"),
@@ -99,7 +100,7 @@ def test_the_baseline_is_scored_without_a_checkpoint(benchmarks, tmp_path):
 def test_wrong_input_gets_one_clear_error(words, message, checkpoint, benchmarks, tmp_path):
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
-    names = {"checkpoint": checkpoint, "text": text, "folder": tmp_path}
+    names = {"checkpoint": checkpoint, "text": text, "folder": tmp_path, "run": checkpoint.parent.parent}
     words = [word.format(**names) for word in words]
     if not any(word.startswith("benchmark") for word in words):
         words.append("benchmarks=[Mine]")

@@ -211,7 +211,7 @@ def test_transparency_goes_only_where_there_is_some(suffix, tmp_path):
     write_photo(path, image)
     assert Image.open(path).mode == "RGB"
     image.putpixel((0, 0), (1, 2, 3, 200))
-    with pytest.raises(InputError, match="holds no transparency, which the picture has; choose another with --format"):
+    with pytest.raises(InputError, match="holds no transparency, which the picture has; choose another format"):
         check_fits(path, image, 2)
     check_fits(tmp_path / "a.png", image, 2)
 
@@ -280,6 +280,45 @@ def test_cmyk_becomes_srgb_by_its_profile(tmp_path, caplog):
     assert np.asarray(photo)[:, 3:].max() <= 20
     kept = ImageCms.ImageCmsProfile(io.BytesIO(photo.info["icc_profile"]))
     assert kept.profile.xcolor_space.strip() == "RGB"
+
+
+@pytest.mark.parametrize("tag", [ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo])
+def test_a_tiff_with_directories_in_directories_is_read(tag, tmp_path):
+    tags = Image.Exif()
+    tags[ExifTags.Base.Make] = "Camera"
+    tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.IFD.Interop] = {1: "R98"}
+    tags.get_ifd(tag)[1] = "N"
+    Image.new("RGB", (6, 5), (9, 8, 7)).save(tmp_path / "a.tif", exif=tags, compression="raw")
+    photo = read_photo(tmp_path / "a.tif")
+    assert photo.getexif()[ExifTags.Base.Make] == "Camera"
+    assert photo.getpixel((0, 0)) == (9, 8, 7)
+
+
+def test_damage_to_exif_costs_the_exif_alone(tmp_path, caplog, monkeypatch):
+    Image.new("RGB", (6, 5), (9, 8, 7)).save(tmp_path / "a.png", dpi=(300, 300))
+
+    def damaged(self):
+        raise struct.error("unpack requires a buffer of 8 bytes")
+
+    monkeypatch.setattr(Image.Exif, "tobytes", damaged)  # as of a BigTIFF
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.getpixel((0, 0)) == (9, 8, 7) and "exif" not in photo.info and "dpi" in photo.info
+    assert "a.png: its EXIF cannot be read and is left out" in caplog.text
+
+
+def test_a_profile_of_other_colours_does_not_stay(caplog):
+    lab = Image.new("LAB", (4, 4))
+    lab.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    photo = as_photo(lab)
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(photo.info["icc_profile"]))
+    assert (photo.mode, profile.profile.xcolor_space.strip()) == ("RGB", "RGB")
+    assert "Lab becomes sRGB" in caplog.text
+
+
+def test_transparency_that_16_bits_do_not_keep_is_said(tmp_path, caplog):
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "a.png", transparency=1000)
+    assert read_photo(tmp_path / "a.png").mode == "I;16"
+    assert "stands for transparency" in caplog.text
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ def test_a_layer_is_measured_per_pixel_of_the_input():
     ("network", "side"),
     [
         (ESPCN(scale=2), 256),
-        (EDSR(scale=2, num_features=4, num_blocks=18), 320),  # eight times its radius of 40
+        (EDSR(scale=2, num_features=4, num_blocks=18), 480),  # twelve times its radius of 40
         (
             EDSR(scale=8, num_features=128, num_blocks=1),
             169,

@@ -158,6 +158,7 @@ def test_names_say_the_scale_and_keep_the_suffix():
         (("p.png", "q.png"), {"out": "big.png"}, "2 inputs cannot become one file; give a folder"),
         (("p.png",), {"out": "big.png", "suffix": "jpg"}, "big.png and --format jpg say different formats"),
         (("p.png",), {"out": "big.mp4"}, "p.png becomes one of .png"),
+        (("p.png",), {"out": "big.gif"}, "p.png becomes one of .png"),
         (("p.mp4",), {"out": "big.avi"}, "p.mp4 becomes one of .m4v"),
         (("p.png",), {"out": __file__}, "a file is there; give a folder"),
     ],
@@ -209,6 +210,56 @@ def test_wrong_options_end_the_command(words, message, folder, tmp_path, command
     assert command(folder / "png.png", *words) == 1
     assert caplog.records[-1].getMessage().startswith("error: ")
     assert message.replace("\\", "") in caplog.text.replace("(", ".").replace(")", ".")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_home_is_a_home_and_both_spellings_of_jpeg_are_one(folder, tmp_path, command, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command(folder / "png.png", "-o", "~/big") == 0
+    assert names(tmp_path / "big") == ["png_x2.png"]
+    assert command(folder / "png.png", "-o", tmp_path / "a.jpeg", "--format", "jpg") == 0
+
+
+def test_folders_that_cannot_be_read_or_written_are_named_before_the_work(
+    folder, tmp_path, command, monkeypatch, caplog
+):
+    (tmp_path / "file").write_text("")
+    assert command(folder / "png.png", "-o", tmp_path / "file" / "sub") == 1
+    assert f"{tmp_path / 'file'} is a file; give a folder" in caplog.text
+    monkeypatch.setattr(upscale.os, "access", lambda path, mode: False)  # root may do everything
+    assert command(folder / "png.png") == 1
+    assert f"no permission to write into {tmp_path}" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    assert command(folder) == 1
+    assert caplog.records[-1].getMessage() == f"error: {folder}: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c.update(hyper_parameters=None), "does not say which network it holds"),
+        (lambda c: c["hyper_parameters"].update(model=None), "does not say which network it holds"),
+        (lambda c: c["hyper_parameters"]["model"]["network"].pop("_target_"), "does not say which network it holds"),
+        (
+            lambda c: c["hyper_parameters"]["model"].update(
+                network={"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
+            ),
+            "holds a torch.nn.Linear, which enlarges nothing",
+        ),
+        (lambda c: next(iter(c["state_dict"].values())).fill_(torch.nan), "1 of its weights are not finite"),
+    ],
+)
+def test_a_spoilt_checkpoint_is_said_to_be_one(spoil, message, trained, folder, tmp_path, command, caplog):
+    checkpoint = torch.load(trained, weights_only=True)
+    spoil(checkpoint)
+    torch.save(checkpoint, tmp_path / "spoilt.ckpt")
+    assert command(folder / "png.png", ckpt=tmp_path / "spoilt.ckpt") == 1
+    assert message in caplog.records[-1].getMessage()
     assert not (tmp_path / "out").exists()
 
 

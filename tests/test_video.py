@@ -205,6 +205,38 @@ def test_chapters_and_subtitles_stay(tmp_path):
         assert [bytes(p) for p in given.demux(text) if p.size] == [b"Hello"]
 
 
+def test_the_sound_that_is_played_unless_told_otherwise_stays_that(tmp_path):
+    source = tmp_path / "a.mkv"
+    with av.open(str(clip(tmp_path / "plain.mkv"))) as given, av.open(str(source), "w") as made:
+        copies = [made.add_stream_from_template(given.streams[i]) for i in (0, 1, 1)]
+        copies[1].disposition, copies[2].disposition = 0, av.stream.Disposition.default
+        for packet in given.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream.index]
+                made.mux(packet)
+    upscale_video(twice, 2, source, tmp_path / "b.mkv")
+    with av.open(str(tmp_path / "b.mkv")) as given:
+        assert [bool(s.disposition & av.stream.Disposition.default) for s in given.streams.audio] == [False, True]
+
+
+def test_a_codec_of_8_bits_gets_8_and_it_is_said(tmp_path, caplog):
+    clip(tmp_path / "a.mkv", pixels="yuv420p10le", sound=None)
+    upscale_video(twice, 2, tmp_path / "a.mkv", tmp_path / "b.webm")
+    name = told(tmp_path / "b.webm")["frames"][0].format.name
+    deep = "yuv420p10le" in [one.name for one in av.Codec("libvpx-vp9", "w").video_formats]
+    assert name == ("yuv420p10le" if deep else "yuv420p")
+    assert ("has 8 bits here" in caplog.text) != deep
+
+
+def test_a_video_that_ends_early_is_said_to_be_damaged(tmp_path, caplog):
+    whole = clip(tmp_path / "a.mkv", size=(320, 240), sound=None).read_bytes()
+    upscale_video(twice, 2, tmp_path / "a.mkv", tmp_path / "whole.mkv")
+    assert "damaged" not in caplog.text
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    upscale_video(twice, 2, tmp_path / "cut.mkv", tmp_path / "b.mkv")
+    assert "cut.mkv: damaged? Only " in caplog.text
+
+
 def test_what_cannot_be_done_leaves_no_file(tmp_path):
     (tmp_path / "damaged.mkv").write_bytes(b"no video" * 99)
     clip(tmp_path / "a.mkv")
@@ -217,7 +249,7 @@ def test_what_cannot_be_done_leaves_no_file(tmp_path):
         return twice(rgb)
 
     for name, target, message in (
-        ("damaged.mkv", "b.mkv", "damaged.mkv: cannot be made into b.mkv"),
+        ("damaged.mkv", "b.mkv", "damaged.mkv: cannot be read as a video"),
         ("a.mkv", "b.webm", "'webm' format does not support 'aac' codec.; try .mkv"),
         ("a.mkv", "b.mkv", "a.mkv: not enough memory"),
     ):
@@ -248,7 +280,7 @@ def test_the_command_knows_a_video(trained, tmp_path, caplog):
     assert after["size"] == (128, 96)
     assert after["sound"] == told(tmp_path / "a.mp4")["sound"]
     assert "a_x2.mp4, 128x96" in caplog.text
-    assert "bad.mp4: cannot be made into" in caplog.records[-1].getMessage()
+    assert "bad.mp4: cannot be read as a video" in caplog.records[-1].getMessage()
 
 
 def test_a_package_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch, trained, caplog):
