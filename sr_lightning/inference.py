@@ -100,9 +100,9 @@ def inference_form(network: nn.Module) -> nn.Module:
 class FastForm(nn.Module):
     """A network as a device computes it fastest: in its inference form, channels last, in bfloat16 where that is safe.
 
-    On x86 processors without AVX512, 3x3 convolutions of many features are Winograd's (Lavin and Gray 2015, arXiv
-    1509.09308), which multiply less and round 2e-5 of an output's deviation instead of 7e-6. What all of this gains is
-    measured by `tests/benchmarks/bench_inference.py`. Scores are never made with it.
+    On x86 processors without AVX512, convolutions of many features are NNPACK's: by Winograd's algorithm (Lavin and
+    Gray 2015, arXiv 1509.09308) or Fourier's, which multiply less and round 2e-5 of an output's deviation instead of
+    7e-6. What all of this gains is measured by `tests/benchmarks/bench_inference.py`. Scores are never made with it.
 
     Args:
         network: Has `scale`, `num_channels` and `receptive_radius`. Stays as it is.
@@ -133,7 +133,7 @@ class FastForm(nn.Module):
         self.precision = "float32" if precision == "auto" else precision
         if precision == "auto" and computes_in_bfloat16(self.device.type):
             self._choose_precision()
-        if self.precision == "float32" and winograd_is_faster(self.device.type) and _use_winograd(self.network):
+        if self.precision == "float32" and nnpack_is_faster(self.device.type) and _use_nnpack(self.network):
             self.memory_format = torch.contiguous_format
         self.eval()
 
@@ -174,8 +174,8 @@ class _InFloat32(nn.Module):
             return self.layer(x.float())
 
 
-class _Winograd(nn.Module):
-    """A 3x3 convolution by NNPACK, which torch brings and takes itself for batches of 16 alone.
+class _Nnpack(nn.Module):
+    """A 3x3 or 5x5 convolution by NNPACK, which torch brings and takes itself for batches of 16 alone.
 
     Shapes: (N, C, h, w) -> (N, D, h, w), both contiguous.
     """
@@ -183,33 +183,34 @@ class _Winograd(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(conv.weight.contiguous(), requires_grad=False), conv.bias
+        self.padding = conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch._nnpack_spatial_convolution(x, self.weight, self.bias, padding=1)
+        return torch._nnpack_spatial_convolution(x, self.weight, self.bias, padding=self.padding)
 
 
-def _use_winograd(network: nn.Module) -> bool:
-    """Put Winograd's convolutions where they pay: 3x3, from 64 to 32 features or more.
+def _use_nnpack(network: nn.Module) -> bool:
+    """Put NNPACK's convolutions where they pay: 3x3 or 5x5, from 64 to 32 features or more.
 
-    The others stay channels last, but for the first ones: what they give goes on beside what Winograd's give.
+    The others stay channels last, but for the first ones: what they give goes on beside what NNPACK's give.
 
     Returns:
         Whether there are any.
     """
     convs = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
-    chosen = [name for name, conv in convs.items() if _suits_winograd(conv)]
+    chosen = [name for name, conv in convs.items() if _suits_nnpack(conv)]
     for name in chosen:
-        network.set_submodule(name, _Winograd(convs[name]))
+        network.set_submodule(name, _Nnpack(convs[name]))
     for conv in convs.values():
         if chosen and conv.in_channels <= 3:
             conv.to(memory_format=torch.contiguous_format)
     return bool(chosen)
 
 
-def _suits_winograd(conv: nn.Conv2d) -> bool:
-    plain = (conv.kernel_size, conv.padding, conv.stride, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-    plain = plain and conv.groups == 1 and conv.padding_mode == "zeros"
-    return plain and conv.in_channels * conv.out_channels >= 64 * 32
+def _suits_nnpack(conv: nn.Conv2d) -> bool:
+    known = (conv.kernel_size, conv.padding) in (((3, 3), (1, 1)), ((5, 5), (2, 2)))
+    plain = (conv.stride, conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
+    return known and plain and conv.in_channels * conv.out_channels >= 64 * 32
 
 
 def tolerance(scale: int) -> float:
@@ -228,7 +229,7 @@ def computes_in_bfloat16(device_type: str) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def winograd_is_faster(device_type: str) -> bool:
+def nnpack_is_faster(device_type: str) -> bool:
     """Whether NNPACK's convolutions, written for AVX2, outrun oneDNN's: where those have no wider vectors."""
     return (
         device_type == "cpu"

@@ -248,7 +248,7 @@ def test_an_unknown_precision_is_refused():
 
 needs_nnpack = pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="this torch has no NNPACK here")
 WIDE = {
-    EDSR: {"num_blocks": 1},
+    EDSR: {"num_blocks": 1},  # of which the upsampler is a convolution of 5x5
     ESPCN: {},
     VDSR: {"num_layers": 4, "bias": False},
     RCAN: {"num_groups": 1, "num_blocks": 1},
@@ -258,11 +258,11 @@ WIDE = {
 
 @needs_nnpack
 @pytest.mark.parametrize("cls", WIDE)
-def test_winograds_convolutions_of_wide_networks_give_the_same_on_any_shape(cls, monkeypatch):
-    monkeypatch.setattr(inference, "winograd_is_faster", lambda device: True)
+def test_nnpacks_convolutions_of_wide_networks_give_the_same_on_any_shape(cls, monkeypatch):
+    monkeypatch.setattr(inference, "nnpack_is_faster", lambda device: True)
     network = untrained(cls, **WIDE[cls])
     fast = FastForm(network, precision="float32")
-    assert any(isinstance(m, inference._Winograd) for m in fast.modules())
+    assert any(isinstance(m, inference._Nnpack) for m in fast.modules())
     for shape in [(1, 1), (7, 2), (21, 34)]:
         lr = torch.rand(2, network.num_channels, *shape)
         with torch.inference_mode():
@@ -270,12 +270,12 @@ def test_winograds_convolutions_of_wide_networks_give_the_same_on_any_shape(cls,
         torch.testing.assert_close(fast(lr), sr, rtol=0, atol=1e-4 * max(1, sr.std().item()))
 
 
-def test_winograds_convolutions_are_for_processors_without_wider_vectors_and_for_float32(monkeypatch):
+def test_nnpacks_convolutions_are_for_processors_without_wider_vectors_and_for_float32(monkeypatch):
     for capability, expected in [("DEFAULT", False), ("AVX512", False), ("AVX2", torch.backends.nnpack.is_available())]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        assert inference.winograd_is_faster("cpu") == expected
-        assert not inference.winograd_is_faster("cuda")
-    monkeypatch.setattr(inference, "winograd_is_faster", lambda device: True)
+        assert inference.nnpack_is_faster("cpu") == expected
+        assert not inference.nnpack_is_faster("cuda")
+    monkeypatch.setattr(inference, "nnpack_is_faster", lambda device: True)
     for network, precision in [(ESPCN(scale=2), "bfloat16"), (FSRCNN(scale=2), "float32")]:
         form = FastForm(network, precision=precision)
-        assert not any(isinstance(m, inference._Winograd) for m in form.modules())
+        assert not any(isinstance(m, inference._Nnpack) for m in form.modules())
