@@ -192,19 +192,22 @@ class _Nnpack(nn.Module):
 def _use_nnpack(network: nn.Module) -> bool:
     """Put NNPACK's convolutions where they pay: 3x3 or 5x5, from 64 to 32 features or more.
 
-    The others stay channels last, but for the first ones: what they give goes on beside what NNPACK's give.
+    The others stay channels last, but for the first ones: what they give goes on beside what NNPACK's give. Its threads
+    and torch's wait for one another, which with more than one costs a network of few layers more than it gains.
 
     Returns:
         Whether there are any.
     """
     convs = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
     chosen = [name for name, conv in convs.items() if _suits_nnpack(conv)]
+    if not chosen or (torch.get_num_threads() > 1 and len(chosen) < 8):
+        return False
     for name in chosen:
         network.set_submodule(name, _Nnpack(convs[name]))
     for conv in convs.values():
-        if chosen and conv.in_channels <= 3:
+        if conv.in_channels <= 3:
             conv.to(memory_format=torch.contiguous_format)
-    return bool(chosen)
+    return True
 
 
 def _suits_nnpack(conv: nn.Conv2d) -> bool:

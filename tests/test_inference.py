@@ -260,6 +260,7 @@ WIDE = {
 @pytest.mark.parametrize("cls", WIDE)
 def test_nnpacks_convolutions_of_wide_networks_give_the_same_on_any_shape(cls, monkeypatch):
     monkeypatch.setattr(inference, "nnpack_is_faster", lambda device: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     network = untrained(cls, **WIDE[cls])
     fast = FastForm(network, precision="float32")
     assert any(isinstance(m, inference._Nnpack) for m in fast.modules())
@@ -276,6 +277,11 @@ def test_nnpacks_convolutions_are_for_processors_without_wider_vectors_and_for_f
         assert inference.nnpack_is_faster("cpu") == expected
         assert not inference.nnpack_is_faster("cuda")
     monkeypatch.setattr(inference, "nnpack_is_faster", lambda device: True)
+    for threads, expected in [(1, True), (2, False)]:  # of a network of few layers
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        form = FastForm(ESPCN(scale=2), precision="float32")
+        assert any(isinstance(m, inference._Nnpack) for m in form.modules()) == expected
+    assert any(isinstance(m, inference._Nnpack) for m in FastForm(EDSR(scale=2), precision="float32").modules())
     for network, precision in [(ESPCN(scale=2), "bfloat16"), (FSRCNN(scale=2), "float32")]:
         form = FastForm(network, precision=precision)
         assert not any(isinstance(m, inference._Nnpack) for m in form.modules())
