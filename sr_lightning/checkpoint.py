@@ -112,18 +112,23 @@ def load_network(path: str | Path) -> Trained:
     return Trained(network.eval(), config["name"], steps_done(checkpoint), config)
 
 
-def check_finite(trained: Trained, path: str | Path) -> None:
-    """Refuse a network that gives no numbers.
+def load_best(path: str | Path) -> Trained:
+    """The network of a checkpoint, or of the best one in a run's directory, for use.
 
     Raises:
-        InputError: Weights are infinite or NaN, as after a training that diverged.
+        InputError: As of `load_network`; or weights are infinite or NaN, as after a training that diverged.
     """
+    path = Path(path).expanduser()
+    if (path / "checkpoints" / "best.ckpt").is_file():
+        path = path / "checkpoints" / "best.ckpt"
+    trained = load_network(path)
     wrong = [key for key, value in trained.network.state_dict().items() if not value.isfinite().all()]
     if wrong:
         raise InputError(
             f"{path}: {len(wrong)} of its weights are not finite ({wrong[0]}, …), its training has diverged; take an "
             "earlier checkpoint, or train with a lower learning rate"
         )
+    return trained
 
 
 def network_class(target: str, source: str | Path) -> type[nn.Module]:

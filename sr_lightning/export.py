@@ -106,13 +106,9 @@ def export(ckpt: str | Path, to: str, output: str | Path | None = None, layout: 
             is not the network's.
     """
     check(to, output, layout)
-    from sr_lightning.checkpoint import check_finite, load_network
+    from sr_lightning.checkpoint import load_best
 
-    ckpt = Path(ckpt).expanduser()
-    if (ckpt / "checkpoints" / "best.ckpt").is_file():
-        ckpt = ckpt / "checkpoints" / "best.ckpt"
-    trained = load_network(ckpt)
-    check_finite(trained, ckpt)
+    trained = load_best(ckpt)
     name = re.sub(r"[^\w.+-]+", "_", trained.name)
     target = Path(output or f"{name}_x{trained.network.scale}{SUFFIXES[to][0]}").expanduser()
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sr_lightning.checkpoint import check_finite, load_network
+from sr_lightning.checkpoint import load_best
 from sr_lightning.errors import InputError
 from sr_lightning.inference import FastForm, SelfEnsemble, super_resolve
 from sr_lightning.networks import Bicubic
@@ -91,11 +91,7 @@ class Upscaler:
         Raises:
             InputError: The file is missing, unreadable or not of this project; or as of the class.
         """
-        path = Path(path).expanduser()
-        if path.is_dir() and (path / "checkpoints" / "best.ckpt").is_file():
-            path = path / "checkpoints" / "best.ckpt"
-        trained = load_network(path)
-        check_finite(trained, path)
+        trained = load_best(path)
         return cls(trained.network, trained.name, steps=trained.step, **options)
 
     def __repr__(self) -> str:

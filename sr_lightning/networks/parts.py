@@ -116,9 +116,8 @@ class FoldedUpsampler(nn.Module):
         middle = slice(2 * scale, 3 * scale)  # outputs of the middle of 5x5 pixels, which is not at the border
         with torch.inference_mode(False), torch.enable_grad():
             exact = copy.deepcopy(layers).double()
-            weight = next(exact.parameters())
-            outputs = exact(weight.new_zeros(1, num_features, 5, 5))[0, :, middle, middle].numel()  # C*s*s
-            x = weight.new_zeros(outputs, num_features, 5, 5, requires_grad=True)  # one for the gradient of each
+            outputs = layers[-1].out_channels * scale * scale  # C*s*s
+            x = exact[-1].weight.new_zeros(outputs, num_features, 5, 5, requires_grad=True)  # one for each's gradient
             y = exact(x)[:, :, middle, middle].flatten(1)  # (C*s*s, C*s*s)
             (gradient,) = torch.autograd.grad(y.diagonal().sum(), x)
         self.conv = nn.Conv2d(num_features, outputs, 5, padding=2).to(next(layers.parameters()))
