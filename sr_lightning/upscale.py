@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("error: %s", error)
         return 1
     except OSError as error:  # a folder that may not be looked into, a name that is too long
-        log.error("error: %s: %s", error.filename, error.strerror)
+        log.error("error: %s", f"{error.filename}: {error.strerror}" if error.filename else error)
         return 1
     except KeyboardInterrupt:
         log.error("interrupted; what is written is complete, --exist skip goes on from there")

@@ -82,7 +82,7 @@ def upscale_video(
                 packet.stream = copies[packet.stream]
                 made.mux(packet)
         made.mux(recoder.packets(None))
-    if done < MOST_OF_IT:
+    if 0 < done < MOST_OF_IT:  # 0: it does not say how long it is
         log.warning("%s: damaged? Only %.0f %% of its duration could be decoded", source, 100 * done)
     return recoder.stream.width, recoder.stream.height
 
