@@ -18,7 +18,7 @@ from sr_lightning.cli import help_if_asked, task
 @task
 def main(cfg: DictConfig) -> float:
     if cfg.runs is None:
-        from sr_lightning.scoring import evaluate
+        from sr_lightning.evaluation.scoring import evaluate
     else:
         from sr_lightning.leaderboard import evaluate
 

@@ -20,13 +20,13 @@ def main(cfg: DictConfig) -> float:
     from sr_lightning.sweeps import in_charge_of, run_cell
 
     if cfg.dry_run:
-        from sr_lightning.dry_run import dry_run
+        from sr_lightning.training.dry_run import dry_run
 
         return dry_run(cfg)
     if in_sweep():
         return run_cell(cfg)
     with in_charge_of(cfg.run_dir):
-        from sr_lightning.training import train
+        from sr_lightning.training.train import train
 
         return train(cfg)
 

@@ -18,10 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.errors import InputError
-from sr_lightning.sweeps.cells import cell_name
+from sr_lightning.runs.fingerprint import cell_name
+from sr_lightning.runs.result import record_failure
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.processes import end_with_parent, is_cell
-from sr_lightning.sweeps.record import record_failure
 from sr_lightning.sweeps.run import CellFailed
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sr_lightning.errors import InputError
-from sr_lightning.files import replacing
+from sr_lightning.utils.atomic_files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sr_lightning.checkpoint import Trained
+    from sr_lightning.checkpoints.checkpoint import Trained
 
 SUFFIXES = {"onnx": (".onnx",), "torch_export": (".pt2",), "safetensors": (".safetensors",), "torch": (".pth", ".pt")}
 LAYOUTS = ("ours", "basicsr", "edsr-pytorch")
@@ -106,7 +106,7 @@ def export(ckpt: str | Path, to: str, output: str | Path | None = None, layout: 
             is not the network's.
     """
     check(to, output, layout)
-    from sr_lightning.checkpoint import load_best
+    from sr_lightning.checkpoints.checkpoint import load_best
 
     trained = load_best(ckpt)
     name = re.sub(r"[^\w.+-]+", "_", trained.name)
@@ -186,7 +186,7 @@ def write_torch_export(trained: "Trained", path: Path) -> Run:
     """
     import torch
 
-    from sr_lightning.networks.parts import FoldedUpsampler
+    from sr_lightning.networks.layers import FoldedUpsampler
 
     sizes = {i: torch.export.Dim(name, min=1) for i, name in ((0, "batch"), (2, "height"), (3, "width"))}
     with quiet():
@@ -212,7 +212,7 @@ def write_weights(trained: "Trained", path: Path, layout: str) -> Run:
 
     import torch
 
-    from sr_lightning.weights import load_weights, save_weights
+    from sr_lightning.checkpoints.interop import load_weights, save_weights
 
     save_weights(trained.network, path, layout, metadata=metadata(trained))
     network = copy.deepcopy(trained.network)
@@ -242,7 +242,7 @@ def metadata(trained: "Trained") -> dict[str, str]:
     import torch
 
     from sr_lightning import __version__
-    from sr_lightning.metrics import Protocol
+    from sr_lightning.metrics.protocol import Protocol
 
     network = trained.network
     luma = (

@@ -56,7 +56,7 @@ def report(scale: int, budget: float | None = None) -> str:
         scale: The factor.
         budget: Also measure networks that need at most this many seconds for an image.
     """
-    from sr_lightning.markdown import markdown_table
+    from sr_lightning.utils.markdown import markdown_table
 
     height, width = lr_size(scale)
     found = {name: (description, count(description, height, width)) for name, description in networks(scale).items()}

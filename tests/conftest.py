@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr_lightning import download
+from sr_lightning.utils import download
 from tests.helpers import Server
 
 # One thread, also in the processes that tests start: bits are the same on every machine, and a busy one is not waited

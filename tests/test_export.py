@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 
 from sr_lightning import export as room
-from sr_lightning.checkpoint import Trained
+from sr_lightning.checkpoints.checkpoint import Trained
+from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.errors import InputError
 from sr_lightning.export import NEEDED, compare, export, main, write_onnx, write_torch_export
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN
-from sr_lightning.weights import load_weights
 from tests.helpers import ROOT
 from tests.networks.test_every_network import NAMES, config, small
 

@@ -1,58 +1,23 @@
-"""Imports point one way: entry points -> tasks -> modules, data, callbacks -> networks, losses, metrics -> torch."""
+"""Imports point one way: a module imports only from the layers below its own, or from its own package."""
 
 import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "sr_lightning"
 
-# Each room, and the rooms below it that it may know.
-FLOOR = {"errors", "files"}
-MAY_IMPORT = {
-    "errors": set(),
-    "files": set(),
-    "markdown": set(),
-    "color": FLOOR,
-    "cli": {"errors", "sweeps"},
-    "download": FLOOR,
-    "optim": FLOOR,
-    "degradations": FLOOR,
-    "networks": FLOOR,
-    "losses": FLOOR | {"download"},
-    "similarity": FLOOR | {"color"},
-    "metrics": FLOOR | {"color", "similarity"},
-    "inference": FLOOR | {"color", "networks"},
-    "memory": set(),
-    "data": FLOOR | {"degradations", "download"},
-    "pictures": {"data"},
-    "measures": FLOOR | {"color", "degradations", "inference", "metrics", "similarity"},
-    "results": FLOOR | {"markdown"},
-    "report": FLOOR | {"results"},
-    "loggers": FLOOR | {"results"},
-    "checkpoint": FLOOR,
-    "pickled_module": FLOOR,
-    "weights": FLOOR | {"checkpoint", "networks", "pickled_module"},
-    "callbacks": FLOOR | {"inference", "loggers", "networks", "pictures"},
-    "modules": FLOOR | {"inference", "losses", "metrics"},
-    "scoring": FLOOR
-    | {"checkpoint", "color", "data", "degradations", "inference", "measures", "metrics", "networks"}
-    | {"pictures", "report", "results", "weights"},
-    "models": {"inference", "markdown"},
-    "export": FLOOR | {"checkpoint", "inference", "metrics", "networks", "weights"},
-    "leaderboard": FLOOR
-    | {"checkpoint", "data", "inference", "markdown", "measures", "models", "report", "results", "scoring", "sweeps"},
-    "tiles": FLOOR,
-    "photos": FLOOR | {"data"},
-    "upscaler": FLOOR | {"checkpoint", "inference", "networks", "photos", "tiles"},
-    "video": FLOOR,
-    "upscale": FLOOR | {"data", "memory", "photos", "upscaler", "video"},
-    "dry_run": FLOOR | {"cli", "data", "modules", "scoring", "sweeps", "training"},
-    "sweeps": FLOOR | {"markdown"},
-    "training": FLOOR
-    | {"callbacks", "checkpoint", "data", "inference", "loggers", "measures", "memory", "metrics", "modules"}
-    | {"scoring", "sweeps", "weights"},
-}
-# What must not be known even from outside: networks are plain modules, the pure rooms know no framework.
-NO_FRAMEWORK = {"networks", "losses", "degradations", "color", "metrics", "inference", "optim", "similarity"}
+# From the bottom to the top. Modules and packages of one layer do not import one another.
+LAYERS = (
+    {"errors"},
+    {"color", "utils"},
+    {"degradations", "images", "losses", "networks", "optim"},
+    {"data", "inference", "runs"},
+    {"checkpoints", "metrics"},
+    {"evaluation", "export", "models", "modules", "upscale"},
+    {"loggers", "sweeps"},
+    {"callbacks", "cli", "leaderboard"},
+    {"training"},
+)
+NO_FRAMEWORK = {"color", "degradations", "images", "inference", "losses", "metrics", "networks", "optim"}
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}
 
 
@@ -68,31 +33,32 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def rooms() -> dict[str, set[str]]:
-    """Room -> dotted names it imports."""
+def imports_by_package() -> dict[str, set[str]]:
+    """Package, or module directly below sr_lightning -> dotted names it imports."""
     result: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         if path.parent == PACKAGE and path.stem == "__init__":
             continue
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        result.setdefault(room, set()).update(imports_of(path))
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        result.setdefault(name, set()).update(imports_of(path))
     return result
 
 
-def test_every_room_imports_only_from_rooms_below():
-    upward = []
-    for room, names in rooms().items():
-        assert room in MAY_IMPORT, f"say in this test which rooms {room} may import"
-        used = {name.split(".")[1] for name in names if name.startswith("sr_lightning.")}
-        upward += [f"{room} imports {other}" for other in used - {room} - MAY_IMPORT[room]]
-    assert not upward
+def test_every_package_imports_only_from_layers_below():
+    layer_of = {name: number for number, names in enumerate(LAYERS) for name in names}
+    wrong = []
+    for name, imported in imports_by_package().items():
+        assert name in layer_of, f"give {name} a layer in this test"
+        used = {other.split(".")[1] for other in imported if other.startswith("sr_lightning.")} - {name}
+        wrong += [f"{name} imports {other}" for other in used if layer_of[other] >= layer_of[name]]
+    assert not wrong
 
 
-def test_networks_and_pure_functions_know_no_framework():
+def test_networks_and_pure_functions_import_no_framework():
     found = [
-        f"{room} imports {name}"
-        for room, names in rooms().items()
-        if room in NO_FRAMEWORK
+        f"{package} imports {name}"
+        for package, names in imports_by_package().items()
+        if package in NO_FRAMEWORK
         for name in names
         if name.split(".")[0] in FRAMEWORKS
     ]
@@ -100,7 +66,8 @@ def test_networks_and_pure_functions_know_no_framework():
 
 
 def test_torchvision_is_not_needed():
-    assert not [room for room, names in rooms().items() if any(name.startswith("torchvision") for name in names)]
+    names = {name for names in imports_by_package().values() for name in names}
+    assert not [name for name in names if name.startswith("torchvision")]
 
 
 def test_the_entry_points_import_torch_only_inside_their_task():

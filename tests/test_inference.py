@@ -10,7 +10,7 @@ from sr_lightning.color import rgb_to_y, rgb_to_ycbcr
 from sr_lightning.errors import InputError
 from sr_lightning.inference import FastForm, SelfEnsemble, inference_form, super_resolve, to_channels, tolerance
 from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, RCAN, VDSR, WDSR, Bicubic, SRResNet
-from sr_lightning.networks.parts import FoldedUpsampler
+from sr_lightning.networks.layers import FoldedUpsampler
 
 
 class Colour(nn.Module):

@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from sr_lightning.models import count, lr_size, main, measure, measure_apart, networks
 from tests.helpers import ROOT
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = ROOT / "conf"
 # Multiply-adds for a 1280x720 output in units of 1e9, from the tables of CARN (arXiv 1803.08664, section 4.3), of its
 # followers for EDSR and RCAN, and for SRCNN 9-1-5 its weights times the pixels
 PUBLISHED = {

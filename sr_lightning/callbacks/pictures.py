@@ -5,10 +5,10 @@ from pathlib import Path
 import pytorch_lightning as pl
 from torch import Tensor
 
+from sr_lightning.evaluation.comparison import save_comparison
 from sr_lightning.inference import with_chroma
-from sr_lightning.loggers import log_pictures
+from sr_lightning.loggers.loggers import log_pictures
 from sr_lightning.networks import Bicubic
-from sr_lightning.pictures import save_comparison
 
 
 class ValidationPictures(pl.Callback):

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from sr_lightning.data.archive import ZipMember, members
-from sr_lightning.data.images import listing
 from sr_lightning.data.sources import Pair
 from sr_lightning.errors import InputError
+from sr_lightning.images.files import listing
+from sr_lightning.images.zip_member import ZipMember, members
 
 SPLITS = ("train", "valid", "test")  # 0, 1 and 2 in the split file: 162,770, 19,867 and 19,962 images
 IMAGES = "img_align_celeba"

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sr_lightning.data.images import image_size, in_threads
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, image_folder, split_folder
 from sr_lightning.data.store import Degradation, ImageStore
 from sr_lightning.degradations import Bicubic, RandomDegradation
 from sr_lightning.errors import InputError
+from sr_lightning.images.files import image_size, in_threads
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sr_lightning.data.sources import Pair
-from sr_lightning.download import download as fetch
-from sr_lightning.download import extract
 from sr_lightning.errors import InputError
+from sr_lightning.utils.download import download as fetch
+from sr_lightning.utils.download import extract
 
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
 NUMBERS = {"train": range(1, 801), "valid": range(801, 901)}

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from sr_lightning.data.archive import ZipMember
-from sr_lightning.data.images import image_files, listing
 from sr_lightning.errors import InputError
+from sr_lightning.images.files import image_files, listing
+from sr_lightning.images.zip_member import ZipMember
 
 # Photos in scikit-image's package, file by name. Both motorcycles are one scene, so they stay on one side.
 TRAIN_PHOTOS = {

@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from sr_lightning.data.archive import ZipMember
-from sr_lightning.data.images import image_size, in_threads, listing, read_image
 from sr_lightning.data.sources import Pair
 from sr_lightning.degradations import crop_to_multiple
 from sr_lightning.errors import InputError
-from sr_lightning.files import one_at_a_time, replacing
+from sr_lightning.images.files import image_size, in_threads, listing, read_image
+from sr_lightning.images.zip_member import ZipMember
+from sr_lightning.utils.atomic_files import one_at_a_time, replacing
 
 FORMAT = 1  # raise it when the same image files would be stored otherwise, or are to be decoded otherwise
 RESIDENCES = ("mmap", "memory")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sr_lightning.degradations.canvas import (
+from sr_lightning.degradations.padded_batch import (
     Canvas,
     between,
     check,

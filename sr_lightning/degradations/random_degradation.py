@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sr_lightning.degradations.canvas import Canvas, check, luma, to_levels, uniform
+from sr_lightning.degradations.padded_batch import Canvas, check, luma, to_levels, uniform
 from sr_lightning.errors import InputError
 
 # Images computed together, which changes nothing in them. On a CPU few, in planes that are hardly larger than each

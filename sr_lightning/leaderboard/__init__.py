@@ -1,5 +1,5 @@
 """All runs below a folder in one table."""
 
-from sr_lightning.leaderboard.board import evaluate
+from sr_lightning.leaderboard.evaluate import evaluate
 
 __all__ = ["evaluate"]

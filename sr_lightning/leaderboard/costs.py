@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from sr_lightning.checkpoint import network_class
-from sr_lightning.leaderboard.kept import Kept
+from sr_lightning.checkpoints.checkpoint import network_class
+from sr_lightning.leaderboard.score_cache import Kept
 from sr_lightning.models import HEIGHT, WIDTH, count, lr_size, machine, measure
 
 log = logging.getLogger(__name__)

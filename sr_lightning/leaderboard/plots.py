@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sr_lightning.files import replacing
 from sr_lightning.leaderboard.table import psnr_key
+from sr_lightning.utils.atomic_files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sr_lightning.sweeps.cells import flatten
+from sr_lightning.runs.fingerprint import flatten
 
 FOLDER = Path(__file__).parent
 

@@ -16,9 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sr_lightning.errors import InputError
-from sr_lightning.sweeps.calls import relative
-from sr_lightning.sweeps.cells import bearing_settings
-from sr_lightning.sweeps.record import FINISHED, RESULT, read_result
+from sr_lightning.runs.fingerprint import bearing_settings
+from sr_lightning.runs.result import FINISHED, RESULT, read_result
+from sr_lightning.sweeps.invocation import relative
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sr_lightning.checkpoint import load_network
+from sr_lightning.checkpoints.checkpoint import load_network
 from sr_lightning.data.sources import Pair
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.report import Versions
+from sr_lightning.evaluation.scoring import Model, score_sets
 from sr_lightning.inference import SelfEnsemble
-from sr_lightning.leaderboard.kept import Kept
 from sr_lightning.leaderboard.runs import Run
-from sr_lightning.measures import chosen
-from sr_lightning.report import Versions
-from sr_lightning.scoring import Model, score_sets
+from sr_lightning.leaderboard.score_cache import Kept
+from sr_lightning.metrics.extra import chosen
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sr_lightning.files import replacing
 from sr_lightning.leaderboard.published import published_score
 from sr_lightning.leaderboard.runs import mean_and_deviation
-from sr_lightning.markdown import markdown_table
+from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.markdown import markdown_table
 
 Row = dict[str, Any]
 _NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")

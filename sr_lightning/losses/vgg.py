@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sr_lightning.download import download
 from sr_lightning.errors import InputError
 from sr_lightning.losses.weighted_sum import used_weights
+from sr_lightning.utils.download import download
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_lightning.errors import InputError
-from sr_lightning.networks.parts import pixel_shuffle
+from sr_lightning.networks.layers import pixel_shuffle
 
 
 class Bicubic(nn.Module):

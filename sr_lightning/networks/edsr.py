@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_lightning.networks.bicubic import Bicubic
-from sr_lightning.networks.parts import conv3, div2k_mean, fold_upsampler, upsampler
+from sr_lightning.networks.layers import conv3, div2k_mean, fold_upsampler, upsampler
 
 
 class EDSR(nn.Module):

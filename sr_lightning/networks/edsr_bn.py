@@ -5,7 +5,7 @@ import copy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_lightning.networks.parts import check_channels, conv3, fold_batch_norm, fold_upsampler, upsampler
+from sr_lightning.networks.layers import check_channels, conv3, fold_batch_norm, fold_upsampler, upsampler
 
 
 class EDSRBN(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_lightning.networks.bicubic import Bicubic
-from sr_lightning.networks.parts import pixel_shuffle
+from sr_lightning.networks.layers import pixel_shuffle
 
 _IN_PLACE = {"ReLU": F.relu_, "Tanh": torch.tanh_}
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sr_lightning.errors import InputError
 from sr_lightning.networks.bicubic import Bicubic
-from sr_lightning.networks.parts import PixelShuffle
+from sr_lightning.networks.layers import PixelShuffle
 
 _KERNEL = 9  # of the transposed convolution
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_lightning.networks.parts import conv3, upsampler
+from sr_lightning.networks.layers import conv3, upsampler
 
 _LeakyReLU = partial(nn.LeakyReLU, 0.1, inplace=True)
 

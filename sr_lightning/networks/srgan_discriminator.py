@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from sr_lightning.errors import InputError
-from sr_lightning.networks.parts import check_channels, leaky
+from sr_lightning.networks.layers import check_channels, leaky
 
 
 class SRGANDiscriminator(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_lightning.errors import InputError
-from sr_lightning.networks.parts import conv3, fold_batch_norm, upsampler
+from sr_lightning.networks.layers import conv3, fold_batch_norm, upsampler
 
 # Mean and standard deviation of RGB, subtracted from and divided into lr
 NORMALISATIONS = {

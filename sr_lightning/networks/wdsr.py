@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from sr_lightning.errors import InputError
 from sr_lightning.networks.bicubic import Bicubic
-from sr_lightning.networks.parts import div2k_mean, pixel_shuffle
+from sr_lightning.networks.layers import div2k_mean, pixel_shuffle
 
 
 class WDSR(nn.Module):

@@ -13,8 +13,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from sr_lightning.errors import InputError
-from sr_lightning.sweeps.calls import ENDED, Call, plan, summary
 from sr_lightning.sweeps.devices import visible_devices
+from sr_lightning.sweeps.invocation import ENDED, Call, plan, summary
 
 
 class Sweeps(Callback):

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from sr_lightning.errors import InputError
-from sr_lightning.files import replacing
+from sr_lightning.utils.atomic_files import replacing
 
 PAUSE = 0.1  # seconds between two looks for a free device
 

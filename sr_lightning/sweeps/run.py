@@ -15,12 +15,12 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.errors import InputError
-from sr_lightning.files import one_at_a_time
-from sr_lightning.sweeps.calls import Call, relative
-from sr_lightning.sweeps.cells import changed_settings
+from sr_lightning.runs.fingerprint import changed_settings
+from sr_lightning.runs.result import FAILED, FINISHED, PRUNED, RESULT, read_result, write_result
 from sr_lightning.sweeps.devices import devices_wanted, lent
+from sr_lightning.sweeps.invocation import Call, relative
 from sr_lightning.sweeps.processes import PARENT, stop
-from sr_lightning.sweeps.record import FAILED, FINISHED, PRUNED, RESULT, read_result, write_result
+from sr_lightning.utils.atomic_files import one_at_a_time
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, read_write
 
 from sr_lightning.errors import InputError
-from sr_lightning.sweeps.cells import fingerprint
+from sr_lightning.runs.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
 

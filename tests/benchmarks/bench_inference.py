@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from sr_lightning.checkpoint import Trained, load_network
+from sr_lightning.checkpoints.checkpoint import Trained, load_network
 from sr_lightning.export import NEEDED, write_onnx
 from sr_lightning.inference import FastForm, to_channels
-from sr_lightning.memory import keep_freed_memory
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN
-from sr_lightning.networks.parts import pixel_shuffle
+from sr_lightning.networks.layers import pixel_shuffle
+from sr_lightning.utils.malloc import keep_freed_memory
 
 HEIGHT, WIDTH = 1080, 1920  # of the output
 # How it is computed, and whether in the process that keeps freed memory
@@ -189,8 +189,8 @@ def speed(cases: list[str], pbs: list[str], compiled: bool) -> None:
 def psnr(cases: list[str]) -> None:
     from sr_lightning.data.sources import benchmark_set
     from sr_lightning.degradations import Bicubic
-    from sr_lightning.metrics import Protocol, score
-    from sr_lightning.scoring import load_sample
+    from sr_lightning.evaluation.scoring import load_sample
+    from sr_lightning.metrics.protocol import Protocol, score
 
     protocol = Protocol()
     print(f"\nSet5, {protocol.name}")

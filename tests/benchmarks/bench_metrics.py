@@ -14,8 +14,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from sr_lightning.degradations import downscale, upscale
-from sr_lightning.metrics import Protocol, score
-from sr_lightning.similarity import psnr, ssim, ssim_daala
+from sr_lightning.metrics.protocol import Protocol, score
+from sr_lightning.metrics.psnr_ssim import psnr, ssim, ssim_daala
 
 ROUNDS = 15
 

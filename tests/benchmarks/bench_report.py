@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from sr_lightning.report import save_versions, write_report
+from sr_lightning.evaluation.report import save_versions, write_report
 
 IMAGES, MODELS, SCALE = 100, 10, 4
 

@@ -28,12 +28,12 @@ from hydra import compose, initialize_config_dir
 import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.data import SRDataModule, bundled_photos
 from sr_lightning.degradations import Bicubic
-from sr_lightning.loggers import MetricsFile
-from sr_lightning.memory import keep_freed_memory
+from sr_lightning.loggers.loggers import MetricsFile
 from sr_lightning.modules import SRModule
 from sr_lightning.networks import EDSR, ESPCN, SRCNN, WDSR, SRResNet
 from sr_lightning.optim import Muon, warmup_cosine
-from sr_lightning.training import build_trainer, quieten_lightning
+from sr_lightning.training.train import build_trainer, quieten_lightning
+from sr_lightning.utils.malloc import keep_freed_memory
 
 STEPS, ROUNDS = 400, 15
 

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN, SRCNN, WDSR
-from sr_lightning.upscaler import Upscaler
+from sr_lightning.upscale.upscaler import Upscaler
 
 ROUNDS = 3
 NETWORKS = {

@@ -12,12 +12,13 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from sr_lightning.data.celeba import celeba
-from sr_lightning.data.images import image_size, read_image
 from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
+from sr_lightning.images.files import image_size, read_image
+from tests.helpers import ROOT
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = ROOT / "conf"
 SPLIT = {"000001.jpg": 0, "000002.jpg": 0, "000003.jpg": 1, "000004.jpg": 0, "000005.jpg": 2, "000006.jpg": 1}
 
 
@@ -83,7 +84,7 @@ def test_folder_and_archive_share_one_store_and_are_not_read_again(in_folder, in
     other = ImageStore.open(from_folder, 4, Bicubic(), cache)
     np.testing.assert_array_equal(one.pixels, other.pixels)
     assert len(list(cache.glob("*/index.json"))) == 1
-    monkeypatch.setattr("sr_lightning.data.archive.ZipMember.read_bytes", None)
+    monkeypatch.setattr("sr_lightning.images.zip_member.ZipMember.read_bytes", None)
     ImageStore.open(from_zip, 4, Bicubic(), cache)
 
 

@@ -12,15 +12,15 @@ from PIL import Image
 
 from sr_lightning.data import FolderDataModule
 from sr_lightning.data.datamodule import WholeImages
-from sr_lightning.data.images import write_image
 from sr_lightning.data.patches import DeviceGather
 from sr_lightning.data.sources import Pair
 from sr_lightning.degradations import JPEG, Bicubic, Noise, RandomDegradation, Resize
-from sr_lightning.metrics import Protocol
-from sr_lightning.scoring import load_sample
-from tests.helpers import rows_of, run
+from sr_lightning.evaluation.scoring import load_sample
+from sr_lightning.images.files import write_image
+from sr_lightning.metrics.protocol import Protocol
+from tests.helpers import ROOT, rows_of, run
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = ROOT / "conf"
 
 
 def degradation():

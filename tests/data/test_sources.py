@@ -9,7 +9,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from sr_lightning.data import sources
-from sr_lightning.data.images import read_image
 from sr_lightning.data.sources import (
     HELD_OUT_PHOTOS,
     PHOTOS,
@@ -21,6 +20,7 @@ from sr_lightning.data.sources import (
     split_folder,
 )
 from sr_lightning.errors import InputError
+from sr_lightning.images.files import read_image
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from sr_lightning.data import store as room
-from sr_lightning.data.images import read_image, write_image
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
+from sr_lightning.images.files import read_image, write_image
 
 PROJECT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from scipy import ndimage, special
 
 from sr_lightning.degradations import Blur
 from sr_lightning.degradations.blur import KERNELS, blur, gaussian_kernels, plateau_kernels, sinc_kernels
-from sr_lightning.degradations.canvas import Canvas
+from sr_lightning.degradations.padded_batch import Canvas
 from sr_lightning.errors import InputError
 
 

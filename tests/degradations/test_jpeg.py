@@ -8,8 +8,8 @@ import torch
 from PIL import Image, JpegImagePlugin, features
 
 from sr_lightning.degradations import JPEG
-from sr_lightning.degradations.canvas import Canvas
 from sr_lightning.degradations.jpeg import CHROMA, LUMA, jpeg, quality_table
+from sr_lightning.degradations.padded_batch import Canvas
 from sr_lightning.errors import InputError
 
 SIZES = [(96, 96), (24, 24), (37, 50), (23, 9), (16, 17), (1, 5), (50, 31)]

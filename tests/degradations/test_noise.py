@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 
 from sr_lightning.degradations import Noise
-from sr_lightning.degradations.canvas import Canvas
 from sr_lightning.degradations.noise import PHOTONS, gaussian_noise, poisson_noise, random_bits, standard_normal
+from sr_lightning.degradations.padded_batch import Canvas
 from sr_lightning.errors import InputError
 
 

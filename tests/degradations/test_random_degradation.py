@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sr_lightning.degradations import JPEG, Blur, EitherOrder, Noise, RandomDegradation, Resize
-from sr_lightning.degradations.canvas import Canvas
+from sr_lightning.degradations.padded_batch import Canvas
 from sr_lightning.errors import InputError
 
 FOLDER = Path(__file__).parents[2] / "conf" / "degradation"

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from sr_lightning.degradations import Resize
-from sr_lightning.degradations.canvas import Canvas
+from sr_lightning.degradations.padded_batch import Canvas
 from sr_lightning.degradations.resize import METHODS, resize
 from sr_lightning.errors import InputError
 

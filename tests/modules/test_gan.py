@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sr_lightning.callbacks import Alarms
-from sr_lightning.checkpoint import network_weights
+from sr_lightning.checkpoints.checkpoint import network_weights
 from sr_lightning.errors import InputError
 from sr_lightning.losses import LeastSquares, RelativisticAverage, Vanilla, WeightedSum
 from sr_lightning.modules import GANModule

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from sr_lightning.checkpoint import network_weights
+from sr_lightning.checkpoints.checkpoint import network_weights
 from sr_lightning.errors import InputError
 from sr_lightning.modules import SRModule
 from sr_lightning.modules.sr import center_crop

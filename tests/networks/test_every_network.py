@@ -2,7 +2,6 @@
 
 import copy
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,9 @@ from sr_lightning.inference import to_channels
 from sr_lightning.modules.sr import center_crop
 from sr_lightning.networks import Bicubic
 from sr_lightning.optim import Muon
+from tests.helpers import ROOT
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = ROOT / "conf"
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base")
 SCALES = [2, 3, 4, 8]
 # Sizes that make a network small enough to run here, wherever its config has them as numbers

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from sr_lightning.cli import in_sweep, task
 from sr_lightning.errors import InputError
+from sr_lightning.runs.result import write_result
 from sr_lightning.sweeps import in_charge_of, run_cell
-from sr_lightning.sweeps.record import write_result
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="train")

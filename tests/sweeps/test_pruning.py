@@ -6,10 +6,10 @@ from omegaconf import OmegaConf, open_dict
 
 import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.callbacks.pruning import LEAST, Pruning, best_until
-from sr_lightning.checkpoint import read_checkpoint, steps_done
+from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
+from sr_lightning.runs.result import read_result
 from sr_lightning.sweeps.processes import PARENT
-from sr_lightning.sweeps.record import read_result
-from sr_lightning.training import train
+from sr_lightning.training.train import train
 from tests.helpers import ROOT, rows_of
 
 

@@ -1,0 +1,1 @@
+"""Scoring networks on images: tables, comparison pictures and report.html."""

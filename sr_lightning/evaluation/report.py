@@ -1,0 +1,362 @@
+"""report.html: the scores of an evaluation, and every picture behind them side by side, in one page without a server.
+
+Two steps, so that one image is in memory at a time: `save_versions` writes the pictures of one image and finds where
+models gain and lose most; `write_report` writes the page from the scores and what those calls returned.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from sr_lightning.errors import InputError
+from sr_lightning.evaluation.score_table import NOT_SCORES
+from sr_lightning.utils.atomic_files import replacing
+
+log = logging.getLogger(__name__)
+
+TEMPLATE = Path(__file__).with_name("report.html")
+BASELINE = "bicubic"
+CROP = 48  # HR pixels: side of the places that are found
+CROPS = 2  # of each kind, model and image
+EMBEDDED = 16_000_000  # bytes of pictures up to which they are inside the page, which is then one file to pass on
+_LUMA = np.array([65.481, 128.553, 24.966]) / 255  # BT.601, 219 levels; the offset leaves with the difference
+_WEBP_SIDE = 16383  # the most pixels WebP has
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A place where a model gains or loses against bicubic.
+
+    Attributes:
+        model: Its name.
+        top: HR pixels.
+        left: HR pixels.
+        size: HR pixels, its side.
+        gain: Mean squared luma error of bicubic less that of the model, in squared grey levels; negative: a loss.
+        psnr: Of the model on luma of this place, in dB.
+        bicubic: Of bicubic, likewise.
+    """
+
+    model: str
+    top: int
+    left: int
+    size: int
+    gain: float
+    psnr: float
+    bicubic: float
+
+
+@dataclass(frozen=True)
+class Versions:
+    """One image in all its versions, on disk.
+
+    Attributes:
+        dataset: As in the rows of scores.
+        image: Likewise.
+        scale: Likewise.
+        size: (H, W) of HR.
+        lr: File.
+        models: Name -> file.
+        hr: File.
+        crops: Where each model gains and loses most.
+    """
+
+    dataset: str
+    image: str
+    scale: int
+    size: tuple[int, int]
+    lr: Path
+    models: dict[str, Path]
+    hr: Path
+    crops: tuple[Crop, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.lr, *self.models.values(), self.hr]
+
+
+def save_versions(
+    folder: Path,
+    dataset: str,
+    image: str,
+    scale: int,
+    lr: np.ndarray,
+    models: Mapping[str, np.ndarray],
+    hr: np.ndarray,
+    border: int = 0,
+) -> Versions:
+    """Write all versions of one image without loss, and find where each model gains and loses most against bicubic.
+
+    Args:
+        folder: Beside the page to come; the pictures go into a folder of this image in it.
+        dataset: Name of the data set.
+        image: Name of the image.
+        scale: The factor.
+        lr: uint8 (1 or 3, h, w).
+        models: Name -> uint8 (1 or 3, h*scale, w*scale); places are found where "bicubic" is among them.
+        hr: uint8 (1 or 3, h*scale, w*scale).
+        border: HR pixels on each side in which no place is looked for: those that are not scored.
+
+    Raises:
+        InputError: Sizes that do not fit together, naming all that differ from HR.
+    """
+    height, width = hr.shape[-2:]
+    shapes = {"LR enlarged": tuple(scale * side for side in lr.shape[-2:])} | {
+        n: m.shape[-2:] for n, m in models.items()
+    }
+    if wrong := [f"{name} {h}x{w}" for name, (h, w) in shapes.items() if (h, w) != (height, width)]:
+        raise InputError(f"{dataset} x{scale} {image}: HR is {height}x{width}, but {', '.join(wrong)}")
+    place = Path(folder, f"{_file_name(dataset)}_x{scale}", _file_name(image))
+    suffix = ".webp" if max(height, width) <= _WEBP_SIDE else ".png"
+    pictures = {place / f"LR{suffix}": lr, place / f"HR{suffix}": hr}
+    files = {name: place / f"model_{_file_name(name)}{suffix}" for name in models}
+    pictures |= {files[name]: picture for name, picture in models.items()}
+    with ThreadPoolExecutor() as pool:  # encoders leave Python's lock alone
+        list(pool.map(_write_lossless, pictures, pictures.values()))
+    crops = find_crops(models, hr, border)
+    return Versions(dataset, image, scale, (height, width), place / f"LR{suffix}", files, place / f"HR{suffix}", crops)
+
+
+def _file_name(name: str) -> str:
+    """A name of letters that every file system and URL takes as they are; different for different names."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:48]
+    return plain if plain == name != "" else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _write_lossless(path: Path, picture: np.ndarray) -> None:
+    """(1 or 3, H, W) uint8 -> a file; as WebP smaller than as PNG, in a quarter of the time."""
+    image = Image.fromarray(picture[0] if len(picture) == 1 else np.ascontiguousarray(picture.transpose(1, 2, 0)))
+    with replacing(path) as temporary:
+        if path.suffix == ".webp":
+            image.save(temporary, format="WEBP", lossless=True, method=0, quality=0)
+        else:
+            image.save(temporary, format="PNG")
+
+
+def find_crops(
+    models: Mapping[str, np.ndarray], hr: np.ndarray, border: int = 0, size: int = CROP, count: int = CROPS
+) -> tuple[Crop, ...]:
+    """The places where models gain and lose most against bicubic, by squared luma error.
+
+    Args:
+        models: Name -> uint8 (1 or 3, H, W). Without "bicubic" among them nothing is found.
+        hr: uint8 (1 or 3, H, W).
+        border: Pixels left out on each side.
+        size: Side of a place in pixels; less in a smaller image.
+        count: At most so many gains, and so many losses, of each model; those of a kind do not overlap.
+
+    Returns:
+        Of each model but bicubic its gains, the largest first, then its losses, the largest first.
+    """
+    if BASELINE not in models:
+        return ()
+    height, width = hr.shape[-2:]
+    border = min(border, (min(height, width) - 1) // 2)  # leaves a pixel
+    inside = np.s_[..., border : height - border, border : width - border]
+    truth = _luma(hr[inside])
+    size = min(size, *truth.shape)
+    baseline = (_luma(models[BASELINE][inside]) - truth) ** 2  # (H, W)
+    crops = []
+    for name, picture in models.items():
+        if name == BASELINE:
+            continue
+        error = (_luma(picture[inside]) - truth) ** 2
+        gain = window_means(baseline - error, size)
+        for sign in (1, -1):
+            for top, left in largest_apart(sign * gain, size, count):
+                window = np.s_[top : top + size, left : left + size]
+                psnrs = (_psnr(error[window].mean()), _psnr(baseline[window].mean()))
+                crops.append(Crop(name, top + border, left + border, size, float(gain[top, left]), *psnrs))
+    return tuple(crops)
+
+
+def _luma(picture: np.ndarray) -> np.ndarray:
+    """uint8 (1 or 3, H, W) -> float64 (H, W) in grey levels; a gray picture is luma as it is."""
+    return picture[0].astype(np.float64) if len(picture) == 1 else np.tensordot(_LUMA, picture, axes=1)
+
+
+def _psnr(squared_error: float) -> float:
+    return 10 * math.log10(255**2 / squared_error) if squared_error > 0 else math.inf
+
+
+def window_means(values: np.ndarray, size: int) -> np.ndarray:
+    """Means over all size x size windows: (H, W) -> (H - size + 1, W - size + 1), by the window's top left corner."""
+    total = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    return (total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]) / size**2
+
+
+def largest_apart(values: np.ndarray, size: int, count: int) -> list[tuple[int, int]]:
+    """Where the largest positive values are, no two of them less than `size` apart in both directions.
+
+    Args:
+        values: (H, W).
+        size: In elements.
+        count: At most so many.
+
+    Returns:
+        (row, column), the largest first.
+    """
+    values = values.copy()
+    places = []
+    for _ in range(count):
+        row, column = (int(i) for i in np.unravel_index(values.argmax(), values.shape))
+        if values[row, column] <= 1e-6:  # what rounding leaves of equal errors
+            break
+        places.append((row, column))
+        values[max(row - size + 1, 0) : row + size, max(column - size + 1, 0) : column + size] = -math.inf
+    return places
+
+
+def write_report(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    versions: Sequence[Versions] = (),
+    *,
+    leaderboard: Sequence[Mapping[str, Any]] | None = None,
+    facts: Mapping[str, str] | None = None,
+    commands: Sequence[str] = (),
+    embedded: int = EMBEDDED,
+) -> int:
+    """Write the page: leaderboard, viewer, places of most gain and loss, scores per image, how it was made.
+
+    It fetches nothing from outside. Few pictures go into it, and their files are removed; many stay where they are,
+    and are read when they are shown.
+
+    Args:
+        path: The page, such as RUN/report.html; beside the folder of the pictures.
+        rows: Scores per model and image, and averages as image "mean": model, scale, dataset, image, protocol, and any
+            scores; bicubic's, where they are, are what gains are over.
+        versions: Pictures of all or some of the images.
+        leaderboard: A table to open with, column -> value; None: the averages of `rows`.
+        facts: What else to say about how the scores were made, name -> text.
+        commands: Those that made it.
+        embedded: Bytes of pictures up to which they go into the page.
+
+    Returns:
+        Bytes of the page and its pictures together.
+
+    Raises:
+        InputError: No rows, or rows without what a row must have.
+    """
+    if not rows:
+        raise InputError(f"{path}: there are no scores to report")
+    if missing := sorted({key for row in rows for key in NOT_SCORES if key not in row}):
+        raise InputError(f"{path}: rows of scores must have {', '.join(NOT_SCORES)}; missing: {', '.join(missing)}")
+    path = Path(path)
+    files = [file for image in versions for file in image.files]
+    picture_bytes = sum(file.stat().st_size for file in files)
+    inside = picture_bytes <= embedded
+    data = {
+        "baseline": BASELINE,
+        "sets": _sets(rows, versions, lambda file: _data_url(file) if inside else _relative_url(file, path.parent)),
+        "leaderboard": [_plain(row) for row in leaderboard] if leaderboard else None,
+        "protocols": sorted({row["protocol"] for row in rows}),
+        "facts": dict(facts or {}),
+        "commands": list(commands),
+        "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
+        "pictures": {"count": len(files), "bytes": picture_bytes, "inside": inside},
+    }
+    text = _fill(TEMPLATE.read_text(encoding="utf-8"), data)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    if inside:
+        _remove(files)
+    page = path.stat().st_size
+    where = "all in one file" if inside else f"beside {len(files)} pictures of {_megabytes(picture_bytes)}"
+    log.info("%s: %s, %s", path, _megabytes(page), where)
+    return page if inside else page + picture_bytes
+
+
+def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: Any) -> list[dict[str, Any]]:
+    """One entry per data set and scale, in the order of the rows; lists instead of names, for the page's size."""
+    shown = {(v.dataset, v.scale, v.image): v for v in versions}
+    sets: dict[tuple[str, int], dict[str, dict[str, Mapping[str, Any]]]] = {}  # -> image -> model -> row
+    for row in rows:
+        images = sets.setdefault((row["dataset"], row["scale"]), {})
+        images.setdefault(row["image"], {})[row["model"]] = row
+    result = []
+    for (dataset, scale), images in sets.items():
+        of_set = [row for by_model in images.values() for row in by_model.values()]
+        models = list(dict.fromkeys(row["model"] for row in of_set))
+        scores = [key for key in dict.fromkeys(key for row in of_set for key in row) if key not in NOT_SCORES]
+        entries = []
+        for name, by_model in images.items():
+            values = [[_plain_value(by_model.get(m, {}).get(key)) for key in scores] for m in models]
+            entry: dict[str, Any] = {"name": name, "scores": values}
+            if (v := shown.get((dataset, scale, name))) is not None:
+                entry["size"] = v.size
+                entry["files"] = [url(v.lr), *(url(v.models[m]) if m in v.models else None for m in models), url(v.hr)]
+                entry["crops"] = [
+                    [models.index(c.model), c.top, c.left, c.size, *map(_plain_value, (c.gain, c.psnr, c.bicubic))]
+                    for c in v.crops
+                    if c.model in models
+                ]
+            entries.append(entry)
+        mean = next((entry["scores"] for entry in entries if entry["name"] == "mean"), None)
+        entries = [entry for entry in entries if entry["name"] != "mean"]
+        entry_of_set = {"dataset": dataset, "scale": scale, "models": models, "scores": scores, "mean": mean}
+        protocol = ", ".join(sorted({row["protocol"] for row in of_set}))
+        result.append(entry_of_set | {"protocol": protocol, "images": entries})
+    return result
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): _plain_value(value) for key, value in row.items()}
+
+
+def _plain_value(value: Any) -> str | int | float | None:
+    """What JSON can hold: the page shows a number beyond 1e300 as infinite, and None as missing."""
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, (float, np.number)):
+        return None if math.isnan(value) else min(max(float(value), -1e308), 1e308)
+    return str(value)
+
+
+def _data_url(file: Path) -> str:
+    return f"data:image/{file.suffix[1:]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _relative_url(file: Path, folder: Path) -> str:
+    return quote(file.relative_to(folder).as_posix())
+
+
+def _fill(template: str, data: Mapping[str, Any]) -> str:
+    """The page: its title, its data, and a policy by which no script but its own runs and nothing is fetched."""
+    names = ", ".join(f"{s['dataset']} ×{s['scale']}" for s in data["sets"])
+    script = re.search(r"<script>(.*?)</script>", template, flags=re.DOTALL)[1]
+    values = {
+        "title": html.escape(names),
+        "script-hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        # "<" as JSON's escape: no name can end the script element that holds it
+        "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    values["bytes"] = str(len(template.encode()) + len(values["data"].encode()))
+    return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: values[match[1]], template)
+
+
+def _remove(files: Sequence[Path]) -> None:
+    """Delete files, and the folders they leave empty: of the image, of the set, of all."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    for folder in sorted({parent for file in files for parent in list(file.parents)[:3]}, key=lambda p: -len(p.parts)):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

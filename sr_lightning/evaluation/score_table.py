@@ -1,0 +1,75 @@
+"""Rows of scores: their means, results.csv and the table in the terminal."""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sr_lightning.errors import InputError
+from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.markdown import markdown_table
+
+log = logging.getLogger(__name__)
+
+NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")  # columns of a row; all others are scores
+_DECIBELS = ("psnr", "consistency")
+
+
+def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of an average over images. All images must have been scored under one protocol.
+
+    Raises:
+        InputError: There is no image, or some LR were given and others made.
+    """
+    protocols = sorted({row["protocol"] for row in rows})
+    if len(protocols) != 1:
+        raise InputError(f"{rows[0]['dataset']} mixes protocols: {protocols}. Give LR for all of its images or none")
+    scores = [key for key in rows[0] if key not in NOT_SCORES]
+    return rows[0] | {"image": "mean"} | {key: sum(row[key] for row in rows) / len(rows) for key in scores}
+
+
+def first_mean(rows: Sequence[dict[str, Any]], model: str) -> float:
+    """Mean PSNR of a model on the first set it was scored on, in dB."""
+    row = next(row for row in rows if row["image"] == "mean" and row["model"] == model)
+    return next(value for key, value in row.items() if key.startswith("psnr"))
+
+
+def report(
+    rows: Sequence[dict[str, Any]], pictures: Sequence[Path], run_dir: Path, images_of: str | None = None
+) -> None:
+    """Print the table and write results.csv; say where pictures are."""
+    write_results(run_dir / "results.csv", rows)
+    log.info("protocol %s\n%s", ", ".join(sorted({row["protocol"] for row in rows})), table(rows, images_of))
+    log.info("%s", run_dir / "results.csv")
+    if pictures:
+        log.info("%d pictures in %s", len(pictures), pictures[0].parent)
+
+
+def table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
+    """Scores as a Markdown table: one line per model and set, and per image of the set `images_of`.
+
+    The gain is over bicubic on the same images.
+    """
+    metrics = [key for key in rows[0] if key not in NOT_SCORES]
+    psnr = metrics[0]
+    bicubic = {(r["dataset"], r["scale"], r["image"]): r[psnr] for r in rows if r["model"] == "bicubic"}
+    lines = [["data set", "image", "scale", "model", *metrics, "gain"]]
+    for row in rows:
+        if row["image"] == "mean" or row["dataset"] == images_of:
+            gain = row[psnr] - bicubic[row["dataset"], row["scale"], row["image"]]
+            scores = [f"{row[m]:.{2 if m.startswith(_DECIBELS) else 4}f}" for m in metrics]
+            last = "" if row["model"] == "bicubic" else f"{gain:+.2f}"
+            lines.append([row["dataset"], row["image"], f"x{row['scale']}", row["model"], *scores, last])
+    return markdown_table(lines)
+
+
+def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows as csv, complete or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue())

@@ -1,0 +1,1 @@
+"""Image files: training images as uint8 planes, users' photos with their metadata."""

@@ -1,0 +1,235 @@
+"""The leaderboard: every finished run below a folder, scored on benchmarks, in one table with pictures of it."""
+
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from sr_lightning.data.sources import Pair, benchmark_set
+from sr_lightning.errors import InputError
+from sr_lightning.evaluation.report import Versions
+from sr_lightning.evaluation.score_table import write_results
+from sr_lightning.evaluation.scoring import check_report, report_page
+from sr_lightning.leaderboard.costs import MEASURED, Costs
+from sr_lightning.leaderboard.plots import looks_of, plot_costs, plot_validation
+from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
+from sr_lightning.leaderboard.scores import Failed, Rows, Scores
+from sr_lightning.leaderboard.table import (
+    for_page,
+    make_row,
+    markdown,
+    psnr_key,
+    remarks,
+    write_csv,
+    write_json,
+    write_text,
+)
+from sr_lightning.models import HEIGHT, WIDTH, machine
+from sr_lightning.sweeps.invocation import relative
+
+log = logging.getLogger(__name__)
+
+BICUBIC = {"_target_": "sr_lightning.networks.Bicubic"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What report.html shows: rows of scores, and the images behind them."""
+
+    rows: Rows = field(default_factory=list)
+    versions: list[Versions] = field(default_factory=list)
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Score the runs of `runs=` and rank them.
+
+    Writes into run_dir: leaderboard.md, .csv and .json, results.csv, plots, and with report=N report.html.
+
+    Returns:
+        Mean PSNR of the table's first row, in dB.
+
+    Raises:
+        InputError: Words that do not go together, folders without runs, benchmarks that are not there, or no run that
+            could be scored.
+    """
+    check_report(cfg)
+    runs = requested_runs(cfg)
+    groups, repeated = group([run for run in runs if run.config is not None])
+    failed = {directory: ("repeated", why) for directory, why in repeated.items()}
+    failed |= {run.directory: (run.status, run.reason) for run in runs if not run.is_scorable}
+    if cfg.self_ensemble:
+        groups = [replace(one, label=f"{one.label}+") for one in groups]
+
+    scores = Scores(cfg, benchmark_sets(cfg, sorted({run.config.scale for run in runs if run.is_scorable})))
+    page = scored_with_pictures(scores, groups, failed) if cfg.report or cfg.num_pictures else Page()
+    known = score_all(scores, groups, failed)
+    left_out = [
+        dict(zip(("run", "status", "reason"), (str(relative(directory)), *failed[directory]), strict=True))
+        for directory in (run.directory for run in runs)
+        if directory in failed
+    ]
+    if not known:
+        lines = "".join(f"\n  {': '.join(filter(None, one.values()))}" for one in left_out)
+        raise InputError(f"runs: there is nothing to score:{lines}")
+    rows = ranked(scores, groups, known)
+    write(cfg, rows, left_out)
+    write_results(Path(cfg.run_dir, "results.csv"), all_rows(scores, groups, known))
+    plot(Path(cfg.run_dir), rows, groups)
+    facts = {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
+    if left_out:
+        facts["not in the table"] = "; ".join(f"{one['run']} ({one['status']})" for one in left_out)
+    report_page(page.rows, page.versions, cfg, for_page(rows), facts)
+    return rows[0][psnr_key(rows[0])]
+
+
+def requested_runs(cfg: DictConfig) -> list[Run]:
+    """The runs of `runs=`, of one scale where `scale=` is given.
+
+    Raises:
+        InputError: Other words beside it that say what to score, a folder without runs, or no run of that scale.
+    """
+    if others := [word for word in ("ckpt", "model") if cfg.get(word) is not None]:
+        raise InputError(f"runs= says what to score, each run is what it is: leave {' and '.join(others)} out")
+    if not cfg.benchmarks:
+        raise InputError("benchmarks=[]: name at least one to rank by, such as benchmarks=[Set5]")
+    folders = [str(folder) for folder in (cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs])]
+    if not folders:
+        raise InputError("runs=[]: name a folder of runs, such as runs=multirun/NAME")
+    runs = find_runs(folders)
+    if cfg.scale is None:
+        return runs
+    scales = sorted({run.config.scale for run in runs if run.config is not None})
+    if cfg.scale not in scales:
+        there = ", ".join(f"x{scale}" for scale in scales)
+        raise InputError(f"scale=x{cfg.scale} was asked, but the runs are of {there or 'no known scale'}")
+    return [run for run in runs if run.config is None or run.config.scale == cfg.scale]
+
+
+def benchmark_sets(cfg: DictConfig, scales: Sequence[int]) -> dict[int, dict[str, list[Pair]]]:
+    """The images to score on: scale -> benchmark -> images.
+
+    Raises:
+        InputError: Names all benchmarks that are not there, or lack files of a scale.
+    """
+    sets: dict[int, dict[str, list[Pair]]] = {scale: {} for scale in scales}
+    problems: dict[str, None] = {}
+    for scale in scales:
+        for name in cfg.benchmarks:
+            try:
+                sets[scale][name] = benchmark_set(cfg.data_root, name, scale)
+            except InputError as error:
+                problems[str(error)] = None
+    if problems:
+        raise InputError("\n".join(problems))
+    return sets
+
+
+def scored_with_pictures(scores: Scores, groups: Sequence[Group], failed: Failed) -> Page:
+    """Score one run of each group with the images to look at; runs that cannot be read are added to `failed`."""
+    page = Page()
+    for scale in scores.sets:
+        models = {}
+        for one in (one for one in groups if one.runs[0].config.scale == scale):
+            run = next((run for run in one.runs if run.directory not in failed), None)
+            if run is not None:
+                models[one.name_of(run)] = run
+        rows, versions = scores.with_pictures(scale, models, failed)
+        page.rows.extend(rows)
+        page.versions.extend(versions)
+    return page
+
+
+def score_all(scores: Scores, groups: Sequence[Group], failed: Failed) -> dict[Path, dict[str, Rows]]:
+    """Directory -> benchmark -> rows. Whatever is wrong with one run is added to `failed`, and the others go on."""
+    known = {}
+    for run in (run for one in groups for run in one.runs if run.directory not in failed):
+        try:
+            known[run.directory] = scores.of(run)
+        except InputError as error:
+            failed[run.directory] = "not scored", str(error)
+        except Exception as error:
+            log.exception("%s", run.directory)
+            failed[run.directory] = "not scored", f"{type(error).__name__}: {error}"
+    return known
+
+
+def ranked(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping[str, Rows]]) -> Rows:
+    """The leaderboard's rows, by benchmark, scale and PSNR, the best first; bicubic among them."""
+    costs, self_ensemble = Costs(), scores.cfg.self_ensemble
+    rows = []
+    for benchmark in scores.cfg.benchmarks:
+        for scale in (scale for scale in scores.sets if (scale, benchmark) in scores.bicubic):
+            baseline = scores.bicubic[scale, benchmark][-1]
+            who = {"benchmark": benchmark, "scale": scale, "model": "bicubic", "data": ""}
+            network = BICUBIC | {"scale": scale}
+            config = {"model": {"network": network}}
+            found = [make_row(who, [baseline], baseline, config, costs.of(network))]
+            for one in groups:
+                runs = [run for run in one.runs if run.directory in known and run.config.scale == scale]
+                if runs:
+                    found.append(
+                        make_row(
+                            who | {"model": one.label, "data": runs[0].data},
+                            [known[run.directory][benchmark][-1] for run in runs],
+                            baseline,
+                            None if self_ensemble else OmegaConf.to_container(runs[0].config, resolve=True),
+                            costs.of(runs[0].network, [scores.kept_of(run) for run in runs], self_ensemble),
+                            [run.result.get("seconds") for run in runs],
+                        )
+                    )
+            rows += sorted(found, key=lambda row: -row[psnr_key(row)])
+    return rows
+
+
+def all_rows(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping[str, Rows]]) -> Rows:
+    """Every score of every run, image by image, as results.csv has them."""
+    rows = []
+    for (scale, benchmark), baseline in scores.bicubic.items():
+        tables = {"bicubic": baseline} | {
+            one.name_of(run): known[run.directory][benchmark]
+            for one in groups
+            for run in one.runs
+            if run.directory in known and run.config.scale == scale
+        }
+        for name, table in tables.items():
+            rows += [{"model": name, "scale": scale, "dataset": benchmark} | row for row in table]
+    return rows
+
+
+def write(cfg: DictConfig, rows: Rows, left_out: Rows) -> None:
+    """Write leaderboard.md, .csv and .json into run_dir, and print the first."""
+    protocols: dict[str, dict[str, None]] = {}  # -> the benchmarks scored under it
+    for row in rows:
+        protocols.setdefault(row["protocol"], {})[row["benchmark"]] = None
+    several = len(protocols) > 1
+    names = ", ".join(f"{name} ({', '.join(sets)})" if several else name for name, sets in protocols.items())
+    notes = [
+        f"protocol {names}; gain over bicubic and distance to the published PSNR in dB",
+        f"multiply-adds for an output of {WIDTH}x{HEIGHT}; {MEASURED.format(machine=machine())}",
+        "± is the standard deviation over seeds",
+    ]
+    command = shlex.join(["python", *sys.argv])
+    text = markdown(rows, left_out, notes)
+    folder = Path(cfg.run_dir)
+    write_text(folder / "leaderboard.md", f"{text}\n    {command}\n")
+    write_csv(folder / "leaderboard.csv", rows)
+    content = {"rows": rows, "not_in_the_table": left_out, "notes": notes, "command": command}
+    write_json(folder / "leaderboard.json", content)
+    log.info("%s\n%s", folder / "leaderboard.md", text)
+
+
+def plot(folder: Path, rows: Rows, groups: Sequence[Group]) -> None:
+    """Write the plots: PSNR against costs, and the validation curves of all runs that have begun."""
+    looks = looks_of(one.label for one in groups)
+    plot_costs(folder / "psnr_parameters.png", rows, "parameters", "parameters", looks)
+    measured = f"milliseconds for {WIDTH}x{HEIGHT} on {machine()}"
+    plot_costs(folder / "psnr_milliseconds.png", rows, "milliseconds", measured, looks)
+    curves = []
+    for one in groups:
+        if of_group := [curve for run in one.runs if (curve := run.validation())]:
+            curves.append((one.runs[0].config.scale, one.label, of_group))
+    plot_validation(folder / "validation.png", curves, looks)

@@ -1,0 +1,5 @@
+"""Loggers: metrics.csv, TensorBoard, Weights & Biases."""
+
+from sr_lightning.loggers.loggers import TensorBoard, WandbRun
+
+__all__ = ["TensorBoard", "WandbRun"]

@@ -1,0 +1,1 @@
+"""Training runs: checks, trainer, training, dry run."""

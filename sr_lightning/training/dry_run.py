@@ -1,0 +1,276 @@
+"""What a run would take, and whether it could be, before anything is spent: dry_run=true."""
+
+import contextlib
+import functools
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from sr_lightning.cli import find_input_error, in_sweep
+from sr_lightning.data import SRDataModule
+from sr_lightning.data.sources import Pair
+from sr_lightning.data.store import ImageStore
+from sr_lightning.errors import InputError
+from sr_lightning.evaluation.scoring import sets_of_run
+from sr_lightning.images.files import image_size, in_threads
+from sr_lightning.modules import SRModule
+from sr_lightning.runs.fingerprint import cell_name
+from sr_lightning.sweeps.invocation import Call, plan
+from sr_lightning.sweeps.run import CellFailed, Reporter
+from sr_lightning.training.train import check_numbers, choose_precision
+
+log = logging.getLogger(__name__)
+
+SECONDS_PER_OPERATION = 15e-6  # of torch, beside the arithmetic: most of what a small network's step costs
+
+
+def dry_run(cfg: DictConfig) -> float:
+    """Build what the config describes without computing or decoding anything, and print what training would take.
+
+    Returns:
+        0.0: there is no score.
+
+    Raises:
+        InputError: In a single run, something that the user can mend.
+        CellFailed: In a sweep, anything that cannot be built; the other cells are looked at all the same.
+    """
+    name, hydra = cell_name(cfg), HydraConfig.get()
+    if not in_sweep():
+        log.info("\n%s", plan([{"cell": name, "words": [], "status": "fine"} | estimate(cfg)]))
+        return 0.0
+    report = Reporter(Call.current(), hydra.job.num, name, list(hydra.overrides.task))
+    try:
+        report("fine", **estimate(cfg))
+    except Exception as error:
+        text = str(find_input_error(error) or f"{type(error).__name__}: {error}")
+        report("bad", error=text)
+        log.error("%s: error: %s", name, text)
+        raise CellFailed(f"{name}: {text}") from None
+    return 0.0
+
+
+def estimate(cfg: DictConfig) -> dict[str, float]:
+    """Parameters, steps, patches, memory in bytes and seconds of one training.
+
+    Everything is built and one step is taken, by tensors that have shapes and no content. Memory is the most that is
+    held at once, in a step or in the largest image's validation: weights, gradients, the optimizer's state, what the
+    backward pass needs, without a library's working space or a process's own. Seconds are the arithmetic of all steps
+    and validations at the speed at which this machine trains layers of 64 features, measured now, and a constant for
+    each of torch's operations.
+
+    Raises:
+        InputError: Names everything that is found to be wrong.
+    """
+    module, datamodule = built(cfg)
+    steps = cfg.max_steps if module.optimizer is not None else 0
+    numbers = {"parameters": sum(p.numel() for p in module.network.parameters()), "steps": steps}
+    numbers["patches"] = steps * cfg.data.batch_size
+    images = [] if datamodule is None else [lr for _, lr in sizes_of(datamodule.val, cfg.scale)]
+    precision = choose_precision(cfg.trainer.precision, "gpu" if torch.cuda.is_available() else "cpu")
+    num_devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1 else 1
+    memory, flops, operations = 0, 0.0, 0
+    if steps:
+        meter = metered(lambda: one_step(module, cfg, cfg.data.batch_size // num_devices, precision))
+        memory, flops, operations = meter.peak, steps * meter.flops, steps * meter.operations
+    if images:
+        height, width = max(images, key=np.prod)
+        meter = metered(lambda: one_validation(module, height, width))
+        memory = max(memory, meter.peak)
+        per_pixel, validations = meter.flops / (height * width), -(-steps // cfg.val_every)
+        flops += validations * per_pixel * sum(h * w for h, w in images) / num_devices
+    seconds = flops / flops_per_second(precision) + operations * SECONDS_PER_OPERATION
+    return numbers | {"memory": memory, "seconds": seconds}
+
+
+def built(cfg: DictConfig) -> tuple[SRModule, SRDataModule | None]:
+    """The module, its tensors without content, and the data module, None where its images are yet to be downloaded.
+
+    Raises:
+        InputError: Names everything that is found to be wrong.
+    """
+    wrong, module, datamodule = [], None, None
+    with mended_later(wrong):
+        if cfg.resume is not None:
+            raise InputError("dry_run looks at runs that are to begin: leave resume out")
+        check_numbers(cfg)
+    with mended_later(wrong), torch.device("meta"):
+        module = instantiate(without_downloads(cfg.model), _convert_="all")
+        if module.warm_start is not None and not Path(module.warm_start).expanduser().exists():
+            raise InputError(f"model.warm_start={module.warm_start}: there is no such file or folder")
+        if module.optimizer is not None:
+            module.configure_optimizers()
+    with mended_later(wrong):
+        datamodule = data_of(cfg)
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return module, datamodule
+
+
+@contextlib.contextmanager
+def mended_later(wrong: list[str]) -> Iterator[None]:
+    """Note what the user can mend, and go on: what else is wrong is to be said as well."""
+    try:
+        yield
+    except (InputError, InstantiationException) as error:
+        wrong.append(str(find_input_error(error) or error).strip())
+
+
+def without_downloads(config: DictConfig) -> DictConfig:
+    """The same, with random weights where trained ones would be fetched or read, and with no image fetched."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        value = {key: plain(item) for key, item in value.items()}
+        if "VGG" in str(value.get("_target_")):
+            path = value.get("weights", "download")
+            if path not in ("download", "random") and not Path(path).expanduser().is_file():
+                raise InputError(f"{value['_target_']}: weights={path}: there is no such file")
+            value["weights"] = "random"
+        return value | ({"download": False} if "download" in value else {})
+
+    return OmegaConf.create(plain(OmegaConf.to_container(config, resolve=True)))
+
+
+def data_of(cfg: DictConfig) -> SRDataModule | None:
+    """The data module, its files and their sizes looked at; None where they are to be downloaded.
+
+    Raises:
+        InputError: Files that are not there, images smaller than a patch, benchmarks that do not pair.
+    """
+    downloads = "download: true" in OmegaConf.to_yaml(cfg.data, resolve=True)
+    try:
+        datamodule: SRDataModule = instantiate(without_downloads(cfg.data), _convert_="all")
+    except (InputError, InstantiationException):
+        if downloads:
+            log.info("%s is to be downloaded: its images are not looked at", cfg.choices.data)
+            return None
+        raise
+    if not datamodule.skip_small:
+        hr_sizes, lr_sizes = (np.array(sizes) for sizes in zip(*sizes_of(datamodule.train, cfg.scale), strict=True))
+        names, nothing = tuple(pair.name for pair in datamodule.train), np.empty(0, np.uint8)
+        store = ImageStore(names, cfg.scale, nothing, hr_sizes, lr_sizes, nothing, nothing)
+        store.check_patch_size(cfg.data.patch_size)
+    sets_of_run(cfg, datamodule.val)
+    return datamodule
+
+
+def sizes_of(pairs: Sequence[Pair], scale: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Height and width of HR and of LR of each image, from the files' heads."""
+    hr_sizes = in_threads(image_size, [pair.hr for pair in pairs])
+    return [(size, (size[0] // scale, size[1] // scale)) for size in hr_sizes]
+
+
+class Meter(TorchDispatchMode):
+    """Counts floating-point operations of matrix products and convolutions, and the bytes of the tensors that live.
+
+    Attributes:
+        flops: So far.
+        operations: Of any kind, so far.
+        peak: The most bytes at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.operations = self.peak = self._held = 0
+        self._known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        self.operations += 1
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage()) not in self._known:
+                self._known.add(storage)
+                self._held += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self._held)
+        return out
+
+    def _free(self, size: int) -> None:
+        self._held -= size
+
+
+def metered(function: Callable[[], None]) -> Meter:
+    """Call a function among tensors that have shapes and no content."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
+        function()
+    return meter
+
+
+def take_shape(module: nn.Module) -> None:
+    """Give a module of the meta device tensors of the present mode, which knows the CPU's operations and autocast."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(empty(parameter), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = empty(buffer)
+
+
+def one_step(module: SRModule, cfg: DictConfig, batch_size: int, precision: str) -> None:
+    """A step of training, of a GAN's two networks in one pass."""
+    take_shape(module)
+    module.train().setup("fit")  # with the averaged network, if there is one
+    configured = module.configure_optimizers()
+    side = cfg.data.patch_size
+    batch = {"lr": torch.rand(batch_size, 3, side, side)}
+    batch["hr"] = torch.rand(batch_size, 3, side * cfg.scale, side * cfg.scale)
+    with torch.autocast("cpu", torch.bfloat16, enabled="32" not in precision):
+        loss = module.loss_of(batch)
+    loss.backward()
+    for each in configured if isinstance(configured, list) else [configured]:
+        each["optimizer"].step()
+
+
+@torch.no_grad()
+def one_validation(module: SRModule, height: int, width: int) -> None:
+    """The forward pass of a whole LR image."""
+    take_shape(module)
+    module.eval()(torch.rand(1, 3, height, width))
+
+
+@functools.cache
+def flops_per_second(precision: str) -> float:
+    """Floating-point operations a second of this machine, training convolutions of 64 features on 32 x 32 pixels."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    features, side, batch_size = 64, 32, 16
+    layers = nn.Sequential(*(nn.Conv2d(features, features, 3, padding=1) for _ in range(4))).to(device)
+    images = torch.rand(batch_size, features, side, side, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled="32" not in precision):
+            layers(images).square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    step()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.5:
+        step()
+        count += 1
+    flops = 3 * 4 * 2 * 9 * features**2 * batch_size * side**2  # the backward pass costs twice the forward pass
+    return count * flops / (time.perf_counter() - start)

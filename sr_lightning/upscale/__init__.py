@@ -1,0 +1,1 @@
+"""Enlarge photos and videos with a trained network."""

@@ -1,0 +1,1 @@
+"""Files, downloads, memory and text: helpers that know nothing of super-resolution."""

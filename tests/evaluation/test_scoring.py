@@ -1,0 +1,170 @@
+"""What is scored: other projects' files, self-ensembles, inference forms."""
+
+import base64
+import io
+import json
+import logging
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
+from sr_lightning.checkpoints.interop import save_weights
+from sr_lightning.data.sources import benchmark_set
+from sr_lightning.degradations import Bicubic as Degradation
+from sr_lightning.errors import InputError
+from sr_lightning.evaluation.scoring import Model, evaluate, requested_models, score_sets
+from sr_lightning.images.files import read_image
+from sr_lightning.inference import SelfEnsemble
+from sr_lightning.metrics.extra import consistency, spectrum
+from sr_lightning.metrics.protocol import Protocol, score
+from sr_lightning.networks import EDSR, FSRCNN, WDSR
+from tests.helpers import ROOT, rows_of
+
+CONF = ROOT / "conf"
+SMALL = ["model=edsr_baseline", "model.network.num_features=8", "model.network.num_blocks=1", "name=edsr"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data root with one image, HR without LR."""
+    folder = tmp_path / "benchmark" / "Mine" / "HR"
+    folder.mkdir(parents=True)
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((42, 30), Image.Resampling.BICUBIC).save(folder / "a.png")
+    return tmp_path
+
+
+@pytest.fixture
+def published(tmp_path):
+    torch.manual_seed(0)
+    network = EDSR(scale=2, num_features=8, num_blocks=1)
+    save_weights(network, tmp_path / "edsr_x2.pt", "edsr-pytorch")
+    return network.eval(), tmp_path / "edsr_x2.pt"
+
+
+def config(root, *words):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        fixed = ["name=x", "benchmarks=[Mine]", f"data_root={root}", f"run_dir={root / 'run'}", "num_pictures=0"]
+        return compose("evaluate", overrides=[*fixed, *words])
+
+
+@pytest.mark.parametrize(("ensemble", "name"), [(False, "edsr"), (True, "edsr+")])
+def test_a_published_file_is_scored_in_the_network_of_model(root, published, ensemble, name):
+    network, path = published
+    returned = evaluate(config(root, *SMALL, "scale=x2", f"ckpt={path}", f"self_ensemble={ensemble}"))
+    row = next(r for r in rows_of(root / "run" / "results.csv") if (r["model"], r["image"]) == (name, "a"))
+    hr = torch.from_numpy(read_image(root / "benchmark" / "Mine" / "HR" / "a.png"))
+    lr = Degradation()(hr, 2)[None].float() / 255
+    with torch.inference_mode():
+        sr = SelfEnsemble(network)(lr) if ensemble else network(lr)
+    expected = score(sr, hr[None].float() / 255, 2, Protocol())["psnr"].item()
+    assert float(row["psnr_y"]) == pytest.approx(expected, abs=1e-4)
+    assert returned == pytest.approx(expected, abs=1e-4)
+
+
+def test_several_published_files_are_told_apart_by_their_names(root, published):
+    path = published[1]
+    other = shutil.copy(path, path.with_name("mine.pt"))
+    models = requested_models(config(root, *SMALL, "scale=x2", f"ckpt=[{path},{other}]"))
+    assert [model.name for model in models] == ["edsr edsr_x2", "edsr mine"]
+    assert not any(model.network.training for model in models)
+
+
+def test_a_published_file_needs_model_and_scale_beside_it(root, published):
+    path = published[1]
+    with pytest.raises(InputError, match="say the scale as well"):
+        requested_models(config(root, *SMALL, f"ckpt={path}"))
+    with pytest.raises(InputError, match=r"Another project's file is scored with model=… scale=…"):
+        requested_models(config(root, f"ckpt={path}"))
+
+
+@pytest.mark.parametrize("cls", [WDSR, FSRCNN])
+def test_a_network_is_scored_in_its_inference_form_with_the_same_result(cls, root, monkeypatch):
+    torch.manual_seed(0)
+    network = cls(scale=2).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    forms = []
+    original = cls.for_inference
+
+    def watched(self):
+        forms.append(original(self))
+        return forms[-1]
+
+    cfg = config(root)
+    sets = {"Mine": benchmark_set(root, "Mine", 2)}
+    monkeypatch.setattr(cls, "for_inference", watched)
+    in_form, _ = score_sets([Model("a", network)], sets, cfg)
+    monkeypatch.delattr(cls, "for_inference")
+    as_it_is, _ = score_sets([Model("a", network)], sets, cfg)
+    assert len(forms) == 1
+    assert in_form[-1]["psnr_y"] == pytest.approx(as_it_is[-1]["psnr_y"], abs=1e-3)
+    assert in_form[-1]["psnr_y"] != in_form[0]["psnr_y"]
+
+
+def test_the_report_holds_what_the_network_made(root, published):
+    network, path = published
+    evaluate(config(root, *SMALL, "scale=x2", f"ckpt={path}"))
+    page = (root / "run" / "report.html").read_text()
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])
+    (of_set,) = data["sets"]
+    (image,) = of_set["images"]
+    assert (of_set["models"], data["protocols"]) == (["bicubic", "edsr"], ["y_shave-scale_8bit_ssim-wang_lr-made"])
+    hr = torch.from_numpy(read_image(root / "benchmark" / "Mine" / "HR" / "a.png"))
+    lr = Degradation()(hr, 2)
+    with torch.inference_mode():
+        sr = network(lr[None].float() / 255)[0].clamp(0, 1).mul(255).round().to(torch.uint8)
+    for url, expected in zip(image["files"], (lr, None, sr, hr), strict=True):
+        if expected is not None:
+            with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as picture:
+                assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), expected.numpy())
+
+
+@pytest.mark.parametrize(("words", "shown"), [(["report=1"], [True, False]), (["report=0"], None)])
+def test_only_the_first_images_are_in_the_report(root, words, shown):
+    folder = root / "benchmark" / "Mine" / "HR"
+    shutil.copy(folder / "a.png", folder / "b.png")
+    evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", *words))
+    page = root / "run" / "report.html"
+    assert page.exists() == (shown is not None)
+    if shown is not None:
+        data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())[1])
+        assert ["files" in image for image in data["sets"][0]["images"]] == shown
+
+
+@pytest.mark.parametrize("value", ["true", "-1", "many", "0.5"])
+def test_a_report_of_no_number_of_images_is_refused(root, value):
+    with pytest.raises(InputError, match=r"report=.*how many images"):
+        evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report={value}"))
+
+
+def test_measures_are_columns_of_each_image_and_the_mean_and_of_the_table(root, published, caplog):
+    network, path = published
+    folder = root / "benchmark" / "Mine" / "HR"
+    Image.open(folder / "a.png").rotate(180).save(folder / "b.png")
+    with caplog.at_level(logging.INFO):
+        evaluate(config(root, *SMALL, "scale=x2", f"ckpt={path}", "measures=[consistency,spectrum]", "report=0"))
+    rows = rows_of(root / "run" / "results.csv")
+    assert list(rows[0])[4:] == ["psnr_y", "ssim_y", "consistency", "spectrum", "protocol"]
+    hr = torch.from_numpy(read_image(folder / "b.png"))
+    lr = Degradation()(hr, 2)[None].float() / 255
+    with torch.inference_mode():
+        images = (network(lr), lr, hr[None].float() / 255, 2, Protocol())
+    a, b, mean = (row for row in rows if row["model"] == "edsr")
+    for name, measure in {"consistency": consistency, "spectrum": spectrum}.items():
+        assert float(b[name]) == pytest.approx(measure(*images).item(), rel=1e-4)
+        assert float(mean[name]) == pytest.approx((float(a[name]) + float(b[name])) / 2, rel=1e-9)
+    cells = f"| {float(mean['ssim_y']):.4f} | {float(mean['consistency']):.2f} "
+    assert "| consistency | spectrum | gain" in caplog.text and cells in caplog.text
+
+
+def test_a_measure_that_there_is_not_stops_an_evaluation_before_it_writes(root):
+    with pytest.raises(InputError, match="measures: sharpness; give a list of spectrum"):
+        evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", "measures=[sharpness]"))
+    assert not (root / "run").exists()

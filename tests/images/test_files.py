@@ -1,0 +1,278 @@
+"""Image files of every kind, made by Pillow or by hand, against what they must decode to."""
+
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from sr_lightning.errors import InputError
+from sr_lightning.images.files import image_files, image_size, in_threads, read_image, write_image
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # (H, W, 3)
+
+
+def save(path, pixels, mode=None, **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(path, **options)
+    return path
+
+
+def test_colour_comes_as_contiguous_planes(tmp_path):
+    image = read_image(save(tmp_path / "a.png", RGB))
+    assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
+    np.testing.assert_array_equal(image, np.stack([RGB[..., 0], RGB[..., 1], RGB[..., 2]]))
+
+
+def test_gray_comes_as_one_plane(tmp_path):
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", RGB[..., 0])), RGB[None, ..., 0])
+
+
+def test_one_bit_becomes_black_and_white(tmp_path):
+    bits = np.array([[True, False], [False, True]])
+    assert read_image(save(tmp_path / "a.png", bits)).tolist() == [[[255, 0], [0, 255]]]
+
+
+def test_palette_becomes_rgb(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    assert read_image(save(tmp_path / "a.png", image)).tolist() == [[[10, 200]], [[20, 100]], [[30, 50]]]
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    cmyk = np.zeros((8, 8, 4), dtype=np.uint8)
+    cmyk[..., 1] = 255  # pure magenta
+    image = read_image(save(tmp_path / "a.jpg", Image.fromarray(cmyk, "CMYK"), quality=100))
+    np.testing.assert_allclose(image[:, 4, 4].astype(int), [255, 0, 255], atol=2)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_opaque_alpha_is_dropped(tmp_path, mode):
+    gray = Image.fromarray(RGB[..., 0])
+    image = read_image(save(tmp_path / "a.png", gray, mode))
+    assert len(image) == (1 if mode == "LA" else 3)
+    np.testing.assert_array_equal(image, np.repeat(RGB[None, ..., 0], len(image), axis=0))
+
+
+def test_transparency_of_any_kind_is_refused(tmp_path):
+    rgba = np.dstack([RGB, np.full((5, 7), 255, np.uint8)])
+    rgba[0, 0, 3] = 254
+    gray = Image.fromarray(RGB[..., 0])
+    palette = Image.fromarray(RGB).quantize(4)
+    for path in (
+        save(tmp_path / "rgba.png", rgba),
+        save(tmp_path / "la.png", Image.fromarray(rgba).convert("LA")),
+        save(tmp_path / "colour_key.png", RGB, transparency=tuple(RGB[0, 0].tolist())),
+        save(tmp_path / "gray_key.png", gray, transparency=int(RGB[0, 0, 0])),
+        save(tmp_path / "palette.png", palette, transparency=0),
+        save(tmp_path / "palette_bytes.png", palette, transparency=b"\x80\xff"),
+    ):
+        with pytest.raises(InputError, match=rf"{path.name}: transparent in places; flatten it"):
+            read_image(path)
+
+
+def test_a_transparent_colour_that_does_not_occur_is_fine(tmp_path):
+    black = np.zeros((2, 2, 3), np.uint8)
+    assert not read_image(save(tmp_path / "a.png", black, transparency=(1, 2, 3))).any()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_sixteen_bit_gray_is_scaled_and_rounded(tmp_path, name):
+    values = np.array([[0, 128, 129, 257, 385, 386, 32767, 32768, 65406, 65407, 65535]], dtype=np.uint16)
+    image = read_image(save(tmp_path / name, values))
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image[0], np.round(values / 257))
+
+
+def test_sixteen_bit_colour_is_within_one_level_of_the_rounded_value(tmp_path):
+    values = np.random.default_rng(1).integers(0, 65536, (1, 500, 3), dtype=np.uint16)
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 500, 1, 16, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + values.astype(">u2").tobytes()))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b""))
+    np.testing.assert_allclose(read_image(tmp_path / "a.png")[:, 0], np.round(values[0].T / 257), atol=1)
+
+
+def test_values_beyond_sixteen_bits_and_floats_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a\.tif: gray values from 0 to 65536; scale them"):
+        read_image(save(tmp_path / "a.tif", np.array([[0, 65536]], dtype=np.int32)))
+    with pytest.raises(InputError, match=r"b\.tif: floating point pixels"):
+        read_image(save(tmp_path / "b.tif", np.ones((2, 2), dtype=np.float32)))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied_to_pixels_and_size_alike(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if name.endswith("webp") else {}
+    save(tmp_path / name, RGB, exif=exif, **options)
+    with Image.open(tmp_path / name) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    image = read_image(tmp_path / name)
+    np.testing.assert_array_equal(image, expected.transpose(2, 0, 1))
+    assert image_size(tmp_path / name) == image.shape[1:] == ((5, 7) if orientation < 5 else (7, 5))
+
+
+def test_the_size_of_a_png_is_known_without_decoding_its_pixels(tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)).save(content, "PNG")
+    (tmp_path / "a.png").write_bytes(content.getvalue()[:200])
+    assert image_size(tmp_path / "a.png") == (64, 48)
+
+
+def test_animations_and_many_pages_are_refused(tmp_path):
+    frames = [Image.new("L", (4, 4), level) for level in (0, 100, 200)]
+    for name in ("a.webp", "a.tif", "a.png"):
+        path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
+        with pytest.raises(InputError, match=rf"{name}: holds 3 pictures; save the wanted one alone"):
+            read_image(path)
+
+
+def test_the_main_picture_of_a_cameras_jpeg_is_taken(tmp_path):
+    frames = [Image.new("RGB", (16, 16), (level,) * 3) for level in (50, 200)]
+    save(tmp_path / "a.jpg", frames[0], format="MPO", save_all=True, append_images=frames[1:])
+    assert abs(int(read_image(tmp_path / "a.jpg")[0, 8, 8]) - 50) <= 1
+
+
+def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)).save(whole, "PNG")
+    (tmp_path / "truncated.png").write_bytes(whole.getvalue()[:3000])
+    (tmp_path / "text.png").write_text("<html>quota exceeded</html>")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    for name, reason in {
+        "truncated.png": "cannot be decoded",
+        "text.png": "not an image that Pillow can read",
+        "empty.png": "not an image that Pillow can read",
+        "folder.png": "a folder, not an image file",
+        "absent.png": "no such file",
+    }.items():
+        with pytest.raises(InputError, match=rf"{tmp_path / name}: {reason}"):
+            read_image(tmp_path / name)
+
+
+def test_large_images_pass_without_a_warning_and_larger_ones_are_refused(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", RGB)  # 35 pixels
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow warns above it, refuses above twice
+        assert read_image(tmp_path / "a.png").shape == (3, 5, 7)
+        assert image_size(tmp_path / "a.png") == (5, 7)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)
+        with pytest.raises(InputError, match=r"a\.png: more than 30 pixels"):
+            read_image(tmp_path / "a.png")
+
+
+def test_threads_leave_the_warning_filters_as_they_were(tmp_path):
+    files = [save(tmp_path / f"{i}.png", RGB) for i in range(40)]
+    before = list(warnings.filters)
+    assert len(list(in_threads(read_image, files))) == 40
+    assert warnings.filters == before
+
+
+def test_image_files_are_sorted_and_only_images(tmp_path):
+    for name in ("b.PNG", "a.jpg", "c.Tiff", "notes.txt", ".hidden.png", "._b.PNG"):
+        (tmp_path / name).touch()
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "d.png").touch()
+    assert [file.name for file in image_files(tmp_path)] == ["a.jpg", "b.PNG", "c.Tiff"]
+
+
+def test_a_missing_or_empty_folder_says_what_was_looked_for(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"absent: no such folder; looked for .*\.png"):
+        image_files(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"empty: no image in this folder; looked for .*\.png"):
+        image_files(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"file: a file; looked for .*\.png .* in a folder"):
+        image_files(tmp_path / "file")
+
+
+def test_threads_keep_the_order_and_a_few_results_in_flight():
+    started = []
+
+    def work(number):
+        started.append(number)
+        return number * number
+
+    results = in_threads(work, range(1000))
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    assert len(started) < 40
+    assert list(results) == [number * number for number in range(3, 1000)]
+
+
+def test_all_bad_items_are_named_at_once_but_not_more_than_a_screenful():
+    def work(number):
+        if number % 4 == 3:
+            raise InputError(f"item {number} is bad")
+        return number
+
+    yielded = []
+    with pytest.raises(InputError) as caught:
+        yielded.extend(in_threads(work, range(100), "items"))
+    message = str(caught.value)
+    assert message.startswith("25 of 100 items cannot be used:\n  item 3 is bad\n  item 7 is bad\n")
+    assert "item 79 is bad" in message and "item 83 is bad" not in message and message.endswith("... and 5 more")
+
+
+def test_a_defect_is_not_taken_for_a_bad_item():
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda number: 1 // number, [1, 0, 2]))
+
+
+def test_giving_up_early_leaves_no_thread_behind():
+    before = threading.active_count()
+    results = in_threads(abs, range(1000))
+    next(results)
+    results.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("pixels", [RGB.transpose(2, 0, 1), RGB[None, ..., 0]], ids=["rgb", "gray"])
+def test_a_written_image_reads_back(tmp_path, pixels):
+    write_image(tmp_path / "new" / "a.png", pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "new" / "a.png"), pixels)
+    assert os.listdir(tmp_path / "new") == ["a.png"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png", RGB.transpose(2, 0, 1))
+
+    def disk_full(self, file, **options):
+        with open(file, "wb") as broken:
+            broken.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", disk_full)
+    with pytest.raises(OSError, match="disk full"):
+        write_image(tmp_path / "a.png", np.zeros((3, 2, 2), np.uint8))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB.transpose(2, 0, 1))
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_only_planes_of_uint8_and_known_formats_are_written(tmp_path):
+    with pytest.raises(ValueError, match=r"got float32 of shape \(3, 2, 2\)"):
+        write_image(tmp_path / "a.png", np.zeros((3, 2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"got uint8 of shape \(2, 2, 3\)"):
+        write_image(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(InputError, match=r"a\.xyz: \.xyz is no format to write"):
+        write_image(tmp_path / "a.xyz", np.zeros((3, 2, 2), np.uint8))
+
+
+def test_real_images_decode_to_what_pillow_shows(data_root):
+    for path in (data_root / "T91" / "t1.png", next((data_root / "BSDS500" / "train").glob("*.jpg"))):
+        with Image.open(path) as image:
+            expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(read_image(path), expected.transpose(2, 0, 1))

@@ -1,0 +1,221 @@
+"""The record of a run, and Weights & Biases when things go wrong, against a server that keeps what it is told."""
+
+import contextlib
+import csv
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import wandb
+
+from sr_lightning.errors import InputError
+from sr_lightning.loggers.loggers import MetricsFile, WandbRun, run_id
+from tests.loggers.wandb_server import KEY, WandbServer
+
+WANDB = Path(sys.executable).with_name("wandb")
+
+
+@pytest.fixture
+def private_wandb(tmp_path_factory, monkeypatch):
+    """Weights & Biases has a key, knows nothing of other tests and writes nothing outside their folders."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("XDG_DATA_HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path_factory.mktemp(name)))
+    monkeypatch.setenv("NETRC", str(tmp_path_factory.mktemp("netrc") / "none"))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    wandb.teardown()
+    yield
+    with contextlib.suppress(ConnectionError):  # of a process that is gone
+        wandb.teardown()
+
+
+@pytest.fixture
+def wandb_server(private_wandb, monkeypatch):
+    server = WandbServer()
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    yield server
+    server.close()
+
+
+def history_of(file):
+    done = subprocess.run([WANDB, "leet", "inspect", "--json", file], capture_output=True, check=True)
+    rows = [record["history"]["item"] for record in map(json.loads, done.stdout.splitlines()) if "history" in record]
+    return [(row["step"], row["loss"]) for row in rows]
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_of_one_step_share_a_row_and_new_ones_get_a_column(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    log.log_metrics({"train/loss": 0.5}, step=50)
+    log.log_metrics({"train/loss": 0.25}, step=100)
+    log.log_metrics({"val/psnr": 30.125}, step=100)
+    log.log_metrics({"train/loss": 0.125}, step=150)
+    assert read(tmp_path / "metrics.csv") == [
+        {"step": "50", "train/loss": "0.5", "val/psnr": ""},
+        {"step": "100", "train/loss": "0.25", "val/psnr": "30.125"},
+        {"step": "150", "train/loss": "0.125", "val/psnr": ""},
+    ]
+
+
+def test_the_file_is_complete_after_every_call(tmp_path):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    for step in range(1, 30):
+        log.log_metrics({"a": step, "b": 1 / step}, step=step)
+        log.log_metrics({"a": -step}, step=step)
+        rows = read(tmp_path / "metrics.csv")
+        assert len(rows) == step
+        assert float(rows[-1]["a"]) == -step
+        assert float(rows[-1]["b"]) == pytest.approx(1 / step)
+
+
+def test_a_resumed_run_goes_on_and_replaces_the_steps_it_makes_again(tmp_path):
+    first = MetricsFile(tmp_path / "metrics.csv")
+    for step in (10, 20, 30):
+        first.log_metrics({"a": step}, step=step)
+    resumed = MetricsFile(tmp_path / "metrics.csv")
+    resumed.log_metrics({"a": -20}, step=20)
+    resumed.log_metrics({"a": -30}, step=30)
+    assert [(row["step"], row["a"]) for row in read(tmp_path / "metrics.csv")] == [
+        ("10", "10"),
+        ("20", "-20"),
+        ("30", "-30"),
+    ]
+
+
+def test_the_x_axis_of_weights_and_biases_is_the_step_and_a_run_keeps_its_id(wandb_server, tmp_path):
+    first = WandbRun(tmp_path, project="sr_lightning", name="n", group="g", tags=["t"], offline=False)
+    first.log_hyperparams({"model": {"width": 3}})
+    for step in (5, 10):
+        first.log_metrics({"loss": 1 / step}, step)
+    first.finish(failed=True)
+    assert [run.exit_code for run in wandb_server.runs.values()] == [1]
+
+    resumed = WandbRun(tmp_path, project="sr_lightning", name="n", group="g", tags=["t"], offline=False)
+    for step in (10, 15):
+        resumed.log_metrics({"loss": 1 / step}, step)
+    resumed.finish()
+    ((run_id, run),) = wandb_server.runs.items()
+    assert run_id == (tmp_path / "wandb_id").read_text().strip()
+    assert (run.name, run.group, run.tags, run.parts, run.exit_code) == ("n", "g", ["t"], 2, 0)
+    assert run.config["model"]["value"] == {"width": 3}
+    assert [(row["step"], row["loss"]) for _, row in sorted(run.history.items())] == [
+        (step, pytest.approx(1 / step)) for step in (5, 10, 10, 15)
+    ]
+
+
+def test_two_runs_of_one_process_stay_two(wandb_server, tmp_path):
+    for name in ("a", "b"):
+        run = WandbRun(tmp_path / name, project="sr_lightning", name=name, offline=False)
+        run.log_metrics({"loss": 1.0}, 1)
+        run.finish()
+    assert sorted(run.name for run in wandb_server.runs.values()) == ["a", "b"]
+    assert [len(run.history) for run in wandb_server.runs.values()] == [1, 1]
+
+
+def closed_port(server, patch):
+    server.close()
+    return "cannot be reached"
+
+
+def silence(server, patch):
+    server.silent = True
+    return "timed out"
+
+
+def error_500(server, patch):
+    server.status = 500
+    return "answers 500"
+
+
+def refused_key(server, patch):
+    server.status = 401
+    return "401"
+
+
+def no_key(server, patch):
+    patch.delenv("WANDB_API_KEY")
+    return "no key"
+
+
+def half_a_key(server, patch):
+    patch.setenv("WANDB_API_KEY", KEY[:20])
+    return "API key must have"
+
+
+@pytest.mark.parametrize("trouble", [closed_port, silence, error_500, refused_key, no_key, half_a_key])
+def test_a_run_that_cannot_be_online_is_recorded_offline(trouble, wandb_server, tmp_path, monkeypatch, caplog):
+    words = trouble(wandb_server, monkeypatch)
+    run = WandbRun(tmp_path, project="sr_lightning", offline=False, reply_timeout=0.5, init_timeout=5)
+    run.log_metrics({"loss": 0.25}, 5)
+    run.finish()
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert words in said and said.endswith(f"wandb sync {tmp_path}/wandb/offline-run-*")
+    assert history_of(next(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == [(5, 0.25)]
+
+
+def test_a_network_lost_in_the_middle_costs_seconds_and_the_rest_is_uploaded_later(wandb_server, tmp_path, caplog):
+    run = WandbRun(tmp_path, project="sr_lightning", offline=False, finish_timeout=0.5)
+    run.log_metrics({"loss": 1.0}, 5)
+    wandb_server.status = 500
+    run.log_metrics({"loss": 0.5}, 10)
+    run.finish()
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "Timed out" in said
+
+    wandb_server.status = None
+    words = shlex.split(said.split("To upload the rest later: ")[1])
+    subprocess.run([WANDB, *words[1:]], cwd=tmp_path, check=True, timeout=120)
+    (uploaded,) = wandb_server.runs.values()
+    rows = [uploaded.history[i] for i in sorted(uploaded.history)]
+    assert [(row["step"], row["loss"]) for row in rows] == [(5, 1.0), (10, 0.5)]
+
+
+@pytest.mark.skipif(shutil.which("pgrep") is None, reason="needs pgrep to find the process")
+def test_the_end_of_weights_and_biases_own_process_does_not_end_the_training(private_wandb, tmp_path, caplog):
+    run = WandbRun(tmp_path, project="sr_lightning")
+    run.log_metrics({"loss": 1.0}, 5)
+    own = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True, check=True)
+    os.kill(int(own.stdout), signal.SIGKILL)
+    for step in (10, 15, 20):
+        run.log_metrics({"loss": 1.0}, step)
+        time.sleep(0.1)
+    run.finish()
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 2 and "training goes on" in said[0] and "To upload the rest later" in said[1]
+
+
+def test_the_id_is_there_before_the_run_begins(private_wandb, tmp_path, monkeypatch):
+    def killed(**settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wandb, "init", killed)
+    run = WandbRun(tmp_path, project="sr_lightning")
+    with pytest.raises(KeyboardInterrupt):
+        run.log_metrics({"loss": 1.0}, 5)
+    assert run_id(tmp_path) == (tmp_path / "wandb_id").read_text().strip() == run.version
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"project": "a/b"}, "project name 'a/b'"),
+        ({"project": "a", "tags": "x"}, r"logger.tags=x: .* a list such as \[a,b\]"),
+        ({"project": "a", "offline": "flase"}, "logger.offline=flase .*: true or false"),
+        ({"project": "a", "tags": ["x" * 65]}, "64 characters"),
+    ],
+)
+def test_what_weights_and_biases_would_refuse_is_said_before_the_training(private_wandb, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        WandbRun(tmp_path, **settings)

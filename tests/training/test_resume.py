@@ -1,0 +1,122 @@
+"""A run that is killed and resumed ends with the very bits of one that was never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
+from tests.helpers import ROOT, rows_of, run
+
+# Checkpoints fall before, on and between validations, and between two logged means.
+OFTEN = ["val_every=20", "save_every=5", "log_every=7", "num_pictures=0", "model.ema=0.99"]
+PIXEL = [*OFTEN, "max_steps=300"]
+ADVERSARIAL = [
+    *OFTEN,
+    *("max_steps=100", "model=srresnet", "model.network.num_features=8", "model.network.num_blocks=1", "gan=srgan"),
+    *("data.patch_size=16", "model.loss.terms.content.weights=random", "~model.loss.terms.content.layers.5_4"),
+    *("+model.loss.terms.content.layers.1_2=1", "model.discriminator.num_features=4"),
+]
+TWO_PROCESSES = ["log_every=5", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def kill_after_new_checkpoints(words: list, path: Path, count: int) -> int:
+    """Start a run, kill its whole process group after `count` new checkpoints; the step it had come to."""
+    words = [str(word) for word in words]
+    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    seen, last = 0, path.stat().st_mtime_ns if path.exists() else None
+    deadline = time.monotonic() + 120
+    while seen < count:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        now = path.stat().st_mtime_ns if path.exists() else None
+        seen, last = seen + (now != last), now
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return steps_done(read_checkpoint(path))
+
+
+def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
+    """Equal in every bit, through all containers."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{i}]")
+    else:
+        assert one == other, where
+
+
+@pytest.mark.parametrize(
+    ("settings", "kills"),
+    [(PIXEL, 2), (ADVERSARIAL, 2), ([*ADVERSARIAL, *TWO_PROCESSES], 1)],
+    ids=["pixel loss", "adversarial", "adversarial in two processes"],
+)
+def test_a_run_killed_and_resumed_equals_one_never_stopped(command, tmp_path, settings, kills):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(*command, *settings, f"hydra.run.dir={whole}")
+    max_steps = steps_done(read_checkpoint(whole / "checkpoints" / "last.ckpt"))
+
+    last = killed / "checkpoints" / "last.ckpt"
+    words = [*command, *settings, f"hydra.run.dir={killed}"]
+    stops = []
+    for _ in range(kills):
+        stops.append(kill_after_new_checkpoints(words, last, 3))
+        words = [sys.executable, "train.py", f"resume={killed}"]
+    assert 0 < stops[0] <= stops[-1] < max_steps
+    assert stops == sorted(set(stops))
+    run(*words)
+
+    for name in ("last.ckpt", "best.ckpt"):
+        one, other = (read_checkpoint(folder / "checkpoints" / name) for folder in (whole, killed))
+        assert steps_done(one) == steps_done(other)
+        assert one["global_step"] == steps_done(one)
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+            assert_same(one[part], other[part], part)
+    assert steps_done(read_checkpoint(last)) == max_steps
+    assert rows_of(killed / "metrics.csv") == rows_of(whole / "metrics.csv")
+    assert rows_of(killed / "results.csv") == rows_of(whole / "results.csv")
+
+
+def test_a_run_that_was_moved_remembers_its_best_score_and_leaves_its_old_place_alone(command, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    words = [*command, *PIXEL, "logger=tensorboard", f"hydra.run.dir={old}"]
+    kill_after_new_checkpoints(words, old / "checkpoints" / "last.ckpt", 8)
+    old.rename(new)
+    run(sys.executable, "train.py", f"resume={new}")
+    assert not old.exists()
+    validated = [float(row["val/psnr"]) for row in rows_of(new / "metrics.csv") if row["val/psnr"]]
+    (best,) = [
+        state["best_model_score"].item()
+        for name, state in read_checkpoint(new / "checkpoints" / "last.ckpt")["callbacks"].items()
+        if name.startswith("BestCheckpoint")
+    ]
+    assert best == pytest.approx(max(validated), rel=2**-23)  # kept in float32
+
+
+def test_resuming_with_other_settings_names_them(command, tmp_path):
+    run_dir = tmp_path / "run"
+    run(*command, f"hydra.run.dir={run_dir}")
+    done = run(*command, f"resume={run_dir}", "model=srcnn", "seed=1", check=False)
+    assert done.returncode == 1
+    assert "seed: was 0, asked 1" in done.stdout
+    assert "model.network._target_: was sr_lightning.networks.ESPCN, asked sr_lightning.networks.SRCNN" in done.stdout
+    assert run(*command, f"resume={run_dir}").returncode == 0  # its own settings are welcome
+
+
+def test_resuming_what_is_no_run_says_so(command, tmp_path):
+    done = run(sys.executable, "train.py", f"resume={tmp_path / 'nothing'}", check=False)
+    assert done.returncode == 1
+    assert "is not the directory of a run" in done.stdout

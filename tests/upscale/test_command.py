@@ -1,0 +1,350 @@
+"""python -m sr_lightning.upscale, as its users run it."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sr_lightning import load, upscale
+from sr_lightning.errors import InputError
+from sr_lightning.upscale.command import find_inputs, main, plan
+from sr_lightning.upscale.tiles import SMALLEST
+from tests.helpers import ROOT
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of every format and what else lies about."""
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    colour = Image.fromarray(RNG.integers(0, 256, (19, 24, 3), dtype=np.uint8))
+    for suffix in ("png", "jpg", "webp", "tif", "bmp"):
+        colour.save(folder / f"{suffix}.{suffix}")
+    colour.save(folder / "still.gif")
+    colour.save(folder / "sub" / "deeper.png")
+    colour.convert("L").save(folder / "gray.PNG")
+    Image.new("RGB", (1, 1), (200, 10, 10)).save(folder / "pixel.png")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_text("")
+    return folder
+
+
+@pytest.fixture
+def command(trained, tmp_path):
+    """Runs the command into tmp_path/out; gives its exit code."""
+
+    def run(*words, ckpt=trained):
+        words = [*words] if "-o" in words else [*words, "-o", tmp_path / "out"]
+        return main([str(word) for word in (*words, "-c", ckpt, "--device", "cpu")])
+
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_is_enlarged_each_picture_in_its_format(folder, tmp_path, command, trained, caplog):
+    caplog.set_level(logging.INFO)
+    assert command(folder) == 0
+    formats = {
+        "bmp_x2.bmp": "BMP",
+        "gray_x2.PNG": "PNG",
+        "jpg_x2.jpg": "JPEG",
+        "pixel_x2.png": "PNG",
+        "png_x2.png": "PNG",
+        "still_x2.png": "PNG",
+        "tif_x2.tif": "TIFF",
+        "webp_x2.webp": "WEBP",
+    }
+    assert names(tmp_path / "out") == sorted(formats)
+    for name, file_format in formats.items():
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.format == file_format
+            assert image.size == ((2, 2) if "pixel" in name else (48, 38))
+            assert image.mode == ("L" if "gray" in name else "RGB")
+    with Image.open(folder / "png.png") as image:
+        expected = load(trained, device="cpu").upscale(image)
+    for name in ("png_x2.png", "tif_x2.tif", "bmp_x2.bmp"):
+        assert Image.open(tmp_path / "out" / name).tobytes() == expected.tobytes()
+    assert "1 other files left alone" in caplog.text
+    assert "8 of 8 written to" in caplog.text
+
+
+def test_what_cannot_be_read_or_written_is_listed_and_the_rest_is_done(folder, tmp_path, command, caplog):
+    good = (folder / "png.png").read_bytes()
+    (folder / "damaged.png").write_bytes(good[: len(good) // 2])
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "empty.webp").touch()
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGBA", (4, 4), (1, 2, 3, 100)).save(folder / "glass.png")
+    assert command(folder, "--format", "jpg", "--tile", "16") == 1
+    assert names(tmp_path / "out") == sorted(
+        f"{stem}_x2.jpg" for stem in ("bmp", "gray", "jpg", "pixel", "png", "still", "tif", "webp")
+    )
+    report = caplog.records[-1].getMessage()
+    assert report.startswith("error: 5 failed:")
+    for name in (
+        "damaged.png",
+        "text.jpg",
+        "empty.webp",
+        "moving.gif: holds 2 pictures",
+        "glass_x2.jpg: JPEG holds no",
+    ):
+        assert name in report
+    assert report.count("\n") == 5
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(folder, tmp_path, command, monkeypatch, caplog):
+    save = Image.Image.save
+
+    def save_some(image, path, **options):
+        save(image, path, **options)
+        if "tif" in str(path):
+            Path(path).write_bytes(Path(path).read_bytes()[:100])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save_some)
+    assert command(folder / "tif.tif", folder / "png.png") == 1
+    assert names(tmp_path / "out") == ["png_x2.png"]
+    assert "tif.tif: [Errno 28] No space left on device" in caplog.records[-1].getMessage()
+
+
+def test_results_that_are_there_are_refused_skipped_or_replaced(folder, tmp_path, command, caplog):
+    there = tmp_path / "out" / "png_x2.png"
+    there.parent.mkdir()
+    there.write_text("mine")
+    inputs = (folder / "png.png", folder / "jpg.jpg")
+    assert command(*inputs) == 1
+    assert names(there.parent) == ["png_x2.png"]
+    assert "there already; --exist skip or --exist overwrite" in caplog.text
+    caplog.set_level(logging.INFO)
+    assert command(*inputs, "--exist", "skip") == 0
+    assert "1 of 2 skipped" in caplog.text
+    assert there.read_text() == "mine"
+    assert names(there.parent) == ["jpg_x2.jpg", "png_x2.png"]
+    assert command(*inputs, "--exist", "overwrite") == 0
+    assert Image.open(there).size == (48, 38)
+
+
+def jobs(*sources, out="out", suffix=None, exist="error"):
+    return [job.target.name for job in plan([Path(s) for s in sources], Path(out), 3, suffix, exist)]
+
+
+def test_names_say_the_scale_and_keep_the_suffix():
+    sources = ("a/photo.JPG", "b/scan.tiff", "c.d.png", "e.gif", "f", "clip.mov", "old.avi")
+    assert jobs(*sources) == [
+        *("photo_x3.JPG", "scan_x3.tiff", "c.d_x3.png", "e_x3.png", "f_x3.png", "clip_x3.mov", "old_x3.mkv")
+    ]
+    assert jobs(*sources[:4], "clip.mp4", suffix="webp") == [
+        *("photo_x3.webp", "scan_x3.webp", "c.d_x3.webp", "e_x3.webp", "clip_x3.mp4")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sources", "options", "message"),
+    [
+        (("a/p.png", "b/p.png", "c.png"), {}, "a/p.png -> out/p_x3.png, as of another input\n  b/p.png"),
+        (("p.png", "p.jpg"), {"suffix": "webp"}, "p.jpg -> out/p_x3.webp"),
+        (("p.png", "p_x3.png"), {"out": "."}, "p.png -> p_x3.png, which is an input"),
+        (("p.png", "q.png"), {"out": "big.png"}, "2 inputs cannot become one file; give a folder"),
+        (("p.png",), {"out": "big.png", "suffix": "jpg"}, "big.png and --format jpg say different formats"),
+        (("p.png",), {"out": "big.mp4"}, "p.png becomes one of .png"),
+        (("p.png",), {"out": "big.gif"}, "p.png becomes one of .png"),
+        (("p.mp4",), {"out": "big.avi"}, "p.mp4 becomes one of .m4v"),
+        (("p.png",), {"out": __file__}, "a file is there; give a folder"),
+    ],
+)
+def test_results_that_would_collide_are_refused(sources, options, message):
+    with pytest.raises(InputError, match=message):
+        jobs(*sources, **options)
+
+
+def test_a_refusal_comes_before_anything_is_computed(folder, tmp_path, command, caplog):
+    inputs = [folder / "png.png", folder / "sub"]
+    Image.new("RGB", (4, 4)).save(folder / "sub" / "png.jpg")
+    assert command(*inputs, "--format", "png") == 1
+    assert "results would overwrite one another" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_input_may_become_a_file_of_any_name(folder, tmp_path, command):
+    assert command(folder / "png.png", "-o", tmp_path / "new" / "big.jpeg") == 0
+    assert names(tmp_path / "new") == ["big.jpeg"]
+    assert Image.open(tmp_path / "new" / "big.jpeg").format == "JPEG"
+
+
+def test_patterns_and_repeated_words_mean_each_file_once(folder):
+    found = find_inputs([f"{folder}/**/*.png", str(folder / "png.png"), f"{folder}/sub/../jpg.jpg", f"{folder}/*.j*"])
+    assert [path.name for path in found] == ["pixel.png", "png.png", "deeper.png", "jpg.jpg"]
+
+
+def test_inputs_that_are_not_there_are_all_named(folder, tmp_path):
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(InputError) as caught:
+        find_inputs(["nowhere.png", f"{folder}/*.heic", str(tmp_path / "bare"), str(folder / "png.png")])
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.split(": ")[1].split(";")[0] for line in lines] == [
+        "no such file or folder",
+        "matches no picture and no video",
+        "no picture and no video in this folder",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quality", "0"], "--quality 0: from 1 to 100"),
+        (["--tile", "7"], f"tile=7: auto, 0 .the whole image. or at least {SMALLEST}"),
+    ],
+)
+def test_wrong_options_end_the_command(words, message, folder, tmp_path, command, caplog):
+    assert command(folder / "png.png", *words) == 1
+    assert caplog.records[-1].getMessage().startswith("error: ")
+    assert message.replace("\\", "") in caplog.text.replace("(", ".").replace(")", ".")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_home_is_a_home_and_both_spellings_of_jpeg_are_one(folder, tmp_path, command, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command(folder / "png.png", "-o", "~/big") == 0
+    assert names(tmp_path / "big") == ["png_x2.png"]
+    assert command(folder / "png.png", "-o", tmp_path / "a.jpeg", "--format", "jpg") == 0
+
+
+def test_folders_that_cannot_be_read_or_written_are_named_before_the_work(
+    folder, tmp_path, command, monkeypatch, caplog
+):
+    (tmp_path / "file").write_text("")
+    assert command(folder / "png.png", "-o", tmp_path / "file" / "sub") == 1
+    assert f"{tmp_path / 'file'} is a file; give a folder" in caplog.text
+    monkeypatch.setattr(upscale.os, "access", lambda path, mode: False)  # root may do everything
+    assert command(folder / "png.png") == 1
+    assert f"no permission to write into {tmp_path}" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    assert command(folder) == 1
+    assert caplog.records[-1].getMessage() == f"error: {folder}: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda c: c.update(hyper_parameters=None), "does not say which network it holds"),
+        (lambda c: c["hyper_parameters"].update(model=None), "does not say which network it holds"),
+        (lambda c: c["hyper_parameters"]["model"]["network"].pop("_target_"), "does not say which network it holds"),
+        (
+            lambda c: c["hyper_parameters"]["model"].update(
+                network={"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
+            ),
+            "holds a torch.nn.Linear, which enlarges nothing",
+        ),
+        (lambda c: next(iter(c["state_dict"].values())).fill_(torch.nan), "1 of its weights are not finite"),
+    ],
+)
+def test_a_spoilt_checkpoint_is_said_to_be_one(spoil, message, trained, folder, tmp_path, command, caplog):
+    checkpoint = torch.load(trained, weights_only=True)
+    spoil(checkpoint)
+    torch.save(checkpoint, tmp_path / "spoilt.ckpt")
+    assert command(folder / "png.png", ckpt=tmp_path / "spoilt.ckpt") == 1
+    assert message in caplog.records[-1].getMessage()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_checkpoint_ends_the_command(folder, tmp_path, command, caplog):
+    assert command(folder / "png.png", ckpt=folder / "png.png") == 1
+    assert "cannot be read as a checkpoint" in caplog.text
+    assert command(folder / "png.png", ckpt=tmp_path) == 1
+    assert "is a folder" in caplog.text
+
+
+def test_the_self_ensemble_is_the_same_for_a_turned_picture(folder, tmp_path, command):
+    with Image.open(folder / "png.png") as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png")
+    assert command(folder / "png.png", tmp_path / "turned.png", "--self-ensemble") == 0
+    straight, turned = (np.asarray(Image.open(tmp_path / "out" / f"{n}_x2.png")).astype(int) for n in ("png", "turned"))
+    assert np.abs(np.rot90(straight) - turned).max() <= 1
+
+
+def test_many_pictures_larger_than_what_may_wait_are_all_written(tmp_path, command, monkeypatch):
+    monkeypatch.setattr(upscale, "WAITING", 300)
+    for i in range(12):
+        Image.new("L", (10 + i, 10), i).save(tmp_path / f"{i}.png")
+    assert command(*(tmp_path / f"{i}.png" for i in range(12))) == 0
+    assert {Image.open(path).size for path in (tmp_path / "out").iterdir()} == {(20 + 2 * i, 20) for i in range(12)}
+
+
+def test_an_interrupted_command_leaves_whole_files(folder, tmp_path, command, monkeypatch, caplog):
+    from sr_lightning.upscale.upscaler import Upscaler
+
+    done = []
+
+    def enlarge(self, image, progress):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(image)
+        return image
+
+    monkeypatch.setattr(Upscaler, "upscale", enlarge)
+    assert command(folder) == 130
+    assert "--exist skip goes on from there" in caplog.text
+    for path in (tmp_path / "out").iterdir():
+        Image.open(path).load()
+    assert len(names(tmp_path / "out")) <= 2
+
+
+def test_memory_that_runs_out_is_said_and_the_picture_is_done(folder, tmp_path, command, monkeypatch, caplog):
+    from sr_lightning.networks import ESPCN
+
+    Image.fromarray(RNG.integers(0, 256, (60, 70, 3), dtype=np.uint8)).save(tmp_path / "large.png")
+    assert command(tmp_path / "large.png") == 0
+    expected = Image.open(tmp_path / "out" / "large_x2.png").tobytes()
+    forward = ESPCN.forward
+
+    def small_only(self, lr):
+        if lr.shape[-1] * lr.shape[-2] > 2000:
+            torch.empty(2**60, dtype=torch.uint8)
+        return forward(self, lr)
+
+    monkeypatch.setattr(ESPCN, "forward", small_only)
+    assert command(tmp_path / "large.png", "--exist", "overwrite") == 0
+    assert "out of memory: going on in tiles of 35" in caplog.text
+    result = np.asarray(Image.open(tmp_path / "out" / "large_x2.png")).astype(int)
+    assert np.abs(result - np.frombuffer(expected, np.uint8).reshape(result.shape)).max() <= 1
+
+
+def test_help_is_quick_and_has_an_example():
+    code = """
+import runpy, sys
+sys.argv = ["upscale", "--help"]
+try:
+    runpy.run_module("sr_lightning.upscale", run_name="__main__")
+except SystemExit:
+    assert not {"torch", "hydra", "PIL", "numpy"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python -m sr_lightning.upscale photo.jpg -c outputs/RUN -o big" in done.stdout
+
+
+def test_the_command_line_ends_with_its_code_and_without_a_traceback(folder, tmp_path, trained):
+    (folder / "bad.png").write_text("no picture")
+    words = [sys.executable, "-m", "sr_lightning.upscale", folder / "png.png", folder / "bad.png", "-c", trained]
+    done = subprocess.run([str(w) for w in (*words, "-o", tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "png_x2.png, 48x38" in done.stderr
+    assert "error: 1 failed:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == ["png_x2.png"]

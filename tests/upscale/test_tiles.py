@@ -1,0 +1,163 @@
+"""Tiled is whole, for every network of conf/model, and memory that runs out is a smaller tile."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sr_lightning.errors import InputError
+from sr_lightning.inference import SelfEnsemble, inference_form
+from sr_lightning.networks import EDSR, ESPCN, SRCNN
+from sr_lightning.upscale.tiles import Box, automatic_tile, in_pieces, largest_layer, out_of_memory
+from tests.networks.test_every_network import NAMES, small
+
+
+def tiled(network, lr, tile, margin):
+    """The network's output for (1, C, H, W) put together from tiles, and the sizes of what it was given."""
+    height, width = lr.shape[-2:]
+    scale = network.scale
+    sr = torch.full((1, lr.shape[1], height * scale, width * scale), torch.nan)
+    sizes = []
+
+    def compute(box, around):
+        part = lr[..., around.top : around.bottom, around.left : around.right]
+        sizes.append(tuple(part.shape[-2:]))
+        return network(part)[(..., *box.within(around, scale))]
+
+    with torch.inference_mode():
+        for box, part in in_pieces(compute, height, width, margin, tile):
+            rows = slice(box.top * scale, box.bottom * scale)
+            columns = slice(box.left * scale, box.right * scale)
+            assert sr[..., rows, columns].isnan().all()  # no pixel twice
+            sr[..., rows, columns] = part
+    return sr, sizes
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("scale", "height", "width", "tile"), [(2, 37, 53, 11), (3, 41, 30, 17), (4, 29, 45, 8)])
+def test_tiles_with_the_receptive_radius_around_them_make_the_whole(name, scale, height, width, tile):
+    network = inference_form(small(name, scale))
+    if network.receptive_radius is None:
+        pytest.skip("depends on the whole image, and is not tiled")
+    lr = torch.rand(1, network.num_channels, height, width, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        whole = network(lr)
+    sr, sizes = tiled(network, lr, tile, network.receptive_radius)
+    assert len(sizes) == -(-height // tile) * -(-width // tile)
+    assert max(map(max, sizes)) <= tile + 2 * network.receptive_radius
+    torch.testing.assert_close(sr, whole, rtol=0, atol=1e-4)
+
+
+def test_one_pixel_less_around_them_does_not():
+    torch.manual_seed(0)
+    network = SRCNN(scale=2, kernel_sizes=(9, 1, 5)).eval()
+    for parameter in network.parameters():
+        parameter.data.abs_()
+    lr = torch.rand(1, 1, 30, 30)
+    with torch.inference_mode():
+        whole = network(lr)
+    torch.testing.assert_close(tiled(network, lr, 10, network.receptive_radius)[0], whole, rtol=0, atol=1e-4)
+    assert (tiled(network, lr, 10, network.receptive_radius - 1)[0] - whole).abs().max() > 1e-3
+
+
+def test_the_self_ensemble_is_tiled_with_the_margin_of_its_network():
+    torch.manual_seed(0)
+    network = SelfEnsemble(EDSR(scale=2, num_features=8, num_blocks=2).eval())
+    lr = torch.rand(1, 3, 25, 33)
+    with torch.inference_mode():
+        whole = network(lr)
+    torch.testing.assert_close(tiled(network, lr, 9, network.receptive_radius)[0], whole, rtol=0, atol=1e-4)
+
+
+class Repeat(nn.Module):
+    """Enlarges, and has no memory for more than so many pixels."""
+
+    scale, num_channels, receptive_radius = 2, 1, 0
+
+    def __init__(self, most, error):
+        super().__init__()
+        self.most, self.error = most, error
+
+    def forward(self, lr):
+        if lr.shape[-2] * lr.shape[-1] > self.most:
+            raise self.error
+        return lr.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def real_error(allocate):
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        allocate()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        real_error(lambda: torch.empty(2**60, dtype=torch.uint8)),
+        real_error(lambda: np.empty(2**60, np.uint8)),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB."),
+        RuntimeError("posix_memalign failed:Cannot allocate memory (12)"),
+    ],
+    ids=["torch", "numpy", "cuda", "nnpack"],
+)
+def test_memory_that_runs_out_halves_the_tile_and_says_so(error, caplog):
+    lr = torch.rand(1, 1, 70, 120)
+    with caplog.at_level(logging.WARNING):
+        sr, sizes = tiled(Repeat(900, error), lr, None, 0)
+    torch.testing.assert_close(sr, lr.repeat_interleave(2, -1).repeat_interleave(2, -2))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"out of memory: going on in tiles of {tile}" for tile in (60, 30)
+    ]
+    assert sizes[0] == (70, 120)
+    assert max(height * width for height, width in sizes[2:]) <= 900
+
+
+def test_what_is_done_before_memory_runs_out_is_not_done_again():
+    calls = []
+
+    def compute(box, around):
+        calls.append(box)
+        if len(calls) == 3:
+            raise MemoryError
+        return box
+
+    boxes = [box for box, _ in in_pieces(compute, 64, 128, 0, 64)]
+    assert boxes[0] == Box(0, 64, 0, 64)
+    assert sum(box.height * box.width for box in boxes) == 64 * 128
+    assert len(set(calls)) == len(calls)
+
+
+def test_memory_for_not_even_a_small_tile_is_an_error():
+    with pytest.raises(
+        InputError, match=r"not enough memory, even for a tile of \d+ with 0 pixels around it: CUDA out"
+    ):
+        tiled(Repeat(10, torch.OutOfMemoryError("CUDA out of memory")), torch.rand(1, 1, 64, 64), None, 0)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        tiled(Repeat(10, RuntimeError("shapes")), torch.rand(1, 1, 64, 64), None, 0)
+
+
+def test_a_layer_is_measured_per_pixel_of_the_input():
+    assert largest_layer(ESPCN(scale=3, num_features=[64, 32], kernel_sizes=[5, 3, 3])) == 64 * 4
+    assert largest_layer(EDSR(scale=4, num_features=8, num_blocks=1)) == 8 * 4 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("network", "side"),
+    [
+        (ESPCN(scale=2), 256),
+        (EDSR(scale=2, num_features=4, num_blocks=18), 480),  # twelve times its radius of 40
+        (
+            EDSR(scale=8, num_features=128, num_blocks=1),
+            169,
+        ),  # 181 * 181 * (128 * 8 * 8 * 4 bytes) = 1 GiB, less margins
+    ],
+    ids=["light", "far-sighted", "heavy"],
+)
+def test_automatic_tiles_suit_the_network(network, side):
+    assert automatic_tile(network, network.receptive_radius, torch.device("cpu")) == side

@@ -1,0 +1,315 @@
+"""load() and what it returns: the same kind comes out as goes in."""
+
+import logging
+import subprocess
+import sys
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from sr_lightning import load
+from sr_lightning.errors import InputError
+from sr_lightning.inference import super_resolve
+from sr_lightning.networks import EDSR, ESPCN, RCAN, WDSR, Bicubic
+from sr_lightning.upscale.upscaler import Upscaler
+from tests.helpers import ROOT
+
+RNG = np.random.default_rng(0)
+SMOOTH = np.asarray(
+    Image.fromarray(RNG.integers(0, 256, (6, 8, 4), dtype=np.uint8)).resize((41, 33), Image.Resampling.BICUBIC)
+)
+INNER = (slice(6, -6), slice(6, -6))  # Pillow renormalises at the border, where MATLAB and this project replicate
+
+
+@pytest.fixture(scope="module")
+def bicubic():
+    """With tiles, so that all that is compared is put together from some."""
+    return Upscaler(Bicubic(scale=2), "bicubic", tile=16, device="cpu")
+
+
+def pillows(array):
+    """The enlargement by Pillow, in float, of (H, W) or (H, W, C)."""
+    planes = array[..., None] if array.ndim == 2 else array
+    height, width = (2 * side for side in array.shape[:2])
+    enlarged = [
+        np.asarray(Image.fromarray(planes[..., c].astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
+        for c in range(planes.shape[2])
+    ]
+    return np.stack(enlarged, axis=-1).reshape(height, width, *array.shape[2:])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_a_pil_image_is_enlarged_as_pillow_does_it(mode, bicubic):
+    image = Image.fromarray(SMOOTH).convert(mode)
+    if mode == "LA":
+        image.putalpha(Image.fromarray(SMOOTH[..., 3].copy()))
+    result = bicubic.upscale(image)
+    assert (result.mode, result.size) == (mode, (82, 66))
+    expected = pillows(np.asarray(image)).clip(0, 255)
+    assert np.abs(np.asarray(result)[INNER] - expected[INNER]).max() < 0.52
+
+
+def test_an_image_of_16_bits_keeps_what_8_would_lose(bicubic):
+    gray = (SMOOTH[..., 0] * 257.0 + RNG.integers(-100, 100, SMOOTH.shape[:2])).clip(0, 65535).astype(np.uint16)
+    result = bicubic.upscale(Image.fromarray(gray))
+    assert result.mode == "I;16"
+    expected = pillows(gray).clip(0, 65535)
+    assert np.abs(np.asarray(result).astype(float)[INNER] - expected[INNER]).max() < 1
+    assert (bicubic.upscale(gray) == np.asarray(result)).all()
+
+
+@pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+def test_an_array_gives_an_array_of_its_kind(channels, dtype, bicubic):
+    levels = {np.uint8: 255, np.uint16: 65535}.get(dtype, 1)
+    array = (SMOOTH[..., 0] if channels is None else SMOOTH[..., :channels]) / 255 * levels
+    array = array.round().astype(dtype) if levels > 1 else array.astype(dtype)
+    result = bicubic.upscale(array)
+    assert type(result) is np.ndarray
+    assert result.dtype == dtype
+    assert result.shape == (66, 82, *array.shape[2:])
+    expected = pillows(array).clip(0, levels)
+    difference = np.abs(result.astype(float)[INNER] - expected[INNER]).max()
+    assert difference < {1: 1e-3 if dtype == np.float16 else 1e-5, 255: 0.52, 65535: 0.6}[levels]
+
+
+@pytest.mark.parametrize("shape", [(3, 33, 41), (1, 33, 41), (2, 3, 33, 41), (2, 4, 33, 41)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32, torch.float64, torch.bfloat16])
+def test_a_tensor_gives_a_tensor_of_its_kind(shape, dtype, bicubic):
+    levels = {torch.uint8: 255, torch.uint16: 65535}.get(dtype, 1)
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(levels).to(dtype)
+    result = bicubic.upscale(image)
+    assert result.dtype == dtype
+    assert result.shape == (*shape[:-2], 66, 82)
+    for one, enlarged in zip(image.reshape(-1, *shape[-3:]), result.reshape(-1, shape[-3], 66, 82), strict=True):
+        expected = Bicubic(scale=2)(one[:, None].float() / levels).clamp(0, 1)[:, 0] * levels
+        # 0.5 is what rounding takes; colour goes to YCbCr and back, in float32
+        tolerance = {255: 0.51, 65535: 0.6, 1: 4e-3 if dtype == torch.bfloat16 else 1e-5}[levels]
+        assert (enlarged.double() - expected).abs().max() <= tolerance
+
+
+def test_a_tensor_may_be_trained_on_afterwards(bicubic):
+    image = torch.rand(3, 20, 20, requires_grad=True)
+    result = bicubic.upscale(image)
+    weight = torch.ones(1, requires_grad=True)
+    (result * weight).sum().backward()
+    assert weight.grad is not None
+    assert image.grad is None
+
+
+@pytest.mark.parametrize("view", [lambda a: a[::-1, ::2], lambda a: a.astype(">u2"), lambda a: np.asfortranarray(a)])
+def test_any_view_of_an_array_will_do(view, bicubic):
+    array = view(SMOOTH[..., :3].astype(np.uint16) * 257)
+    array.setflags(write=False)
+    plain = np.ascontiguousarray(array.astype(np.uint16))
+    assert (bicubic.upscale(array) == bicubic.upscale(plain)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (3, 2)])
+def test_the_smallest_images_are_enlarged(size, bicubic):
+    result = bicubic.upscale(np.full((*size, 3), 100, np.uint8))
+    assert result.shape == (2 * size[0], 2 * size[1], 3)
+    assert (result == 100).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "build", [lambda: ESPCN(scale=3, kernel_sizes=[1, 1, 1, 1]), lambda: EDSR(scale=3, num_blocks=1)]
+)
+def test_tiles_chroma_and_alpha_included_make_the_whole(build, channels):
+    torch.manual_seed(0)
+    network = build()  # the first sees nothing around, chroma two pixels
+    image = torch.rand(channels, 47, 61)
+    whole = Upscaler(network, "", tile=0, device="cpu").upscale(image)
+    tiled = Upscaler(network, "", tile=16, device="cpu").upscale(image)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-4)
+    if channels in (1, 3):
+        with torch.inference_mode():
+            torch.testing.assert_close(whole, super_resolve(network, image[None])[0].clamp(0, 1), rtol=0, atol=1e-5)
+
+
+def test_colour_hidden_by_transparency_does_not_bleed(bicubic):
+    rows, columns = np.mgrid[:40, :40]
+    disc = np.zeros((40, 40, 4), np.uint8)  # black where nothing is to be seen
+    disc[(rows - 20) ** 2 + (columns - 20) ** 2 < 150] = (250, 40, 10, 255)
+    result = np.asarray(bicubic.upscale(Image.fromarray(disc)))
+    visible = result[..., 3] > 0
+    assert visible.sum() > 4 * 150 * 3.1
+    assert np.abs(result[visible][:, :3].astype(int) - (250, 40, 10)).max() <= 1
+    assert (np.asarray(disc)[0, 0] == 0).all()
+
+
+def test_a_picture_under_transparency_is_left_as_it_is(bicubic):
+    image = SMOOTH.copy()
+    image[10:20, 10:20, 3] = 0
+    opaque = image.copy()
+    opaque[..., 3] = 255
+    assert (bicubic.upscale(image)[..., :3] == bicubic.upscale(opaque)[..., :3]).all()
+
+
+def test_light_and_dark_are_cut_off_at_the_ends(bicubic):
+    edge = np.zeros((20, 20), np.uint8)
+    edge[:, 10:] = 255
+    values = bicubic.upscale(edge)[10]
+    assert values[17] == values[18] == 0  # where it swings below black
+    assert values[21] == values[22] == 255
+    values = bicubic.upscale(edge / 255)
+    assert (values.min(), values.max()) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("photo.jpg", r"not a str: open it first, Image.open\(path\)"),
+        ([[0, 1]], "not a list"),
+        (np.zeros((3, 20, 30), np.uint8), r"not \(3, 20, 30\): move its channels last, np.moveaxis"),
+        (np.zeros((2, 20, 30, 3), np.uint8), r"\(H, W\) or \(H, W, C\).* not \(2, 20, 30, 3\)$"),
+        (np.zeros((0, 5, 3), np.uint8), r"not \(0, 5, 3\)"),
+        (np.zeros((5, 5), bool), "uint8, uint16 or floating point, not bool"),
+        (np.zeros((5, 5), np.int64), "not int64"),
+        (np.full((5, 5), 200.0), "from 200 to 200: an image is in .0, 1.; divide 8-bit values by 255"),
+        (np.full((5, 5), np.nan), "from nan to nan"),
+        (torch.zeros(20, 30, 3), r"not \(20, 30, 3\): move its channels first, image.movedim"),
+        (torch.zeros(20, 30), r"\(C, H, W\) or \(N, C, H, W\)"),
+        (torch.zeros(3, 20, 30, dtype=torch.int32), "not torch.int32"),
+        (torch.full((1, 4, 4), -0.5), "from -0.5 to -0.5"),
+    ],
+)
+def test_other_input_is_refused(image, message, bicubic):
+    with pytest.raises(InputError, match=message):
+        bicubic.upscale(image)
+
+
+def test_progress_adds_up_to_one(bicubic):
+    for image, steps in ((np.zeros((33, 41), np.uint8), 9), (torch.zeros(2, 3, 33, 41), 18)):
+        shares = []
+        bicubic.upscale(image, shares.append)
+        assert len(shares) == steps
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_the_whole_image_is_taken_where_every_pixel_depends_on_it(caplog):
+    torch.manual_seed(0)
+    network = RCAN(scale=2, num_features=8, num_groups=1, num_blocks=2, reduction=2)
+    image = torch.rand(3, 40, 50)
+    net = Upscaler(network, "rcan", device="cpu")
+    shares = []
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            net.upscale(image, shares.append), network(image[None])[0].clamp(0, 1), rtol=0, atol=1e-5
+        )
+    assert len(shares) == 1
+    assert "the whole image" in repr(net)
+    assert not caplog.records
+    tiled = Upscaler(network, "rcan", tile=20, device="cpu").upscale(image)
+    assert tiled.shape == (3, 80, 100)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "RCAN looks at the whole image, which its tiles do not" in caplog.text
+
+
+class Counting(nn.Module):
+    """Repeats pixels; notes the sizes it is given."""
+
+    scale, num_channels, receptive_radius = 2, 1, 3
+    sizes: ClassVar = []  # of all copies
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, lr):
+        self.sizes.append(tuple(lr.shape[-2:]))
+        return lr.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def test_automatic_tiles_are_for_large_images_alone():
+    network = Counting()
+    net = Upscaler(network, "", device="cpu")
+    net.upscale(np.zeros((262, 262), np.uint8))
+    assert network.sizes[-1] == (262, 262)
+    network.sizes.clear()
+    net.upscale(np.zeros((263, 512), np.uint8))
+    assert network.sizes == [(134, 259), (134, 259), (135, 259), (135, 259)]
+
+
+def test_bfloat16_is_a_grey_level_away_at_most():
+    torch.manual_seed(0)
+    network = ESPCN(scale=2, global_skip=True)
+    nn.init.normal_(network.convs[-1].weight, std=0.02)
+    image = SMOOTH[..., :3]
+    exact, rounded = (
+        Upscaler(network, "", precision=precision, device="cpu").upscale(image).astype(int)
+        for precision in ("float32", "bfloat16")
+    )
+    assert 0 < np.abs(exact - rounded).max() <= 2
+
+
+def test_the_inference_form_of_a_network_is_used():
+    torch.manual_seed(0)
+    network = WDSR(scale=2, num_features=4, num_blocks=1)
+    image = torch.rand(3, 9, 9)
+    net = Upscaler(network, "wdsr", device="cpu")
+    assert not [name for name, _ in net.network.named_parameters() if "original" in name]
+    with torch.inference_mode():
+        torch.testing.assert_close(net.upscale(image), network.eval()(image[None])[0].clamp(0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "tpu"}, "device='tpu': auto, cpu or cuda"),
+        ({"precision": "float16"}, "precision='float16': auto, float32 or bfloat16"),
+        ({"tile": 8}, "tile=8: auto, 0 .* or at least 16"),
+        ({"tile": "big"}, "tile='big'"),
+        ({"tile": -1, "precision": "double"}, "precision='double'.*; tile=-1"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        Upscaler(Bicubic(scale=2), "bicubic", **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said():
+    with pytest.raises(InputError, match="torch finds no GPU here"):
+        Upscaler(Bicubic(scale=2), "bicubic", device="cuda")
+
+
+def test_five_lines_of_python(trained):
+    net = load(trained, device="cpu")
+    assert (net.scale, net.name) == (2, "tiny")
+    assert repr(net) == (
+        "Upscaler(tiny x2: ESPCN on luma, 188 parameters, 30 steps, sees 2 pixels around; float32 on cpu, tile=auto)"
+    )
+    image = Image.fromarray(SMOOTH[..., :3])
+    result = net.upscale(image)
+    assert result.size == (82, 66)
+    # The same network by hand, straight from the file
+    state = torch.load(trained, weights_only=True)["state_dict"]
+    network = ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3]).eval()
+    network.load_state_dict({key.removeprefix("network."): value for key, value in state.items()})
+    lr = torch.from_numpy(SMOOTH[..., :3].copy()).permute(2, 0, 1)[None] / 255
+    with torch.inference_mode():
+        expected = super_resolve(network, lr)[0].clamp(0, 1).permute(1, 2, 0) * 255
+    assert np.abs(np.asarray(result) - expected.numpy()).max() < 0.51
+
+
+def test_a_runs_directory_stands_for_its_best_checkpoint(trained, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").write_bytes(trained.read_bytes())
+    assert load(tmp_path / "run").name == "tiny"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty is a folder"):
+        load(tmp_path / "empty")
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        load(tmp_path / "none.ckpt")
+
+
+def test_the_package_is_imported_without_torch():
+    code = "import sys; from sr_lightning import load; assert not {'torch', 'PIL', 'numpy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
