@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import csv
+import os
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,8 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def run(*words, check=True) -> subprocess.CompletedProcess:
-    done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+def run(*words, check=True, cwd=ROOT) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

@@ -10,12 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.training.test_resume import assert_same
 
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps import in_charge_of
 from tests.helpers import ROOT, rows_of, run
+from tests.training.test_resume import assert_same
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,132 @@
+"""Files of an earlier version keep working: runs, sweeps, checkpoints, leaderboards (see earlier_version/README.md)."""
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
+from sr_lightning import load
+from sr_lightning.runs.fingerprint import fingerprint
+from tests.helpers import ROOT, rows_of, run
+
+EARLIER = ROOT / "tests" / "earlier_version"
+CELL = "srcnn_folder_x2_seed1_65356e6c"
+WORDS = [
+    *("model=srcnn", "model.network.num_features=[16,8]", "data=folder", "data.hr=data/pictures"),
+    *("data.val_fraction=0.4", "data.patch_size=8", "data.batch_size=4", "max_steps=40", "val_every=10"),
+    *("save_every=10", "log_every=10", "trainer=cpu", "trainer.precision=32-true", "benchmarks=[]", "num_pictures=0"),
+]
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch):
+    """A copy of the earlier version's folder, which is the working directory."""
+    folder = shutil.copytree(EARLIER, tmp_path / "earlier")
+    monkeypatch.chdir(folder)
+    for name in ("SR_DATA_ROOT", "SR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for path in folder.glob("multirun/*/*/scores.json"):  # Git does not keep times
+        changed = json.loads(path.read_text())["checkpoint"]["changed"]
+        os.utime(path.with_name("checkpoints") / "best.ckpt", ns=(changed, changed))
+    return folder
+
+
+def python(*words):
+    done = run(sys.executable, *words, cwd=None)
+    return done.stdout + done.stderr
+
+
+def same_scores(path, expected):
+    """Equal rows; scores to a thousandth of a dB, as convolutions differ between processors."""
+    rows, expected = rows_of(path), rows_of(expected)
+    assert [row["image"] for row in rows] == [row["image"] for row in expected]
+    for row, old in zip(rows, expected, strict=True):
+        assert row.keys() == old.keys()
+        assert float(row["psnr_y"]) == pytest.approx(float(old["psnr_y"]), abs=1e-3)
+        assert float(row["ssim_y"]) == pytest.approx(float(old["ssim_y"]), abs=1e-5)
+
+
+def weights_of(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_the_same_sweep_command_skips_every_cell(earlier):
+    before = {path: path.read_bytes() for path in earlier.glob("multirun/tiny/*/*") if path.is_file()}
+    output = python(ROOT / "train.py", "-m", *WORDS, "seed=1,2", "sweep=tiny", f"cache_dir={earlier}/cache")
+    assert "2 cells, 2 skipped" in output
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_interrupted_run_is_resumed_to_the_weights_of_the_uninterrupted_one(earlier):
+    python(ROOT / "train.py", "resume=outputs/interrupted")
+    resumed, whole = (folder / "checkpoints" / "last.ckpt" for folder in (
+        earlier / "outputs" / "interrupted", earlier / "multirun" / "tiny" / CELL
+    ))  # fmt: skip
+    expected = weights_of(whole)
+    for name, weight in weights_of(resumed).items():
+        assert torch.allclose(weight, expected[name], atol=1e-4), name
+    same_scores(earlier / "outputs/interrupted/results.csv", earlier / "multirun/tiny" / CELL / "results.csv")
+
+
+def test_a_finished_run_is_resumed_and_scored_again(earlier):
+    shutil.copy(f"multirun/tiny/{CELL}/results.csv", "expected.csv")
+    python(ROOT / "train.py", f"resume=multirun/tiny/{CELL}")
+    same_scores(earlier / "multirun" / "tiny" / CELL / "results.csv", earlier / "expected.csv")
+
+
+def test_a_checkpoint_is_scored_as_before(earlier):
+    words = (f"ckpt=multirun/tiny/{CELL}/checkpoints/best.ckpt", "benchmarks=[Tiny]", "hydra.run.dir=scored")
+    python(ROOT / "evaluate.py", *words, "num_pictures=0", "report=0")
+    expected = [row for row in rows_of(earlier / "outputs/leaderboard/results.csv") if row["model"] != "srcnn seed 2"]
+    for row, old in zip(rows_of(earlier / "scored" / "results.csv"), expected, strict=True):
+        assert float(row["psnr_y"]) == pytest.approx(float(old["psnr_y"]), abs=1e-3)
+
+
+def test_a_leaderboard_is_made_of_the_kept_scores(earlier):
+    output = python(ROOT / "evaluate.py", "runs=multirun/tiny", "benchmarks=[Tiny]", "hydra.run.dir=scored")
+    assert "scoring multirun" not in output
+    table, expected = (rows_of(f"{folder}/leaderboard.csv") for folder in ("scored", "outputs/leaderboard"))
+    assert [row["model"] for row in table] == [row["model"] for row in expected] == ["srcnn", "bicubic"]
+    for row, old in zip(table, expected, strict=True):
+        differing = {key for key in old if row[key] != old[key]}
+        assert differing <= {"milliseconds"}
+    assert rows_of("scored/results.csv") == rows_of("outputs/leaderboard/results.csv")
+
+
+def test_a_run_enlarges_and_is_exported(earlier):
+    python("-m", "sr_lightning.upscale", "data/pictures/0.png", "-c", f"multirun/tiny/{CELL}", "-o", "big")
+    enlarged = np.asarray(Image.open("big/0_x2.png"))
+    assert enlarged.shape == (128, 112, 3)
+    assert (enlarged == np.asarray(load(f"multirun/tiny/{CELL}").upscale(Image.open("data/pictures/0.png")))).all()
+    python("-m", "sr_lightning.export", "-c", f"multirun/tiny/{CELL}", "--to", "onnx", "-o", "net.onnx")
+    session = onnxruntime.InferenceSession("net.onnx")
+    assert session.run(None, {"lr": np.zeros((1, 1, 8, 9), np.float32)})[0].shape == (1, 1, 16, 18)
+
+
+def composed_fingerprints(words):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return [
+            fingerprint(compose("train", ["name=net", "run_dir=nowhere", "choices=null", *w.split()])) for w in words
+        ]
+
+
+def test_every_recipe_and_group_keeps_its_fingerprint():
+    expected = json.loads((EARLIER / "fingerprints.json").read_text())
+    found = dict(zip(expected, composed_fingerprints(expected), strict=True))
+    assert {words: value for words, value in found.items() if value != expected[words]} == {}
+
+
+def test_every_recipe_has_a_recorded_fingerprint():
+    """A new recipe is recorded when it is added: its line of fingerprints.json is what this test prints."""
+    expected = json.loads((EARLIER / "fingerprints.json").read_text())
+    recipes = [f"experiment={path.stem}" for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
+    missing = [words for words in recipes if words not in expected]
+    assert dict(zip(missing, composed_fingerprints(missing), strict=True)) == {}
