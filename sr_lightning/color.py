@@ -66,6 +66,18 @@ def quantize(image: Tensor) -> Tensor:
     return image.clamp(0, 1).mul_(255).add_(0.5).floor_().mul_(1 / 255)
 
 
+def to_uint8(image: Tensor) -> Tensor:
+    """The 8-bit levels of an image: clamped to [0, 1], times 255, rounded half up as in `quantize`.
+
+    Args:
+        image: any shape, any floating-point dtype, in [0, 1].
+
+    Returns:
+        The same shape, uint8.
+    """
+    return quantize(image.float()).mul_(255).round_().to(torch.uint8)
+
+
 def _mix(planes: tuple[Tensor, ...], weights: list[float], offset: float) -> Tensor:
     """One row of the matrix: Σ weight·plane + offset, with no memory but the result."""
     first, second, third = planes

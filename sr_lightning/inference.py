@@ -42,6 +42,20 @@ def with_chroma(sr_luma: Tensor, lr: Tensor, scale: int) -> Tensor:
     return ycbcr_to_rgb(ycbcr)
 
 
+def in_colour(sr: Tensor, lr: Tensor, scale: int) -> Tensor:
+    """A prediction with the colours of its LR image: luma gets bicubic chroma, RGB is returned unchanged.
+
+    Args:
+        sr: (N, 1 or 3, h*scale, w*scale) in [0, 1].
+        lr: (N, 1 or 3, h, w), the image it was made from.
+        scale: The factor.
+
+    Returns:
+        As many channels as the larger of the two, unclamped.
+    """
+    return with_chroma(sr, lr, scale) if sr.shape[1] < lr.shape[1] else sr
+
+
 def super_resolve(network: nn.Module, lr: Tensor) -> Tensor:
     """Enlarge images of one or three channels with any network.
 

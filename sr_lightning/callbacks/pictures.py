@@ -6,8 +6,8 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from sr_lightning.evaluation.comparison import save_comparison
-from sr_lightning.inference import with_chroma
-from sr_lightning.loggers.loggers import log_pictures
+from sr_lightning.inference import in_colour
+from sr_lightning.loggers import log_pictures
 from sr_lightning.networks import Bicubic
 
 
@@ -33,7 +33,7 @@ class ValidationPictures(pl.Callback):
             return
         sr, lr, hr = outputs, batch["lr"], batch["hr"]
         scale = pl_module.network.scale
-        colour = with_chroma(sr, lr, scale) if sr.shape[1] < lr.shape[1] else sr
+        colour = in_colour(sr, lr, scale)
         bicubic = Bicubic(scale=scale).to(lr.device)(lr)
         name = trainer.datamodule.val_store.names[index]
         path = self.folder / name / f"step_{step:07d}.png"

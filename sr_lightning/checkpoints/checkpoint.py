@@ -1,28 +1,16 @@
-"""Checkpoints that describe themselves, are never half written and run no code when they are read."""
+"""Reading the checkpoints of train.py: they describe their network, and reading one runs no code in it."""
 
-import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.utils import get_object
-from lightning_fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
 from sr_lightning.errors import InputError
-from sr_lightning.utils.atomic_files import replacing
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames: a kill leaves the old checkpoint or the new one, never a part.
-
-    Lightning's own writes to the system's temporary folder first, which is only a rename on the same file system.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+from sr_lightning.runs.folder import find_checkpoint
+from sr_lightning.utils.tensor_files import load_tensors
 
 
 @dataclass(frozen=True)
@@ -43,34 +31,26 @@ class Trained:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint written by this project: tensors and plain containers.
+    """The content of a checkpoint of this project: tensors and plain containers.
+
+    Args:
+        path: The file, or a run's directory, of which the best checkpoint is read.
 
     Raises:
-        InputError: No such file, not readable, or not one of this project's.
+        InputError: The file is missing, damaged or not of this project.
     """
-    path = Path(path)
-    if path.is_dir():
-        names = ("checkpoints/best.ckpt", "best.ckpt", "checkpoints/last.ckpt", "last.ckpt")
-        there = next((path / name for name in names if (path / name).is_file()), None)
-        raise InputError(f"{path} is a folder" + (f"; its checkpoint is {there}" if there else " without a checkpoint"))
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path} cannot be read as a checkpoint: it is damaged, or no file of train.py") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint, damaged or cut off: {error}") from error
+    path = find_checkpoint(path)
+    checkpoint = load_tensors(path)
     if not describes_network(checkpoint):
         raise InputError(
             f"{path} does not say which network it holds: was it written by this project's train.py? "
-            "Another project's file is scored with model=… scale=… beside it"
+            "To score another project's file, add model=… and scale=…"
         )
     return checkpoint
 
 
 def describes_network(checkpoint: Any) -> bool:
-    """Whether a checkpoint's config has the network's class, where train.py puts it."""
+    """True if a checkpoint's config names the network's class, where train.py puts it."""
     for key in ("hyper_parameters", "model", "network", "_target_"):
         if not isinstance(checkpoint, dict) or key not in checkpoint:
             return False
@@ -79,7 +59,7 @@ def describes_network(checkpoint: Any) -> bool:
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether a file is a checkpoint written by this project."""
+    """True if a file is a checkpoint of this project."""
     try:
         read_checkpoint(path)
     except InputError:
@@ -88,23 +68,19 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def load_network(path: str | Path) -> Trained:
-    """Build the network a checkpoint describes and load its weights.
+    """Build the network that a checkpoint describes and load its weights.
 
     Only subclasses of torch.nn.Module are built, from plain numbers and names: a checkpoint can run no other code.
 
+    Args:
+        path: As for `read_checkpoint`.
+
     Raises:
-        InputError: The file is missing, unreadable or not of this project, or its weights do not fit.
+        InputError: The file is missing, damaged or not of this project, or its weights do not fit.
     """
     checkpoint = read_checkpoint(path)
     config = checkpoint["hyper_parameters"]
-    description = dict(config["model"]["network"])
-    target = description.pop("_target_")
-    try:
-        network = network_class(target, path)(**description)
-    except (ImportError, TypeError) as error:
-        raise InputError(f"{path} holds a {target} that this version cannot build: {error}") from error
-    if not (hasattr(network, "scale") and hasattr(network, "num_channels")):
-        raise InputError(f"{path} holds a {target}, which enlarges nothing: it has no scale and num_channels")
+    network = build_network(config["model"]["network"], path)
     try:
         network.load_state_dict(network_weights(checkpoint))
     except RuntimeError as error:
@@ -113,14 +89,12 @@ def load_network(path: str | Path) -> Trained:
 
 
 def load_best(path: str | Path) -> Trained:
-    """The network of a checkpoint, or of the best one in a run's directory, for use.
+    """Load the network of a checkpoint, or the best of a run's directory, for use.
 
     Raises:
-        InputError: As of `load_network`; or weights are infinite or NaN, as after a training that diverged.
+        InputError: As for `load_network`; or weights are infinite or NaN, as after a training that diverged.
     """
-    path = Path(path).expanduser()
-    if (path / "checkpoints" / "best.ckpt").is_file():
-        path = path / "checkpoints" / "best.ckpt"
+    path = find_checkpoint(path)
     trained = load_network(path)
     wrong = [key for key, value in trained.network.state_dict().items() if not value.isfinite().all()]
     if wrong:
@@ -131,30 +105,55 @@ def load_best(path: str | Path) -> Trained:
     return trained
 
 
+def build_network(description: Mapping[str, Any], source: str | Path) -> nn.Module:
+    """Build a network without trained weights.
+
+    Args:
+        description: As in a config: `_target_`, the class, and its keyword arguments.
+        source: The file with the description, for the message.
+
+    Raises:
+        InputError: The class is missing, is no network for super-resolution, or has other arguments.
+    """
+    arguments = dict(description)
+    target = arguments.pop("_target_")
+    try:
+        network = network_class(target, source)(**arguments)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"{source} holds a {target} that this version cannot build: {error}") from error
+    if not (hasattr(network, "scale") and hasattr(network, "num_channels")):
+        raise InputError(f"{source} holds a {target}, which does not upscale: it has no scale and num_channels")
+    return network
+
+
 def network_class(target: str, source: str | Path) -> type[nn.Module]:
     """The class that a file names as its network's.
 
     Args:
-        target: As in a config, "sr_lightning.networks.EDSR".
+        target: The dotted name, such as "sr_lightning.networks.EDSR".
         source: The file, for the message.
 
     Raises:
-        InputError: It is no torch.nn.Module, and might run anything.
-        ImportError: There is nothing of that name.
+        InputError: It is no torch.nn.Module, so building it might run anything.
+        ImportError: There is no such module.
+        AttributeError: The module has no such name.
     """
-    named = get_object(target)
+    module, _, name = target.rpartition(".")
+    if not module:
+        raise ImportError(f"{target} is no dotted name")
+    named = getattr(import_module(module), name)
     if not (isinstance(named, type) and issubclass(named, nn.Module)):
         raise InputError(f"{source} names {target} as its network, which is not a torch.nn.Module")
     return named
 
 
-def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict of the network alone: of its moving average where the run kept one."""
+def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict of the network alone: of its moving average if the run computed one."""
     weights = checkpoint["state_dict"]
     prefix = "averaged." if any(key.startswith("averaged.") for key in weights) else "network."
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
-def steps_done(checkpoint: dict[str, Any]) -> int:
+def steps_done(checkpoint: Mapping[str, Any]) -> int:
     """Batches trained when the checkpoint was written, whatever the number of optimizers."""
     return checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]

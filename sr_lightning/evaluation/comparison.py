@@ -1,14 +1,14 @@
-"""Side-by-side pictures: one place of one image, as each method shows it."""
+"""Comparison pictures: one place of one image in every version, side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from sr_lightning.color import to_uint8
 from sr_lightning.images.files import write_image
 
 PANEL = 320  # pixels of a panel's side
@@ -17,11 +17,11 @@ CAPTION = 24
 
 @dataclass(frozen=True)
 class Panel:
-    """One method's version of an image.
+    """One version of an image.
 
     Attributes:
         caption: Such as "bicubic 30.12 dB".
-        image: (1 or 3, H, W) in [0, 1], all panels of a picture of one size.
+        image: (1 or 3, H, W) in [0, 1], of one size in all panels of a picture.
     """
 
     caption: str
@@ -43,13 +43,13 @@ def hardest_place(image: Tensor, hr: Tensor, size: int) -> tuple[int, int]:
 
 
 def side_by_side(panels: Sequence[Panel], top: int, left: int, size: int) -> Image.Image:
-    """Whole last panel with the place marked, then that place from each panel, enlarged without smoothing.
+    """Draw the whole last panel with the place marked, then that place of each panel, enlarged without smoothing.
 
     Args:
         panels: At least one; the last is the truth.
-        top: Of the place, in pixels of the panels.
-        left: Likewise.
-        size: Side of the place.
+        top: First row of the place, in pixels of the panels.
+        left: First column of the place.
+        size: Side of the place in pixels.
     """
     font = ImageFont.load_default(size=13)
     canvas = Image.new("RGB", ((PANEL + 4) * (len(panels) + 1) - 4, PANEL + CAPTION), "white")
@@ -70,8 +70,8 @@ def side_by_side(panels: Sequence[Panel], top: int, left: int, size: int) -> Ima
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """(1 or 3, H, W) in [0, 1] -> an 8-bit picture; values outside are clamped."""
-    levels = image.detach().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+    """Convert (1 or 3, H, W) in [0, 1] to an RGB image of 8 bits; values outside are clamped."""
+    levels = to_uint8(image.detach()).cpu()
     return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 

@@ -11,6 +11,8 @@ import json
 import logging
 import math
 import re
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,44 +22,21 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import torch
 from PIL import Image
 
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.crops import BASELINE, Crop, find_crops
 from sr_lightning.evaluation.score_table import NOT_SCORES
+from sr_lightning.metrics.protocol import Protocol
+from sr_lightning.runs.folder import RunFolder
 from sr_lightning.utils.atomic_files import replacing
 
 log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report.html")
-BASELINE = "bicubic"
-CROP = 48  # HR pixels: side of the places that are found
-CROPS = 2  # of each kind, model and image
 EMBEDDED = 16_000_000  # bytes of pictures up to which they are inside the page, which is then one file to pass on
-_LUMA = np.array([65.481, 128.553, 24.966]) / 255  # BT.601, 219 levels; the offset leaves with the difference
 _WEBP_SIDE = 16383  # the most pixels WebP has
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A place where a model gains or loses against bicubic.
-
-    Attributes:
-        model: Its name.
-        top: HR pixels.
-        left: HR pixels.
-        size: HR pixels, its side.
-        gain: Mean squared luma error of bicubic less that of the model, in squared grey levels; negative: a loss.
-        psnr: Of the model on luma of this place, in dB.
-        bicubic: Of bicubic, likewise.
-    """
-
-    model: str
-    top: int
-    left: int
-    size: int
-    gain: float
-    psnr: float
-    bicubic: float
 
 
 @dataclass(frozen=True)
@@ -147,80 +126,6 @@ def _write_lossless(path: Path, picture: np.ndarray) -> None:
             image.save(temporary, format="PNG")
 
 
-def find_crops(
-    models: Mapping[str, np.ndarray], hr: np.ndarray, border: int = 0, size: int = CROP, count: int = CROPS
-) -> tuple[Crop, ...]:
-    """The places where models gain and lose most against bicubic, by squared luma error.
-
-    Args:
-        models: Name -> uint8 (1 or 3, H, W). Without "bicubic" among them nothing is found.
-        hr: uint8 (1 or 3, H, W).
-        border: Pixels left out on each side.
-        size: Side of a place in pixels; less in a smaller image.
-        count: At most so many gains, and so many losses, of each model; those of a kind do not overlap.
-
-    Returns:
-        Of each model but bicubic its gains, the largest first, then its losses, the largest first.
-    """
-    if BASELINE not in models:
-        return ()
-    height, width = hr.shape[-2:]
-    border = min(border, (min(height, width) - 1) // 2)  # leaves a pixel
-    inside = np.s_[..., border : height - border, border : width - border]
-    truth = _luma(hr[inside])
-    size = min(size, *truth.shape)
-    baseline = (_luma(models[BASELINE][inside]) - truth) ** 2  # (H, W)
-    crops = []
-    for name, picture in models.items():
-        if name == BASELINE:
-            continue
-        error = (_luma(picture[inside]) - truth) ** 2
-        gain = window_means(baseline - error, size)
-        for sign in (1, -1):
-            for top, left in largest_apart(sign * gain, size, count):
-                window = np.s_[top : top + size, left : left + size]
-                psnrs = (_psnr(error[window].mean()), _psnr(baseline[window].mean()))
-                crops.append(Crop(name, top + border, left + border, size, float(gain[top, left]), *psnrs))
-    return tuple(crops)
-
-
-def _luma(picture: np.ndarray) -> np.ndarray:
-    """uint8 (1 or 3, H, W) -> float64 (H, W) in grey levels; a gray picture is luma as it is."""
-    return picture[0].astype(np.float64) if len(picture) == 1 else np.tensordot(_LUMA, picture, axes=1)
-
-
-def _psnr(squared_error: float) -> float:
-    return 10 * math.log10(255**2 / squared_error) if squared_error > 0 else math.inf
-
-
-def window_means(values: np.ndarray, size: int) -> np.ndarray:
-    """Means over all size x size windows: (H, W) -> (H - size + 1, W - size + 1), by the window's top left corner."""
-    total = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    return (total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]) / size**2
-
-
-def largest_apart(values: np.ndarray, size: int, count: int) -> list[tuple[int, int]]:
-    """Where the largest positive values are, no two of them less than `size` apart in both directions.
-
-    Args:
-        values: (H, W).
-        size: In elements.
-        count: At most so many.
-
-    Returns:
-        (row, column), the largest first.
-    """
-    values = values.copy()
-    places = []
-    for _ in range(count):
-        row, column = (int(i) for i in np.unravel_index(values.argmax(), values.shape))
-        if values[row, column] <= 1e-6:  # what rounding leaves of equal errors
-            break
-        places.append((row, column))
-        values[max(row - size + 1, 0) : row + size, max(column - size + 1, 0) : column + size] = -math.inf
-    return places
-
-
 def write_report(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -279,6 +184,25 @@ def write_report(
     where = "all in one file" if inside else f"beside {len(files)} pictures of {_megabytes(picture_bytes)}"
     log.info("%s: %s, %s", path, _megabytes(page), where)
     return page if inside else page + picture_bytes
+
+
+def write_evaluation_report(
+    run_dir: Path,
+    rows: Sequence[Mapping[str, Any]],
+    versions: Sequence[Versions],
+    protocol: Protocol,
+    *,
+    leaderboard: Sequence[Mapping[str, Any]] | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write run_dir/report.html with the facts of this process, if there is an image to show; see `write_report`."""
+    if not versions:
+        return
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    facts = {**(facts or {}), "in words": protocol.words, "computed on": f"{device}, PyTorch {torch.__version__}"}
+    command = shlex.join(["python", *sys.argv])
+    path = RunFolder(run_dir).report
+    write_report(path, rows, versions, leaderboard=leaderboard, facts=facts, commands=[command])
 
 
 def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Rows of scores: their means, results.csv and the table in the terminal."""
+"""Rows of scores: means, results.csv and the table in the terminal."""
 
 import csv
 import io
@@ -14,14 +14,14 @@ from sr_lightning.utils.markdown import markdown_table
 log = logging.getLogger(__name__)
 
 NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")  # columns of a row; all others are scores
-_DECIBELS = ("psnr", "consistency")
+_DECIBELS = ("psnr", "consistency")  # how the names of scores in dB begin
 
 
 def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The row of an average over images. All images must have been scored under one protocol.
+    """Average the rows of images that were scored under one protocol.
 
     Raises:
-        InputError: There is no image, or some LR were given and others made.
+        InputError: There is no image, or LR files were given for some images and not for others.
     """
     protocols = sorted({row["protocol"] for row in rows})
     if len(protocols) != 1:
@@ -30,25 +30,37 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return rows[0] | {"image": "mean"} | {key: sum(row[key] for row in rows) / len(rows) for key in scores}
 
 
+def score_digits(name: str) -> int:
+    """Digits after the point with which a score is shown."""
+    return 2 if name.startswith(_DECIBELS) else 4
+
+
 def first_mean(rows: Sequence[dict[str, Any]], model: str) -> float:
     """Mean PSNR of a model on the first set it was scored on, in dB."""
     row = next(row for row in rows if row["image"] == "mean" and row["model"] == model)
     return next(value for key, value in row.items() if key.startswith("psnr"))
 
 
-def report(
+def report_scores(
     rows: Sequence[dict[str, Any]], pictures: Sequence[Path], run_dir: Path, images_of: str | None = None
 ) -> None:
-    """Print the table and write results.csv; say where pictures are."""
+    """Write results.csv; log the table and where the pictures are.
+
+    Args:
+        rows: Of `Scorer.score_sets`.
+        pictures: Comparison pictures that were written.
+        run_dir: Where to write.
+        images_of: A data set of which every image gets a line.
+    """
     write_results(run_dir / "results.csv", rows)
-    log.info("protocol %s\n%s", ", ".join(sorted({row["protocol"] for row in rows})), table(rows, images_of))
+    log.info("protocol %s\n%s", ", ".join(sorted({row["protocol"] for row in rows})), score_table(rows, images_of))
     log.info("%s", run_dir / "results.csv")
     if pictures:
         log.info("%d pictures in %s", len(pictures), pictures[0].parent)
 
 
-def table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
-    """Scores as a Markdown table: one line per model and set, and per image of the set `images_of`.
+def score_table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
+    """Format scores as a Markdown table: one line per model and set, and per image of the set `images_of`.
 
     The gain is over bicubic on the same images.
     """
@@ -59,14 +71,14 @@ def table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
     for row in rows:
         if row["image"] == "mean" or row["dataset"] == images_of:
             gain = row[psnr] - bicubic[row["dataset"], row["scale"], row["image"]]
-            scores = [f"{row[m]:.{2 if m.startswith(_DECIBELS) else 4}f}" for m in metrics]
+            scores = [f"{row[m]:.{score_digits(m)}f}" for m in metrics]
             last = "" if row["model"] == "bicubic" else f"{gain:+.2f}"
             lines.append([row["dataset"], row["image"], f"x{row['scale']}", row["model"], *scores, last])
     return markdown_table(lines)
 
 
 def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows as csv, complete or not at all."""
+    """Write rows as CSV, completely or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

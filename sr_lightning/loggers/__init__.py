@@ -1,5 +1,8 @@
 """Loggers: metrics.csv, TensorBoard, Weights & Biases."""
 
-from sr_lightning.loggers.loggers import TensorBoard, WandbRun
+from sr_lightning.loggers.base import Outcome, RunLogger, closing, log_pictures
+from sr_lightning.loggers.metrics_csv import MetricsCSV
+from sr_lightning.loggers.tensorboard import TensorBoard
+from sr_lightning.loggers.wandb import WandbRun
 
-__all__ = ["TensorBoard", "WandbRun"]
+__all__ = ["MetricsCSV", "Outcome", "RunLogger", "TensorBoard", "WandbRun", "closing", "log_pictures"]

@@ -1,0 +1,150 @@
+"""Key names of other projects' weights: EDSR-PyTorch, BasicSR, pytorch-vdsr."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sr_lightning.errors import InputError
+from sr_lightning.networks import EDSR, VDSR, MSRResNet
+from sr_lightning.networks.layers import div2k_mean
+
+# Names of the layers of a network with `depth` blocks, {our name: their name}. Upsampling stages that a network lacks
+# at its scale are in the map all the same.
+
+
+def edsr_pytorch_edsr(depth: int) -> dict[str, str]:
+    """EDSR of github.com/sanghyun-son/EDSR-PyTorch: src/model/edsr.py, common.py."""
+    return (
+        {"head": "head.0", "merge": f"body.{depth}", "tail": "tail.1"}
+        | {f"blocks.{i}.conv1": f"body.{i}.body.0" for i in range(depth)}
+        | {f"blocks.{i}.conv2": f"body.{i}.body.2" for i in range(depth)}
+        | {f"upsampler.{i}": f"tail.0.{i}" for i in (0, 2, 4)}
+    )
+
+
+def basicsr_edsr(depth: int) -> dict[str, str]:
+    """EDSR of github.com/XPixelGroup/BasicSR: basicsr/archs/edsr_arch.py, arch_util.py."""
+    return (
+        {"head": "conv_first", "merge": "conv_after_body", "tail": "conv_last"}
+        | {f"blocks.{i}.conv{j}": f"body.{i}.conv{j}" for i in range(depth) for j in (1, 2)}
+        | {f"upsampler.{i}": f"upsample.{i}" for i in (0, 2, 4)}
+    )
+
+
+def basicsr_msrresnet(depth: int) -> dict[str, str]:
+    """MSRResNet of github.com/XPixelGroup/BasicSR, x2 to x4: basicsr/archs/srresnet_arch.py."""
+    return (
+        {"head": "conv_first", "refine": "conv_hr", "tail": "conv_last"}
+        | {f"blocks.{i}.conv{j}": f"body.{i}.conv{j}" for i in range(depth) for j in (1, 2)}
+        | {"upsampler.0": "upconv1", "upsampler.3": "upconv2"}
+    )
+
+
+def twtygqyy_vdsr(depth: int) -> dict[str, str]:
+    """VDSR of github.com/twtygqyy/pytorch-vdsr, vdsr.py. Its blocks are all convolutions but the first and the last."""
+    return {"convs.0": "input", f"convs.{depth + 1}": "output"} | {
+        f"convs.{i + 1}": f"residual_layer.{i}.conv" for i in range(depth)
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class KeyMap:
+    """The key names that another project gives to the weights of a network.
+
+    Attributes:
+        project: The `layout` of `save_weights`.
+        network: The class here that computes the same.
+        key_map: Number of blocks -> {our name of a layer: theirs}.
+        detect_key: A key by which a file of this project is recognised.
+        block_pattern: Matches one key of each block in their files.
+        constants: Tensors of their files that are fixed here.
+        wrapper: The key under which their files hold the weights, if any.
+        writable: True if `save_weights` writes it.
+    """
+
+    project: str
+    network: type[nn.Module]
+    key_map: Callable[[int], dict[str, str]]
+    detect_key: str
+    block_pattern: str
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    wrapper: str | None = None
+    writable: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.network.__name__} ({self.project})"
+
+
+def mean_shifts() -> dict[str, Tensor]:
+    """EDSR-PyTorch's 1x1 convolutions that subtract and add the mean, on images in 0..255."""
+    mean, identity = 255 * div2k_mean(3).flatten(), torch.eye(3)[..., None, None]
+    return {
+        "sub_mean.weight": identity,
+        "sub_mean.bias": -mean,
+        "add_mean.weight": identity.clone(),
+        "add_mean.bias": mean,
+    }
+
+
+KEY_MAPS = (
+    KeyMap(
+        "edsr-pytorch",
+        EDSR,
+        edsr_pytorch_edsr,
+        detect_key="body.0.body.0.weight",
+        block_pattern=r"body\.\d+\.body\.0\.weight",
+        constants=mean_shifts(),
+    ),
+    KeyMap(
+        "basicsr",
+        EDSR,
+        basicsr_edsr,
+        detect_key="conv_after_body.weight",
+        block_pattern=r"body\.\d+\.conv1\.weight",
+        wrapper="params",
+    ),
+    KeyMap(
+        "basicsr",
+        MSRResNet,
+        basicsr_msrresnet,
+        detect_key="upconv1.weight",
+        block_pattern=r"body\.\d+\.conv1\.weight",
+        wrapper="params",
+    ),
+    KeyMap(
+        "twtygqyy",
+        VDSR,
+        twtygqyy_vdsr,
+        detect_key="residual_layer.0.conv.weight",
+        block_pattern=r"residual_layer\.\d+\.conv\.weight",
+        writable=False,
+    ),
+)
+
+
+def import_keys(weights: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
+    """Rename the weights of another project's file to our names, without its constants. Unknown names are unchanged."""
+    depth = sum(re.fullmatch(key_map.block_pattern, key) is not None for key in weights)
+    names = {theirs: ours for ours, theirs in key_map.key_map(depth).items()}
+    return {_rename(key, names): value for key, value in weights.items() if key not in key_map.constants}
+
+
+def export_keys(weights: Mapping[str, Tensor], key_map: KeyMap, depth: int) -> dict[str, Tensor]:
+    """Rename the weights of a network with `depth` blocks to another project's names, and add its constants.
+
+    Raises:
+        InputError: The other project's network has no such layer.
+    """
+    names = key_map.key_map(depth)
+    if unknown := [key for key in weights if key.rpartition(".")[0] not in names]:
+        raise InputError(f"{key_map} has no layer for {', '.join(unknown)}")
+    return {_rename(key, names): value for key, value in weights.items()} | dict(key_map.constants)
+
+
+def _rename(key: str, names: Mapping[str, str]) -> str:
+    """Rename the layer in a key: `head.weight` -> `head.0.weight` with names {"head": "head.0"}."""
+    layer, dot, kind = key.rpartition(".")
+    return names.get(layer, layer) + dot + kind

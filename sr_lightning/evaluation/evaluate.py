@@ -1,0 +1,155 @@
+"""evaluate.py: score checkpoints, or a model without weights, on benchmarks."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from sr_lightning.checkpoints.checkpoint import is_checkpoint, load_network
+from sr_lightning.checkpoints.interop import load_weights
+from sr_lightning.data.sources import Pair, benchmark_set
+from sr_lightning.errors import InputError
+from sr_lightning.evaluation.images import EvaluationImages
+from sr_lightning.evaluation.report import write_evaluation_report
+from sr_lightning.evaluation.score_table import first_mean, report_scores
+from sr_lightning.evaluation.scoring import Row, ScoredModel, Scorer
+from sr_lightning.inference import SelfEnsemble
+from sr_lightning.runs.folder import find_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Score checkpoints, or a model without parameters, on benchmarks.
+
+    Returns:
+        Mean PSNR of the first model on the first benchmark, in dB.
+
+    Raises:
+        InputError: Nothing to score, a missing checkpoint or benchmark, or a scale that does not fit.
+    """
+    network = cfg.model.network if "model" in cfg else None
+    models = requested_models(checkpoint_paths(cfg.ckpt), network, cfg.name, cfg.scale, cfg.self_ensemble)
+    scorer = Scorer.from_config(cfg)
+    images = EvaluationImages(cfg.run_dir, cfg.num_pictures, cfg.report)
+    rows: list[Row] = []
+    for scale in dict.fromkeys(model.network.scale for model in models):
+        of_scale = [model for model in models if model.network.scale == scale]
+        sets = {name: benchmark_set(cfg.data_root, name, scale) for name in cfg.benchmarks}
+        rows += scorer.score_sets(of_scale, sets, images)
+    report_scores(rows, images.comparisons, Path(cfg.run_dir))
+    write_evaluation_report(Path(cfg.run_dir), rows, images.versions, scorer.protocol)
+    return first_mean(rows, models[0].name)
+
+
+def sets_of_run(
+    held_out: Sequence[Pair], benchmarks: Sequence[str], data_root: str | Path, scale: int
+) -> dict[str, Sequence[Pair]]:
+    """The sets a run is scored on: its validation images, and the benchmarks that exist under data_root.
+
+    Raises:
+        InputError: HR and LR files of a benchmark do not belong together.
+    """
+    sets = {"held-out": held_out}
+    for name in benchmarks:
+        folder = Path(data_root).expanduser() / "benchmark" / name / "HR"
+        if folder.is_dir():
+            sets[name] = benchmark_set(data_root, name, scale)
+        else:
+            log.info("%s will not be scored: there is no %s", name, folder)
+    return sets
+
+
+def score_run(
+    scorer: Scorer, model: ScoredModel, sets: Mapping[str, Sequence[Pair]], images: EvaluationImages
+) -> tuple[float, list[Row]]:
+    """Score what a run has trained on `sets_of_run`; write its table, pictures and report.
+
+    Returns:
+        Mean PSNR on the validation images in dB, and all rows.
+    """
+    rows = scorer.score_sets([model], sets, images)
+    report_scores(rows, images.comparisons, images.run_dir, images_of="held-out")
+    write_evaluation_report(images.run_dir, rows, images.versions, scorer.protocol)
+    return first_mean(rows, model.name), rows
+
+
+def checkpoint_paths(ckpt: str | Sequence[str] | None) -> list[Path]:
+    """The checkpoint files of `ckpt=`: one path, a list of them, or none; a run's directory stands for its best one."""
+    if ckpt is None:
+        return []
+    return [find_checkpoint(path) for path in ([ckpt] if isinstance(ckpt, str) else ckpt)]
+
+
+def requested_models(
+    paths: Sequence[Path],
+    network: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    scale: int | None = None,
+    self_ensemble: bool = False,
+) -> list[ScoredModel]:
+    """The networks to score.
+
+    Args:
+        paths: Checkpoints of this project, which describe their networks; or files of other projects.
+        network: How a config describes the network of `model=`: of files of other projects, or of a model without
+            weights if there are no paths.
+        name: Of that network.
+        scale: The factor asked for; None: as the checkpoints say.
+        self_ensemble: Score self-ensembles of the networks.
+    """
+    if not paths:
+        models = [_model_without_weights(network, name, scale)]
+    elif network is None:
+        models = _trained_models(paths, scale)
+    else:
+        models = _published_models(paths, network, name, scale)
+    return [ScoredModel(f"{m.name}+", SelfEnsemble(m.network)) for m in models] if self_ensemble else models
+
+
+def _model_without_weights(network: Mapping[str, Any] | None, name: str, scale: int | None) -> ScoredModel:
+    if network is None or scale is None:
+        raise InputError("say what to score: ckpt=FILE (or a list), or model=bicubic scale=x3")
+    built: nn.Module = instantiate(network).eval()
+    if next(built.parameters(), None) is not None:
+        raise InputError(f"model={name} has weights to load: give its checkpoint, ckpt=FILE")
+    return ScoredModel(name, built)
+
+
+def _trained_models(paths: Sequence[Path], scale: int | None) -> list[ScoredModel]:
+    """The networks of this project's checkpoints, as each describes itself."""
+    trained = [load_network(path) for path in paths]
+    if wrong := [
+        f"{p} is x{t.network.scale}"
+        for p, t in zip(paths, trained, strict=True)
+        if scale not in (None, t.network.scale)
+    ]:
+        raise InputError(f"scale=x{scale} was asked, but {', '.join(wrong)}; leave scale out")
+    named = [(t.name, path.parent.parent.name, path.stem) for t, path in zip(trained, paths, strict=True)]
+    for parts in ((0,), (0, 1), (0, 2), (0, 1, 2)):  # the run's folder or the file's name makes names unique
+        names = [" ".join(one[part] for part in parts) for one in named]
+        if len(set(names)) == len(names):
+            break
+    else:
+        names = [str(path) for path in paths]
+    return [ScoredModel(name, t.network) for name, t in zip(names, trained, strict=True)]
+
+
+def _published_models(
+    paths: Sequence[Path], network: Mapping[str, Any], name: str, scale: int | None
+) -> list[ScoredModel]:
+    """The network of `model=` with the weights of other projects' files."""
+    if own := [str(path) for path in paths if is_checkpoint(path)]:
+        raise InputError(f"model={name}: {', '.join(own)} says which network it holds; leave model out")
+    if scale is None:
+        raise InputError(f"model={name} beside ckpt: say the scale as well, such as scale=x2")
+    models = []
+    for path in paths:
+        built: nn.Module = instantiate(network).eval()
+        load_weights(built, path)
+        models.append(ScoredModel(name if len(paths) == 1 else f"{name} {path.stem}", built))
+    return models

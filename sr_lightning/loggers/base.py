@@ -1,0 +1,79 @@
+"""What a run tells its loggers beside scalars: pictures, its outcome, its end."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from sr_lightning.evaluation.score_table import NOT_SCORES
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run.
+
+    Attributes:
+        rows: As written to results.csv, of bicubic and the run's network.
+        pictures: Comparison pictures, PNG files.
+        crops: The place that each picture shows, as `evaluation.scoring.EvaluationImages` has them.
+        result: As written to result.json.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    pictures: Sequence[Path]
+    crops: Sequence[dict[str, Any]]
+    result: dict[str, Any]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The network's mean scores by the name they are logged under, such as test/Set5/psnr_y."""
+        return {
+            f"test/{row['dataset']}/{key}": row[key]
+            for row in self.rows
+            if row["image"] == "mean" and row["model"] != "bicubic"
+            for key in row
+            if key not in NOT_SCORES
+        }
+
+
+class RunLogger(Logger):
+    """A logger that may show more than scalars; each method does nothing unless a subclass has a place for it."""
+
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        """Show a PNG file under a name, after `step` batches."""
+
+    def log_outcome(self, outcome: Outcome) -> None:
+        """Show the scores and pictures of a finished run."""
+
+    def close(self, failed: bool) -> None:
+        """End the record of the run."""
+
+
+def run_loggers(loggers: Sequence[Logger]) -> list[RunLogger]:
+    """The loggers that may show pictures; others of Lightning get scalars only."""
+    return [logger for logger in loggers if isinstance(logger, RunLogger)]
+
+
+@rank_zero_only
+def log_pictures(loggers: Sequence[Logger], pictures: Mapping[str, Path], step: int) -> None:
+    """Give pictures, {name: PNG file}, to the loggers that show them."""
+    for logger in run_loggers(loggers):
+        for name, path in pictures.items():
+            logger.log_picture(name, path, step)
+
+
+@contextmanager
+def closing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """Close the loggers at the end of the block, as failed if it raises."""
+    try:
+        yield
+    except BaseException:
+        for logger in run_loggers(loggers):
+            logger.close(failed=True)
+        raise
+    for logger in run_loggers(loggers):
+        logger.close(failed=False)

@@ -1,0 +1,264 @@
+"""Weights & Biases: curves, tables and pictures of many runs."""
+
+import http.client
+import logging
+import os
+import secrets
+import shlex
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only
+
+from sr_lightning.errors import InputError
+from sr_lightning.evaluation.score_table import NOT_SCORES
+from sr_lightning.loggers.base import Outcome, RunLogger
+from sr_lightning.utils.atomic_files import replacing
+
+log = logging.getLogger(__name__)
+
+
+class WandbRun(RunLogger, WandbLogger):
+    """A W&B run that lives as long as its directory, and falls back to offline mode instead of failing.
+
+    The directory stores the run's id, so a resumed run continues it. The x-axis of all curves is `step`: batches.
+    The run is written to the directory, for a later upload, if offline mode is set; if W&B cannot be reached, does not
+    answer or has no key; or if earlier parts of the run are not uploaded yet. This is detected within seconds and
+    logged in one line.
+
+    Args:
+        save_dir: The run directory.
+        project: W&B's project.
+        name: Of the run.
+        entity: User or team; None: the user's default.
+        group: Runs that belong together; here: a sweep.
+        tags: Of the run.
+        offline: Write to the directory and use no network.
+        reply_timeout: Seconds that W&B has to answer at all.
+        init_timeout: Seconds that W&B has to start a run.
+        finish_timeout: Seconds for the remaining uploads when the run has ended.
+
+    Raises:
+        InputError: A name, tags or anything else that W&B would refuse.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        *,
+        project: str,
+        name: str | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] | None = None,
+        offline: bool = True,
+        reply_timeout: float = 5.0,
+        init_timeout: float = 20.0,
+        finish_timeout: float = 20.0,
+    ) -> None:
+        import wandb
+
+        if not isinstance(offline, bool) or isinstance(tags, str):
+            raise InputError(f"logger.offline={offline} logger.tags={tags}: true or false, and a list such as [a,b]")
+        try:
+            wandb.Settings(project=project, run_name=name, entity=entity, run_group=group, run_tags=tags)
+        except (wandb.Error, ValueError) as error:
+            raise InputError(f"logger: {error}") from error
+        super().__init__(
+            name=name, save_dir=save_dir, project=project, offline=offline, entity=entity, group=group, tags=tags
+        )
+        self.reply_timeout, self.init_timeout, self.finish_timeout = reply_timeout, init_timeout, finish_timeout
+        self._connection_lost = False  # W&B's own process has ended
+        self._variables: list[str] = []  # of the environment, set for this run
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = self._start()
+        return self._experiment
+
+    def _start(self) -> Any:
+        import wandb
+
+        defaults = {
+            "WANDB_DATA_DIR": str(self._folder.absolute()),  # tables wait for their upload there, not in the home
+            "WANDB_ERROR_REPORTING": "false",  # it is sent when the process ends, and would wait for a lost network
+        }
+        self._variables = [name for name in defaults if name not in os.environ]
+        os.environ |= {name: defaults[name] for name in self._variables}
+        self._wandb_init["id"] = self._id = run_id(Path(self.save_dir))
+        mode = "offline" if self._offline else os.environ.get("WANDB_MODE", "online")
+        if mode == "online":
+            try:
+                if (reason := self._offline_reason()) is None:
+                    return self._init("online")
+            except wandb.Error as error:
+                wandb.teardown()  # a run that failed to start leaves its id in use
+                reason = str(error).replace("\n", " ")
+            log.warning(
+                "Weights & Biases: %s. The run is recorded in %s instead; to upload it later: %s",
+                *(reason, self._folder, self._sync_command()),
+            )
+            mode = "offline"
+        return self._init(mode)
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        wandb.setup(wandb.Settings(mode=mode, silent=True))  # given to init alone, offline runs would use the network
+        settings = wandb.Settings(
+            init_timeout=self.init_timeout,
+            finish_timeout=self.finish_timeout,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1.0,  # seconds that a kill may cost
+        )
+        run = wandb.init(**self._wandb_init, mode=mode, reinit="create_new", settings=settings)
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step", step_sync=True)
+        if mode == "online":
+            log.info("Weights & Biases: %s", run.url)
+        return run
+
+    def _offline_reason(self) -> str | None:
+        """The reason why this run cannot be online; None if it looks as if it can.
+
+        Raises:
+            wandb.Error: A malformed key.
+        """
+        import wandb
+
+        if self._not_uploaded():
+            return "earlier parts of this run are not uploaded yet, and the order matters"
+        settings = wandb.setup(wandb.Settings(mode="online", silent=True)).settings
+        if not wandb.login(prompt=False, verify=False):
+            return f"no key for {settings.base_url}: `wandb login` asks for it once"
+        if settings.http_proxy or settings.https_proxy:  # which only W&B's own client uses
+            return None
+        return probe_server(f"{settings.base_url}/graphql", self.reply_timeout)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.save_dir, "wandb")
+
+    def _not_uploaded(self) -> list[Path]:
+        """The offline parts of this run that `wandb sync` has not uploaded."""
+        parts = self._folder.glob(f"offline-run-*/run-{self._id}.wandb")
+        return [part for part in parts if not part.with_name(f"{part.name}.synced").exists()]
+
+    def _sync_command(self, part: str = "offline-run-*") -> str:
+        """The command that uploads offline parts, or an online part with uploads left."""
+        online = "" if part.startswith("offline-run-") else "--include-online "
+        return f"wandb sync {online}{shlex.quote(str(self._folder))}/{part}"
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self._send(lambda run: run.log(dict(metrics) | ({} if step is None else {"step": step})))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        self._send(lambda run: run.config.update(params, allow_val_change=True))
+
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        self.log_image(name, [str(path)], step=step)
+
+    def log_outcome(self, outcome: Outcome) -> None:
+        """Write the scores as the table "results", and the table "crops", by whose column `image` runs can be joined."""
+        self._send(lambda run: run.summary.update(outcome.result | outcome.means))
+        rows = outcome.rows
+        self.log_table("results", columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        if outcome.crops:
+            table = crops_table(rows, outcome.crops)
+            self.log_table("crops", columns=list(table[0]), data=[list(row.values()) for row in table])
+        if outcome.pictures:
+            captions = [path.stem for path in outcome.pictures]
+            self.log_image("pictures", [str(path) for path in outcome.pictures], caption=captions)
+
+    def _send(self, message: Callable[[Any], Any]) -> None:
+        """Call `message` with the run of `wandb`, as long as W&B's process lives."""
+        import wandb
+
+        if self._connection_lost:
+            return
+        try:
+            message(self.experiment)
+        except (wandb.Error, ConnectionError) as error:
+            self._connection_lost = True
+            log.warning("Weights & Biases has stopped (%s); training continues, and metrics.csv has every value", error)
+
+    @rank_zero_only
+    def close(self, failed: bool = False) -> None:
+        """End the run. Uploads that do not finish in time stay in the directory, and the log has the command for them.
+
+        Args:
+            failed: Mark the run as failed.
+        """
+        run, self._experiment = self._experiment, None
+        if run is None:
+            return
+        part = Path(run.dir).parent.name
+        try:
+            run.finish(exit_code=int(failed))
+        except Exception as error:  # of W&B's many processes and threads; the results are safe by now
+            reason = str(error) or type(error).__name__
+            log.warning("Weights & Biases: %s To upload the rest later: %s", reason, self._sync_command(part))
+        else:
+            if part.startswith("offline-run-"):
+                log.info("Weights & Biases, to upload this run: %s", self._sync_command())
+        for name in self._variables:
+            del os.environ[name]
+
+
+def run_id(run_dir: Path) -> str:
+    """W&B's id of a run, stored in its directory; created if missing."""
+    path = run_dir / "wandb_id"
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(secrets.token_hex(4) + "\n")
+    return path.read_text().strip()
+
+
+def probe_server(url: str, timeout: float) -> str | None:
+    """Error text if a server does not answer within `timeout` seconds; None if it does, with whatever status below 500.
+
+    Certificates are not checked: W&B's client may trust others.
+    """
+    try:
+        urllib.request.urlopen(url, timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        return f"{url} answers {error.code} {error.reason}" if error.code >= 500 else None
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return None if isinstance(reason, ssl.SSLCertVerificationError) else f"{url} cannot be reached ({reason})"
+    return None
+
+
+def crops_table(rows: Sequence[dict[str, Any]], crops: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of W&B's table "crops": `image`, the model's name, four pictures of one place, the image's scores.
+
+    Args:
+        rows: As written to results.csv, of bicubic and one network.
+        crops: As in `Outcome`.
+    """
+    from wandb import Image
+
+    scored = {(row["dataset"], row["scale"], row["image"], row["model"]): row for row in rows}
+    table = []
+    for crop in crops:
+        place = (crop["dataset"], crop["scale"], crop["image"])
+        (model,) = crop["models"].keys() - {"bicubic"}
+        own, baseline = scored[*place, model], scored[*place, "bicubic"]
+        bicubic, sr = crop["models"]["bicubic"], crop["models"][model]
+        table.append(
+            {"image": f"{crop['dataset']} {crop['image']} x{crop['scale']}", "model": model}
+            | {"lr": Image(crop["lr"]), "bicubic": Image(bicubic), "sr": Image(sr), "hr": Image(crop["hr"])}
+            | {key: own[key] for key in own if key not in NOT_SCORES}
+            | {f"bicubic {key}": baseline[key] for key in own if key not in NOT_SCORES}
+        )
+    return table

@@ -1,0 +1,59 @@
+"""The files in a run's directory, by name."""
+
+from pathlib import Path
+
+from sr_lightning.errors import InputError
+
+
+class RunFolder:
+    """A run's directory: paths of its files, whether they exist or not.
+
+    Args:
+        path: The directory.
+
+    Attributes:
+        config: The resolved settings, YAML.
+        metrics: Logged values, one row per step, CSV.
+        results: Scores per image of the best checkpoint, CSV.
+        result: The outcome, JSON; written last, so its presence means that the run has ended.
+        best: The checkpoint that is scored and used.
+        last: The checkpoint from which training resumes.
+        pictures: Comparison pictures.
+        report: The page of an evaluation.
+        log: Output of a sweep's cell.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.csv"
+        self.results = self.path / "results.csv"
+        self.result = self.path / "result.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
+        self.pictures = self.path / "pictures"
+        self.report = self.path / "report.html"
+        self.log = self.path / "train.log"
+
+    def exists(self) -> bool:
+        """True if the directory holds what a run leaves, finished or not."""
+        return any(path.exists() for path in (self.result, self.config, self.checkpoints, self.log))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The file of trained weights that a path stands for: the file itself, or the best checkpoint of a run's directory.
+
+    Raises:
+        InputError: There is no such file, or the directory has no checkpoint.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"there is no checkpoint {path}")
+    if not path.is_dir():
+        return path
+    run = RunFolder(path)
+    if run.best.is_file():
+        return run.best
+    others = [p for p in (path / "best.ckpt", run.last, path / "last.ckpt") if p.is_file()]
+    hint = f"; name the file: {others[0]}" if others else " without a checkpoint"
+    raise InputError(f"{path} is a folder{hint}")

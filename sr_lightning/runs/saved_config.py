@@ -1,0 +1,66 @@
+"""Configs that runs have saved, also by earlier versions."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sr_lightning.errors import InputError
+from sr_lightning.runs.fingerprint import changed_settings
+from sr_lightning.runs.folder import RunFolder
+
+# Keys that versions after the first have added, with the value that stands for what earlier versions did.
+ADDED_KEYS = {
+    "choices": {"model": None, "data": None, "experiment": None},
+    "sweep": None,
+    "measures": [],
+    "report": 0,
+    "dry_run": False,
+    "prune_after": None,
+}
+
+
+def read_config(path: str | Path) -> DictConfig:
+    """The config of a run, read from its config.yaml.
+
+    Raises:
+        OSError, yaml.YAMLError, omegaconf.errors.OmegaConfBaseException: Not readable.
+    """
+    return upgrade(OmegaConf.load(path))
+
+
+def upgrade(config: Any) -> Any:
+    """Give a config saved by an earlier version the keys that later versions added."""
+    if isinstance(config, DictConfig):
+        for key, value in ADDED_KEYS.items():
+            if key not in config:
+                config[key] = value
+    return config
+
+
+def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The config of the run to resume. Settings given beside `resume` must be those of the run.
+
+    Args:
+        cfg: With `resume` and `run_dir`.
+        overrides: The command's settings, "key=value".
+
+    Raises:
+        InputError: `resume` is no run directory, has no checkpoint, or other settings are given.
+    """
+    run = RunFolder(cfg.run_dir)
+    if not run.config.is_file():
+        raise InputError(f"resume={cfg.resume} is not the directory of a run: it has no config.yaml")
+    if not run.last.is_file():
+        raise InputError(f"resume={cfg.resume}: the run was stopped before its first checkpoint; start it again")
+    saved = read_config(run.config)
+    if not [override for override in overrides if not override.lstrip("+").startswith("resume=")]:
+        saved.run_dir, saved.resume = cfg.run_dir, cfg.resume
+        return saved
+    if changed := changed_settings(saved, cfg):
+        lines = "".join(f"\n  {line}" for line in changed)
+        raise InputError(
+            f"resume={cfg.resume} continues the run with its own settings; these differ:{lines}\n"
+            "Give resume alone, or all settings of the run's own command, or start a new run"
+        )
+    return cfg  # the same settings, with data or cache in another place perhaps

@@ -1,0 +1,91 @@
+"""Checks of what train.py is asked to do, before torch is imported."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from sr_lightning.data.sources import folder_pairs
+from sr_lightning.errors import InputError, find_input_error
+from sr_lightning.metrics.names import check_measures
+from sr_lightning.runs.saved_config import config_to_resume
+
+INTEGER_RANGES = {
+    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every", "pictures_every", "prune_after"), (1, 2**62)),
+    **dict.fromkeys(("data.batch_size", "data.patch_size"), (1, 2**62)),
+    **dict.fromkeys(("num_pictures", "report", "data.num_workers"), (0, 2**62)),
+}
+
+
+def checked(cfg: DictConfig) -> DictConfig:
+    """The config to train with: of the run to resume, or the given one; its numbers, names and paths are checked.
+
+    Raises:
+        InputError: Names everything that is wrong.
+    """
+    if cfg.resume is not None:
+        cfg = config_to_resume(cfg, HydraConfig.get().overrides.task)
+    problems = []
+    for check in (check_numbers, _check_measures, check_warm_start, check_data):
+        try:
+            check(cfg)
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    return cfg
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Check whole numbers and their ranges: Hydra takes any value for any key.
+
+    Raises:
+        InputError: Names those that are out of range.
+    """
+    wrong = []
+    for key, (low, high) in INTEGER_RANGES.items():
+        value = OmegaConf.select(cfg, key)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (is_integer and low <= value <= high):
+            wrong.append(f"{key}={value} (a whole number from {low} to {high})")
+    if wrong:
+        raise InputError(f"out of range: {', '.join(wrong)}")
+    if cfg.pictures_every is not None and cfg.pictures_every % cfg.val_every:
+        raise InputError(f"pictures_every={cfg.pictures_every}: a multiple of val_every={cfg.val_every}, or null")
+
+
+def _check_measures(cfg: DictConfig) -> None:
+    check_measures(cfg.measures)
+
+
+def check_warm_start(cfg: DictConfig) -> None:
+    """Check that the file of `model.warm_start` exists; a run that is resumed does not need it.
+
+    Raises:
+        InputError: There is no such file or folder.
+    """
+    path = OmegaConf.select(cfg, "model.warm_start")
+    if cfg.resume is None and path is not None and not Path(str(path)).expanduser().exists():
+        raise InputError(f"model.warm_start={path}: there is no such file or folder")
+
+
+def check_data(cfg: DictConfig) -> None:
+    """List the images of the data set, unless they are to be downloaded.
+
+    Raises:
+        InputError: As of the functions in `data`: missing folders, no images, HR and LR that do not pair.
+    """
+    data = cfg.data
+    if "download: true" in OmegaConf.to_yaml(data, resolve=True):
+        return
+    try:
+        if "hr" in data:  # FolderDataModule
+            folder_pairs(data.hr, data.lr, data.val_hr, data.val_lr, data.val_fraction, data.scale)
+        else:
+            instantiate(data.train), instantiate(data.val)
+    except Exception as error:
+        if (wrong := find_input_error(error)) is None:
+            raise
+        raise wrong from None
