@@ -16,10 +16,11 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sr_lightning.errors import InputError
+from sr_lightning.images.formats import IMAGE_SUFFIXES
 from sr_lightning.images.zip_member import ZipMember
 from sr_lightning.utils.atomic_files import replacing
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = IMAGE_SUFFIXES
 SHOWN = 20  # offenders named in a message
 THREADS = min(os.cpu_count() or 1, 8)  # decoding and hashing leave Python's lock alone
 
