@@ -12,7 +12,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from sr_lightning.errors import InputError
-from sr_lightning.images.files import image_files, image_size, in_threads, read_image, write_image
+from sr_lightning.images.files import image_size, read_image, write_image
+from sr_lightning.images.folder import image_files
+from sr_lightning.utils.threads import in_threads
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # (H, W, 3)
 
@@ -73,7 +75,7 @@ def test_transparency_of_any_kind_is_refused(tmp_path):
         save(tmp_path / "palette.png", palette, transparency=0),
         save(tmp_path / "palette_bytes.png", palette, transparency=b"\x80\xff"),
     ):
-        with pytest.raises(InputError, match=rf"{path.name}: transparent in places; flatten it"):
+        with pytest.raises(InputError, match=rf"{path.name}: has transparent pixels; flatten it onto a background"):
             read_image(path)
 
 
@@ -88,6 +90,15 @@ def test_sixteen_bit_gray_is_scaled_and_rounded(tmp_path, name):
     image = read_image(save(tmp_path / name, values))
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image[0], np.round(values / 257))
+
+
+def test_sixteen_bit_gray_of_a_big_endian_tiff_is_read(tmp_path):
+    values = np.array([[0, 257], [32768, 65535], [500, 65407]], dtype=np.uint16)
+    tags = {256: 2, 257: 3, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: 3, 279: 12}  # size, bits, ..., of LONG type
+    entries = [struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    directory = struct.pack(">H", len(tags)) + b"".join(entries) + struct.pack(">I", 0)
+    (tmp_path / "a.tif").write_bytes(b"MM\0*" + struct.pack(">I", 20) + values.astype(">u2").tobytes() + directory)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0], np.round(values / 257))
 
 
 def test_sixteen_bit_colour_is_within_one_level_of_the_rounded_value(tmp_path):
@@ -134,7 +145,7 @@ def test_animations_and_many_pages_are_refused(tmp_path):
     frames = [Image.new("L", (4, 4), level) for level in (0, 100, 200)]
     for name in ("a.webp", "a.tif", "a.png"):
         path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
-        with pytest.raises(InputError, match=rf"{name}: holds 3 pictures; save the wanted one alone"):
+        with pytest.raises(InputError, match=rf"{name}: contains 3 images; save the one you want as PNG"):
             read_image(path)
 
 
@@ -267,7 +278,7 @@ def test_only_planes_of_uint8_and_known_formats_are_written(tmp_path):
         write_image(tmp_path / "a.png", np.zeros((3, 2, 2), np.float32))
     with pytest.raises(ValueError, match=r"got uint8 of shape \(2, 2, 3\)"):
         write_image(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
-    with pytest.raises(InputError, match=r"a\.xyz: \.xyz is no format to write"):
+    with pytest.raises(InputError, match=r"a\.xyz: \.xyz is not a writable image format; use \.png"):
         write_image(tmp_path / "a.xyz", np.zeros((3, 2, 2), np.uint8))
 
 

@@ -96,8 +96,8 @@ def test_what_cannot_be_read_or_written_is_listed_and_the_rest_is_done(folder, t
         "damaged.png",
         "text.jpg",
         "empty.webp",
-        "moving.gif: holds 2 pictures",
-        "glass_x2.jpg: JPEG holds no",
+        "moving.gif: contains 2 images",
+        "glass_x2.jpg: JPEG cannot store",
     ):
         assert name in report
     assert report.count("\n") == 5

@@ -1,0 +1,31 @@
+"""File formats of images and videos: constants only, so that paths are checked before Pillow and torch are imported."""
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+# Values of --format, and the suffixes with which `sr_lightning.upscale` writes an image; others become .png.
+IMAGE_FORMATS = ("png", "jpg", "webp", "tif", "bmp")
+WRITABLE_IMAGE_SUFFIXES = (*(f".{name}" for name in IMAGE_FORMATS), ".jpeg", ".tiff")
+
+VIDEO_SUFFIXES = (
+    *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
+    *(".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+WRITABLE_VIDEO_SUFFIXES = (".m4v", ".mkv", ".mov", ".mp4", ".webm")  # containers; others become .mkv
+
+# Found in folders and by patterns. An animated .gif is then refused with the reason.
+UPSCALE_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", *VIDEO_SUFFIXES)
+
+# The limits of each format, by Pillow's name
+SUPPORTS_ALPHA = ("PNG", "TIFF", "WEBP")
+SUPPORTS_16_BITS = ("PNG", "TIFF", "PPM")
+MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels
+MAX_BYTES = {"BMP": 2**32 - 2**16, "TIFF": 2**32 - 2**16}  # their offsets have 32 bits
+
+# Entries of Pillow's `info` that are written to each format, by the name of the argument of `save`
+SAVED_METADATA = {
+    "BMP": ("dpi",),
+    "JPEG": ("icc_profile", "exif", "xmp", "dpi", "comment"),
+    "PNG": ("icc_profile", "exif", "dpi"),  # xmp and text are in its pnginfo
+    "TIFF": ("icc_profile", "exif", "dpi"),  # xmp is in its exif
+    "WEBP": ("icc_profile", "exif", "xmp"),
+}

@@ -1,0 +1,11 @@
+"""Text of error messages."""
+
+from collections.abc import Sequence
+
+MAX_LISTED = 20  # offenders named in a message
+
+
+def listing(offenders: Sequence[object]) -> str:
+    """List the first offenders, one per indented line, and the number of the others."""
+    more = [f"... and {len(offenders) - MAX_LISTED} more"] if len(offenders) > MAX_LISTED else []
+    return "".join(f"\n  {offender}" for offender in [*offenders[:MAX_LISTED], *more])
