@@ -1,7 +1,7 @@
 """Score networks on benchmarks: a table, pictures and report.html.
 
 Examples:
-  python evaluate.py ckpt=best.ckpt 'benchmarks=[Set5,BSD100]'     a checkpoint says itself what network it is
+  python evaluate.py ckpt=best.ckpt 'benchmarks=[Set5,BSD100]'     a checkpoint describes its network
   python evaluate.py 'ckpt=[a.ckpt,b.ckpt]' self_ensemble=true     several, side by side
   python evaluate.py model=bicubic scale=x3                        the baseline
   python evaluate.py ckpt=edsr.pt model=edsr_baseline scale=x2     another project's file
@@ -17,8 +17,11 @@ from sr_lightning.cli import help_if_asked, task
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 @task
 def main(cfg: DictConfig) -> float:
+    from sr_lightning.evaluation.checks import check_request
+
+    check_request(cfg)  # before torch is imported: wrong input is named at once
     if cfg.runs is None:
-        from sr_lightning.evaluation.scoring import evaluate
+        from sr_lightning.evaluation.evaluate import evaluate
     else:
         from sr_lightning.leaderboard import evaluate
 

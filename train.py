@@ -1,23 +1,23 @@
 """Train a network and score it.
 
 Examples:
-  python train.py                                       ESPCN x2 on photos that come with scikit-image
+  python train.py                                       ESPCN x2 on photos bundled with scikit-image
   python train.py model=srcnn data=t91 scale=x3         another network, data set and factor
-  python train.py experiment=espcn_fast seed=1          a recipe; any of its values can be given
-  python train.py resume=outputs/RUN                    goes on with a run, to the same bits
-  python train.py -m model=srcnn,espcn seed=1,2,3       many runs; the same words again: what is missing
+  python train.py experiment=espcn_fast seed=1          a recipe; any of its values can be changed
+  python train.py resume=outputs/RUN                    continue a run, to the same bits
+  python train.py -m model=srcnn,espcn seed=1,2,3       a sweep; the same command again: the runs that are missing
 """
 
 import hydra
 from omegaconf import DictConfig
 
-from sr_lightning.cli import help_if_asked, in_sweep, task
+from sr_lightning.cli import help_if_asked, task
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @task
 def main(cfg: DictConfig) -> float:
-    from sr_lightning.sweeps import in_charge_of, run_cell
+    from sr_lightning.sweeps import in_charge_of, in_sweep, run_cell
 
     if cfg.dry_run:
         from sr_lightning.training.dry_run import dry_run
@@ -26,6 +26,9 @@ def main(cfg: DictConfig) -> float:
     if in_sweep():
         return run_cell(cfg)
     with in_charge_of(cfg.run_dir):
+        from sr_lightning.training.checks import checked
+
+        cfg = checked(cfg)  # before torch is imported: wrong input is named at once
         from sr_lightning.training.train import train
 
         return train(cfg)

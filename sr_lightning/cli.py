@@ -1,4 +1,4 @@
-"""What both entry points share: Hydra's resolvers, and errors the user can mend without a traceback.
+"""Shared by train.py and evaluate.py: Hydra's resolvers, --help, and errors of user input without a traceback.
 
 Imported before Hydra runs, so it must stay light: torch is imported by the tasks, and `--help` answers at once.
 """
@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sr_lightning.errors import InputError
+from sr_lightning.errors import find_input_error
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.result import record_failure
 from sr_lightning.sweeps.devices import visible_devices
@@ -40,20 +40,20 @@ OmegaConf.register_new_resolver("num_devices", lambda: max(1, len(visible_device
 
 @functools.cache
 def scratch() -> str:
-    """A directory that goes with this process: a dry run leaves nothing."""
+    """A temporary directory of this process: a dry run leaves nothing behind."""
     folder = tempfile.TemporaryDirectory(prefix="sr_lightning_")
     atexit.register(folder.cleanup)
     return folder.name
 
 
 def help_if_asked(about: str, name: str) -> None:
-    """Answer `-h` or `--help` and end: what the command does, its groups, and its settings with their comments.
+    """Answer `-h` or `--help` and exit: purpose and examples, config groups, settings with their comments.
 
     Hydra's own answer takes two seconds and leaves the comments out.
 
     Args:
-        about: The command's docstring: what it does, and examples.
-        name: Of the command, and of its config in conf/.
+        about: The command's docstring: purpose and examples.
+        name: "train" or "evaluate", which is also the name of its config.
     """
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return
@@ -72,19 +72,14 @@ def help_if_asked(about: str, name: str) -> None:
         f"groups, each file in conf/GROUP/ an option:\n{groups}\n\n"
         f"settings (conf/{name}.yaml) and their defaults; those of an option by its group, model.optimizer.lr=1e-3:\n"
         f"{settings}\n\n"
-        "What the words come to: add --cfg job --resolve. Hydra's own flags: --hydra-help.\n"
+        "The resulting settings: add --cfg job --resolve. Hydra's own flags: --hydra-help.\n"
         f'The shell completes groups, options and keys after: eval "$(python {name}.py -sc install=bash)"'
     )
     sys.exit()
 
 
-def in_sweep() -> bool:
-    """Whether this is a job of Hydra's multirun."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Write errors into the job's log; end the process with a plain message where the user can mend the input."""
+    """Log errors; after an error of user input, exit with its message and without a traceback."""
 
     @functools.wraps(function)
     def wrapper(cfg: DictConfig) -> Any:
@@ -95,22 +90,15 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         except CellFailed:
             raise
         except Exception as error:
-            mendable = find_input_error(error)
-            if mendable is None:
+            input_error = find_input_error(error)
+            if input_error is None:
                 log.exception("failed")
             else:
-                log.error("error: %s", mendable)
+                log.error("error: %s", input_error)
             if is_cell():
-                record_failure(cfg, str(mendable or f"{type(error).__name__}: {error}"))
-            if is_cell() or (mendable is not None and not in_sweep()):  # in a sweep the other jobs go on
+                record_failure(cfg, str(input_error or f"{type(error).__name__}: {error}"))
+            if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep the other jobs go on
                 sys.exit(1)
             raise
 
     return wrapper
-
-
-def find_input_error(error: BaseException | None) -> InputError | None:
-    """The InputError behind an exception; Hydra wraps what a constructor raises."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error

@@ -2,6 +2,6 @@
 
 from sr_lightning.sweeps.callback import Sweeps
 from sr_lightning.sweeps.processes import in_charge_of
-from sr_lightning.sweeps.run import run_cell
+from sr_lightning.sweeps.run import in_sweep, run_cell
 
-__all__ = ["Sweeps", "in_charge_of", "run_cell"]
+__all__ = ["Sweeps", "in_charge_of", "in_sweep", "run_cell"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.errors import InputError
@@ -27,6 +28,11 @@ log = logging.getLogger(__name__)
 
 class CellFailed(CompactHydraException):
     """A cell that came to nothing. What there is to say has been said: Hydra prints no traceback of it."""
+
+
+def in_sweep() -> bool:
+    """True in a job of Hydra's multirun."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_cell(cfg: DictConfig) -> float:

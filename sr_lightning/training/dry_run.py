@@ -1,4 +1,4 @@
-"""What a run would take, and whether it could be, before anything is spent: dry_run=true."""
+"""dry_run=true: check a run or a sweep, and estimate its memory and time, without computing anything."""
 
 import contextlib
 import functools
@@ -21,18 +21,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from sr_lightning.cli import find_input_error, in_sweep
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.sources import Pair
 from sr_lightning.data.store import ImageStore
-from sr_lightning.errors import InputError
-from sr_lightning.evaluation.scoring import sets_of_run
+from sr_lightning.errors import InputError, find_input_error
+from sr_lightning.evaluation.evaluate import sets_of_run
 from sr_lightning.images.files import image_size, in_threads
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.sweeps.invocation import Call, plan
-from sr_lightning.sweeps.run import CellFailed, Reporter
-from sr_lightning.training.train import check_numbers, choose_precision
+from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
+from sr_lightning.training.checks import check_numbers, check_warm_start
+from sr_lightning.training.trainer import choose_precision
+from sr_lightning.utils.devices import best_device
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +41,14 @@ SECONDS_PER_OPERATION = 15e-6  # of torch, beside the arithmetic: most of what a
 
 
 def dry_run(cfg: DictConfig) -> float:
-    """Build what the config describes without computing or decoding anything, and print what training would take.
+    """Build what the config describes without computing or decoding anything, and print an estimate of its training.
 
     Returns:
         0.0: there is no score.
 
     Raises:
-        InputError: In a single run, something that the user can mend.
-        CellFailed: In a sweep, anything that cannot be built; the other cells are looked at all the same.
+        InputError: In a single run, bad user input.
+        CellFailed: In a sweep, anything that cannot be built; the other cells are still checked.
     """
     name, hydra = cell_name(cfg), HydraConfig.get()
     if not in_sweep():
@@ -67,25 +68,25 @@ def dry_run(cfg: DictConfig) -> float:
 def estimate(cfg: DictConfig) -> dict[str, float]:
     """Parameters, steps, patches, memory in bytes and seconds of one training.
 
-    Everything is built and one step is taken, by tensors that have shapes and no content. Memory is the most that is
-    held at once, in a step or in the largest image's validation: weights, gradients, the optimizer's state, what the
-    backward pass needs, without a library's working space or a process's own. Seconds are the arithmetic of all steps
-    and validations at the speed at which this machine trains layers of 64 features, measured now, and a constant for
-    each of torch's operations.
+    Everything is built and one step is taken with tensors that have shapes and no content. Memory is the peak of a
+    step or of the largest image's validation: weights, gradients, optimizer state and activations, without working
+    space of libraries or the process's own. Seconds are the arithmetic of all steps and validations, at the speed at
+    which this machine trains layers of 64 features, measured now, plus a constant for each of torch's operations.
 
     Raises:
-        InputError: Names everything that is found to be wrong.
+        InputError: Names every fault found.
     """
-    module, datamodule = built(cfg)
+    module, datamodule = build_on_meta(cfg)
     steps = cfg.max_steps if module.optimizer is not None else 0
     numbers = {"parameters": sum(p.numel() for p in module.network.parameters()), "steps": steps}
     numbers["patches"] = steps * cfg.data.batch_size
     images = [] if datamodule is None else [lr for _, lr in sizes_of(datamodule.val, cfg.scale)]
-    precision = choose_precision(cfg.trainer.precision, "gpu" if torch.cuda.is_available() else "cpu")
+    precision = choose_precision(cfg.trainer.precision, best_device().type)
     num_devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1 else 1
     memory, flops, operations = 0, 0.0, 0
     if steps:
-        meter = metered(lambda: one_step(module, cfg, cfg.data.batch_size // num_devices, precision))
+        batch_size, side = cfg.data.batch_size // num_devices, cfg.data.patch_size
+        meter = metered(lambda: one_step(module, batch_size, side, precision))
         memory, flops, operations = meter.peak, steps * meter.flops, steps * meter.operations
     if images:
         height, width = max(images, key=np.prod)
@@ -97,24 +98,23 @@ def estimate(cfg: DictConfig) -> dict[str, float]:
     return numbers | {"memory": memory, "seconds": seconds}
 
 
-def built(cfg: DictConfig) -> tuple[SRModule, SRDataModule | None]:
-    """The module, its tensors without content, and the data module, None where its images are yet to be downloaded.
+def build_on_meta(cfg: DictConfig) -> tuple[SRModule, SRDataModule | None]:
+    """Build the module on the meta device, and the data module, None if its images are not downloaded yet.
 
     Raises:
-        InputError: Names everything that is found to be wrong.
+        InputError: Names every fault found.
     """
     wrong, module, datamodule = [], None, None
-    with mended_later(wrong):
+    with collecting_errors(wrong):
         if cfg.resume is not None:
-            raise InputError("dry_run looks at runs that are to begin: leave resume out")
+            raise InputError("dry_run checks new runs: leave resume out")
         check_numbers(cfg)
-    with mended_later(wrong), torch.device("meta"):
+        check_warm_start(cfg)
+    with collecting_errors(wrong), torch.device("meta"):
         module = instantiate(without_downloads(cfg.model), _convert_="all")
-        if module.warm_start is not None and not Path(module.warm_start).expanduser().exists():
-            raise InputError(f"model.warm_start={module.warm_start}: there is no such file or folder")
         if module.optimizer is not None:
             module.configure_optimizers()
-    with mended_later(wrong):
+    with collecting_errors(wrong):
         datamodule = data_of(cfg)
     if wrong:
         raise InputError("\n".join(wrong))
@@ -122,8 +122,8 @@ def built(cfg: DictConfig) -> tuple[SRModule, SRDataModule | None]:
 
 
 @contextlib.contextmanager
-def mended_later(wrong: list[str]) -> Iterator[None]:
-    """Note what the user can mend, and go on: what else is wrong is to be said as well."""
+def collecting_errors(wrong: list[str]) -> Iterator[None]:
+    """Append errors caused by user input to a list and continue, so that all of them are reported at once."""
     try:
         yield
     except (InputError, InstantiationException) as error:
@@ -131,7 +131,7 @@ def mended_later(wrong: list[str]) -> Iterator[None]:
 
 
 def without_downloads(config: DictConfig) -> DictConfig:
-    """The same, with random weights where trained ones would be fetched or read, and with no image fetched."""
+    """The same config with random weights in place of downloaded ones, and without downloads of images."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list):
@@ -150,17 +150,17 @@ def without_downloads(config: DictConfig) -> DictConfig:
 
 
 def data_of(cfg: DictConfig) -> SRDataModule | None:
-    """The data module, its files and their sizes looked at; None where they are to be downloaded.
+    """Build the data module and check the sizes of its files; None if they are not downloaded yet.
 
     Raises:
-        InputError: Files that are not there, images smaller than a patch, benchmarks that do not pair.
+        InputError: Missing files, images smaller than a patch, benchmarks whose files do not pair.
     """
     downloads = "download: true" in OmegaConf.to_yaml(cfg.data, resolve=True)
     try:
         datamodule: SRDataModule = instantiate(without_downloads(cfg.data), _convert_="all")
     except (InputError, InstantiationException):
         if downloads:
-            log.info("%s is to be downloaded: its images are not looked at", cfg.choices.data)
+            log.info("%s is not downloaded yet: its images are not checked", cfg.choices.data)
             return None
         raise
     if not datamodule.skip_small:
@@ -168,23 +168,23 @@ def data_of(cfg: DictConfig) -> SRDataModule | None:
         names, nothing = tuple(pair.name for pair in datamodule.train), np.empty(0, np.uint8)
         store = ImageStore(names, cfg.scale, nothing, hr_sizes, lr_sizes, nothing, nothing)
         store.check_patch_size(cfg.data.patch_size)
-    sets_of_run(cfg, datamodule.val)
+    sets_of_run(datamodule.val, cfg.benchmarks, cfg.data_root, cfg.scale)
     return datamodule
 
 
 def sizes_of(pairs: Sequence[Pair], scale: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Height and width of HR and of LR of each image, from the files' heads."""
+    """Height and width of HR and of LR of each image, from the files' headers."""
     hr_sizes = in_threads(image_size, [pair.hr for pair in pairs])
     return [(size, (size[0] // scale, size[1] // scale)) for size in hr_sizes]
 
 
 class Meter(TorchDispatchMode):
-    """Counts floating-point operations of matrix products and convolutions, and the bytes of the tensors that live.
+    """Counts floating-point operations of matrix products and convolutions, and the bytes of live tensors.
 
     Attributes:
-        flops: So far.
-        operations: Of any kind, so far.
-        peak: The most bytes at once.
+        flops: Floating-point operations.
+        operations: Calls of torch's operators.
+        peak: Most bytes held at one time.
     """
 
     def __init__(self) -> None:
@@ -210,14 +210,14 @@ class Meter(TorchDispatchMode):
 
 
 def metered(function: Callable[[], None]) -> Meter:
-    """Call a function among tensors that have shapes and no content."""
+    """Call a function with tensors that have shapes and no content."""
     with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
         function()
     return meter
 
 
-def take_shape(module: nn.Module) -> None:
-    """Give a module of the meta device tensors of the present mode, which knows the CPU's operations and autocast."""
+def replace_with_fake_tensors(module: nn.Module) -> None:
+    """Replace a module's meta tensors by fake ones of the CPU, for which autocast and the CPU's operations work."""
 
     def empty(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
@@ -231,14 +231,14 @@ def take_shape(module: nn.Module) -> None:
                 part._buffers[name] = empty(buffer)
 
 
-def one_step(module: SRModule, cfg: DictConfig, batch_size: int, precision: str) -> None:
-    """A step of training, of a GAN's two networks in one pass."""
-    take_shape(module)
+def one_step(module: SRModule, batch_size: int, side: int, precision: str) -> None:
+    """One training step on LR patches of `side` pixels; a GAN's two networks take it in one pass."""
+    replace_with_fake_tensors(module)
     module.train().setup("fit")  # with the averaged network, if there is one
     configured = module.configure_optimizers()
-    side = cfg.data.patch_size
+    scale = module.network.scale
     batch = {"lr": torch.rand(batch_size, 3, side, side)}
-    batch["hr"] = torch.rand(batch_size, 3, side * cfg.scale, side * cfg.scale)
+    batch["hr"] = torch.rand(batch_size, 3, side * scale, side * scale)
     with torch.autocast("cpu", torch.bfloat16, enabled="32" not in precision):
         loss = module.loss_of(batch)
     loss.backward()
@@ -248,15 +248,15 @@ def one_step(module: SRModule, cfg: DictConfig, batch_size: int, precision: str)
 
 @torch.no_grad()
 def one_validation(module: SRModule, height: int, width: int) -> None:
-    """The forward pass of a whole LR image."""
-    take_shape(module)
+    """Forward pass of a whole LR image."""
+    replace_with_fake_tensors(module)
     module.eval()(torch.rand(1, 3, height, width))
 
 
 @functools.cache
 def flops_per_second(precision: str) -> float:
-    """Floating-point operations a second of this machine, training convolutions of 64 features on 32 x 32 pixels."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Floating-point operations per second of this machine, training convolutions of 64 features on 32 x 32 pixels."""
+    device = best_device()
     features, side, batch_size = 64, 32, 16
     layers = nn.Sequential(*(nn.Conv2d(features, features, 3, padding=1) for _ in range(4))).to(device)
     images = torch.rand(batch_size, features, side, side, device=device)
