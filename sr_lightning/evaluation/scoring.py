@@ -25,7 +25,7 @@ from sr_lightning.evaluation.report import Versions, save_versions, write_report
 from sr_lightning.evaluation.score_table import first_mean, mean_row, report
 from sr_lightning.images.files import read_image
 from sr_lightning.inference import SelfEnsemble, inference_form, super_resolve, to_channels, with_chroma
-from sr_lightning.metrics.extra import Measure, chosen
+from sr_lightning.metrics.extra import Measure, select_measures
 from sr_lightning.metrics.protocol import Protocol, score
 from sr_lightning.networks import Bicubic
 
@@ -197,7 +197,10 @@ def score_sets(
     models = [Model(m.name, m.network.to(device)) for m in (*first, *others)]
     rows: list[dict[str, Any]] = []
     # runs of before these two have no such keys
-    shown, measures = Shown(Path(cfg.run_dir), cfg.num_pictures, cfg.get("report", 0)), chosen(cfg.get("measures"))
+    shown, measures = (
+        Shown(Path(cfg.run_dir), cfg.num_pictures, cfg.get("report", 0)),
+        select_measures(cfg.get("measures")),
+    )
     for name, pairs in sets.items():
         samples = (load_sample(pair, scale, protocol, degradation) for pair in pairs)
         rows += score_images(models, name, samples, measures, shown, device)
@@ -214,7 +217,10 @@ def report_page(
     """Write run_dir/report.html, if there is an image to show; see `write_report`."""
     if versions:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        made = {"in words": instantiate(cfg.protocol).words, "computed on": f"{device}, PyTorch {torch.__version__}"}
+        made = {
+            "in words": instantiate(cfg.protocol).description,
+            "computed on": f"{device}, PyTorch {torch.__version__}",
+        }
         facts = {**(facts or {}), **made}
         command = shlex.join(["python", *sys.argv])
         path = Path(cfg.run_dir, "report.html")

@@ -25,7 +25,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.evaluation.scoring import score_run, sets_of_run
 from sr_lightning.inference import computes_in_bfloat16
 from sr_lightning.loggers.loggers import MetricsFile, finishing, log_results
-from sr_lightning.metrics.extra import check_names
+from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.metrics.protocol import score
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.fingerprint import changed_settings
@@ -57,7 +57,7 @@ def train(cfg: DictConfig) -> float:
     run_dir = Path(cfg.run_dir)
 
     check_numbers(cfg)
-    check_names(cfg.get("measures"))
+    check_measures(cfg.get("measures"))
     pl.seed_everything(cfg.seed, verbose=False)
     module: SRModule = instantiate(cfg.model, _convert_="all")
     module.save_hyperparameters(config)  # checkpoints describe themselves, and the loggers are told
