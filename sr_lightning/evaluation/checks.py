@@ -4,6 +4,7 @@ from omegaconf import DictConfig
 
 from sr_lightning.data.sources import benchmark_set
 from sr_lightning.errors import InputError
+from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import find_checkpoint
 
 
@@ -23,6 +24,10 @@ def check_request(cfg: DictConfig) -> None:
             problems.append(str(error))
     if cfg.runs is None and cfg.ckpt is None and ("model" not in cfg or cfg.scale is None):
         problems.append("say what to score: ckpt=FILE (or a list), or model=bicubic scale=x3")
+    try:
+        check_measures(cfg.measures)
+    except InputError as error:
+        problems.append(str(error))
     for name in cfg.benchmarks:
         try:
             benchmark_set(cfg.data_root, name, cfg.scale or 2)

@@ -199,7 +199,7 @@ def write_evaluation_report(
     if not versions:
         return
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    facts = {**(facts or {}), "in words": protocol.words, "computed on": f"{device}, PyTorch {torch.__version__}"}
+    facts = {**(facts or {}), "in words": protocol.description, "computed on": f"{device}, PyTorch {torch.__version__}"}
     command = shlex.join(["python", *sys.argv])
     path = RunFolder(run_dir).report
     write_report(path, rows, versions, leaderboard=leaderboard, facts=facts, commands=[command])

@@ -17,7 +17,7 @@ from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.score_table import mean_row
 from sr_lightning.images.files import read_image
 from sr_lightning.inference import inference_form, super_resolve, to_channels
-from sr_lightning.metrics.extra import Measure, chosen
+from sr_lightning.metrics.extra import Measure, select_measures
 from sr_lightning.metrics.protocol import Protocol, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.utils.devices import best_device
@@ -98,7 +98,7 @@ class Scorer:
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Scorer":
         """The scorer of a config of train.py or evaluate.py."""
-        return cls(instantiate(cfg.protocol), instantiate(cfg.degradation), chosen(cfg.measures))
+        return cls(instantiate(cfg.protocol), instantiate(cfg.degradation), select_measures(cfg.measures))
 
     def score_sets(
         self,

@@ -19,7 +19,7 @@ from sr_lightning.evaluation.scoring import Model, score_sets
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.leaderboard.runs import Run
 from sr_lightning.leaderboard.score_cache import Kept
-from sr_lightning.metrics.extra import chosen
+from sr_lightning.metrics.extra import select_measures
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Scores:
         self.bicubic: dict[tuple[int, str], Rows] = {}
         settings = OmegaConf.to_container(cfg, resolve=True)
         self.how = {key: settings[key] for key in ("protocol", "degradation", "self_ensemble")}
-        self.how["measures"] = list(chosen(cfg.measures))
+        self.how["measures"] = list(select_measures(cfg.measures))
 
     def of(self, run: Run) -> dict[str, Rows]:
         """Benchmark -> rows of a run, computed where they are not known: one network in memory, one image at a time.

@@ -1,4 +1,12 @@
-"""PSNR and two definitions of SSIM, as pure functions of batches of images."""
+"""PSNR and two definitions of SSIM, as pure functions of batches of images.
+
+Both SSIMs are the mean over a map of the local statistics under a window (means μ, variances σ², covariance σ_xy):
+
+    SSIM = (2 μ_x μ_y + C1) (2 σ_xy + C2) / ((μ_x² + μ_y² + C1) (σ_x² + σ_y² + C2))
+
+The map is summed by `metrics.ssim_map`, which is fast but hard to read. `tests/oracles.py` computes the same two scores
+pixel by pixel, straight from the formula; the tests compare both.
+"""
 
 import math
 
@@ -7,86 +15,111 @@ from torch import Tensor
 
 from sr_lightning.color import check_float, quantize
 from sr_lightning.errors import InputError
+from sr_lightning.metrics.ssim_map import sum_ssim_map
 
 WINDOW = 11  # Wang 2004: an 11x11 Gaussian, sigma 1.5
 _GAUSSIAN = torch.exp(-((torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2) ** 2) / (2 * 1.5**2))
-_TAPS = (_GAUSSIAN / _GAUSSIAN.sum()).tolist()
-_C1, _C2 = 0.01**2, 0.03**2  # (K1·L)², (K2·L)² for images in [0, 1]: L = 1
-_STRIP = 1 << 16  # pixels worked on at once on a CPU: four maps and their blur (2 MB in float32) stay in L2 and L3
+WANG_TAPS: list[float] = (_GAUSSIAN / _GAUSSIAN.sum()).tolist()
 
 
 @torch.no_grad()
 def psnr(sr: Tensor, hr: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image; the squared error is accumulated in float64.
+    """Peak signal-to-noise ratio of each image, -10 log10 of its mean squared error.
 
-    A measure, not a loss: no gradient.
+    The squared error is accumulated in float64. No gradient: this is a metric, not a loss.
 
     Args:
-        sr: images in [0, 1], (N, C, H, W).
-        hr: the ground truth, same shape.
+        sr: Images in [0, 1], (N, C, H, W).
+        hr: Ground truth in [0, 1], same shape.
 
     Returns:
-        (N,) dB, float64; inf where the images are identical. The score of a data set is the mean of these: the PSNR of
-        the pooled error is another, lower number.
+        (N,) dB, float64; inf for identical images. The score of a data set is the mean of these values; the PSNR of
+        the error pooled over all images is a different, lower number.
+
+    Raises:
+        InputError: (a ValueError) Shapes differ or are not (N, C, H, W), or the images are not floating point.
+
+    Example:
+        >>> hr = torch.zeros(1, 1, 8, 8)
+        >>> f"{psnr(hr + 0.1, hr).item():.2f} dB"
+        '20.00 dB'
     """
-    sr, hr = _pair(sr, hr)
+    sr, hr = _check_pair(sr, hr)
     return -10 * (sr - hr).square_().mean(dim=(1, 2, 3), dtype=torch.float64).log10()
 
 
 @torch.no_grad()
 def ssim(sr: Tensor, hr: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004): 11x11 Gaussian of sigma 1.5, K1 0.01, K2 0.03, valid area only.
+    """Structural similarity (Wang et al. 2004) of each image.
 
-    A measure, not a loss: no gradient. Arithmetic in the dtype given, at least float32, which is within 2e-7 of
-    float64 on bicubic Set5 and BSD100.
+    Window: 11x11 Gaussian with sigma 1.5, only where it fits into the image. K1 = 0.01, K2 = 0.03. No gradient: this is
+    a metric, not a loss. Computed in the dtype of the images, at least float32, which differs by less than 2e-7 from
+    float64 on bicubic Set5 and BSD100. The slow and readable version is `wang` in tests/oracles.py.
 
     Args:
-        sr: images in [0, 1], (N, C, H, W), at least 11 pixels high and wide.
-        hr: the ground truth, same shape.
+        sr: Images in [0, 1], (N, C, H, W), at least 11 pixels high and wide.
+        hr: Ground truth in [0, 1], same shape.
 
     Returns:
         (N,), float64: the mean over the map and the channels.
 
     Raises:
-        InputError: (a ValueError) for an image smaller than the window.
+        InputError: (a ValueError) As in `psnr`, or an image is smaller than the window.
+
+    Example:
+        >>> hr = torch.linspace(0, 1, 256).view(1, 1, 16, 16)
+        >>> ssim(hr, hr).item()
+        1.0
+        >>> round(ssim(1 - hr, hr).item(), 3)
+        -0.826
     """
-    sr, hr = _pair(sr, hr)
+    sr, hr = _check_pair(sr, hr)
     height, width = sr.shape[2:]
     if min(height, width) < WINDOW:
         raise InputError(f"SSIM needs at least {WINDOW} x {WINDOW} pixels, got {height} x {width}")
-    total = _ssim_total(sr, hr, 2 * hr.mean(dim=(2, 3)), _TAPS)
+    total = sum_ssim_map(sr, hr, 2 * hr.mean(dim=(2, 3)), WANG_TAPS)
     return (total / ((height - WINDOW + 1) * (width - WINDOW + 1))).mean(dim=1)
 
 
 @torch.no_grad()
 def ssim_daala(sr: Tensor, hr: Tensor) -> Tensor:
-    """Structural similarity as the tool dump_ssim of Xiph's video codec Daala defines it, which the SRGAN paper used.
+    """Structural similarity as defined by the tool dump_ssim of Xiph's video codec Daala, which the SRGAN paper used.
 
-    Other than Wang's: both images are rounded to 8 bits; the Gaussian grows with the image, sigma = height * 1.5 / 256,
-    in weights rounded to 1/256 and cut where they would be 0; the map covers the whole image, with windows that end at
-    its border and weigh in the mean what is left of them.
+    Differences from Wang's: both images are rounded to 8 bits; the Gaussian grows with the image, sigma = height * 1.5
+    / 256, with weights rounded to 1/256 and cut off where they round to 0; the map covers the whole image, with windows
+    truncated at its border and weighted by the share that is left of them.
 
-    A measure, not a loss: no gradient. Arithmetic as in `ssim`.
+    No gradient: this is a metric, not a loss. Precision as in `ssim`. The slow and readable version is `daala` in
+    tests/oracles.py.
 
     Args:
-        sr: images in [0, 1], (N, C, H, W). A border to be left out has been left out: sigma depends on the height.
-        hr: the ground truth, same shape.
+        sr: Images in [0, 1], (N, C, H, W). Shave borders before: sigma depends on the height.
+        hr: Ground truth in [0, 1], same shape.
 
     Returns:
         (N,), float64: the mean over the channels.
+
+    Raises:
+        InputError: (a ValueError) As in `psnr`.
+
+    Example:
+        >>> hr = torch.linspace(0, 1, 256).view(1, 1, 16, 16)
+        >>> ssim_daala(hr, hr).item()
+        1.0
     """
-    sr, hr = (quantize(image) for image in _pair(sr, hr))
+    sr, hr = (quantize(image) for image in _check_pair(sr, hr))
     height, width = sr.shape[2:]
     taps = daala_taps(height * 1.5 / 256, min(height, width))
     reach = len(taps) // 2
     rows, columns = (_covered(size, taps).to(sr) for size in (height, width))
     grey = 2 * hr.mean(dim=(2, 3))
-    total = _ssim_total(_framed(sr, grey / 2, reach), _framed(hr, grey / 2, reach), grey, taps, rows[:, None] * columns)
+    sr, hr = (_pad_with_grey(image, grey / 2, reach) for image in (sr, hr))
+    total = sum_ssim_map(sr, hr, grey, taps, rows[:, None] * columns)
     return (total / (rows.sum(dtype=torch.float64) * columns.sum(dtype=torch.float64))).mean(dim=1)
 
 
 def daala_taps(sigma: float, longest: int) -> list[float]:
-    """Daala's Gaussian in 256ths, with a sum of exactly 1; it reaches less than `longest` pixels to each side."""
+    """Daala's Gaussian in 256ths, summing to exactly 1; it extends less than `longest` pixels to each side."""
     least = math.sqrt(math.pi / 2) * sigma / 256
     reach = 0 if least >= 1 else math.floor(sigma * math.sqrt(-2 * math.log(least)))
     reach = min(reach, longest - 1)
@@ -96,111 +129,31 @@ def daala_taps(sigma: float, longest: int) -> list[float]:
 
 
 def _covered(size: int, taps: list[float]) -> Tensor:
-    """The sum of the taps that fall on a line of `size` pixels when centred at each: (size,) float64."""
+    """Sum of the taps that lie inside a line of `size` pixels, for the window centred at each: (size,) float64."""
     reach = len(taps) // 2
     line = torch.zeros(size + 2 * reach, dtype=torch.float64)
     line[reach : reach + size] = 1
     return line.unfold(0, len(taps), 1).mul(torch.tensor(taps, dtype=torch.float64)).sum(dim=1)
 
 
-def _framed(image: Tensor, grey: Tensor, reach: int) -> Tensor:
-    """`reach` pixels of a grey (N, C) around each plane: (N, C, H, W) -> (N, C, H + 2*reach, W + 2*reach)."""
+def _pad_with_grey(image: Tensor, grey: Tensor, reach: int) -> Tensor:
+    """Pad each plane with its grey level (N, C): (N, C, H, W) -> (N, C, H + 2*reach, W + 2*reach)."""
     height, width = image.shape[2:]
-    framed = grey[..., None, None].repeat(1, 1, height + 2 * reach, width + 2 * reach)
-    framed[..., reach : reach + height, reach : reach + width] = image
-    return framed
+    padded = grey[..., None, None].repeat(1, 1, height + 2 * reach, width + 2 * reach)
+    padded[..., reach : reach + height, reach : reach + width] = image
+    return padded
 
 
-def _ssim_total(sr: Tensor, hr: Tensor, grey: Tensor, taps: list[float], weight: Tensor | None = None) -> Tensor:
-    """The sum over the SSIM map of each plane, in parts that suit the machine; arguments as in `_ssim_sum`.
-
-    Returns:
-        (N, C) float64.
-    """
-    (n, c, height, width), halo = sr.shape, len(taps) - 1
-    sr, hr, grey = sr.flatten(0, 1), hr.flatten(0, 1), grey.flatten()  # (N*C, H, W), (N*C,)
-    # A CPU is fast on what is in its cache, a GPU on everything at once.
-    planes, rows = (1, max(16, _STRIP // width)) if sr.device.type == "cpu" else (n * c, height)
-    total = torch.zeros(n * c, dtype=torch.float64, device=sr.device)
-    for first in range(0, n * c, planes):
-        part = slice(first, first + planes)
-        for top in range(0, height - halo, rows):
-            strip = slice(top, top + rows + halo)
-            covered = None if weight is None else weight[top : top + rows]
-            total[part] += _ssim_sum(sr[part, strip], hr[part, strip], grey[part], taps, covered)
-    return total.view(n, c)
-
-
-def _ssim_sum(x: Tensor, y: Tensor, grey: Tensor, taps: list[float], weight: Tensor | None = None) -> Tensor:
-    """The sum over the SSIM map of each plane, where the window fits.
-
-    With u = x + y, v = x - y, their local means m and local variances s, the two factors of SSIM become
-        (m_u² - m_v² + 2 C1) / (m_u² + m_v² + 2 C1)   and   (s_u - s_v + 2 C2) / (s_u + s_v + 2 C2).
-    Images to be compared are alike, so v is small and s_v is precise even as a difference E[v²] - m_v² in float32; the
-    error of s_u falls on both sides of the fraction and leaves with it. What is left of it shrinks as u is taken
-    relative to `grey`, any constant near its mean.
-
-    Args:
-        x: (P, H, W).
-        y: (P, H, W).
-        grey: (P,).
-        taps: the window is the product of this and itself; K of them, with a sum of 1.
-        weight: the part of each window that is inside the image, (H-K+1, W-K+1), if there is an outside: pixels where
-            x = y = grey / 2. Local means are of that part, and it is the weight in the sum.
-
-    Returns:
-        (P,) float64.
-    """
-    (p, h, w), halo = x.shape, len(taps) - 1
-    grey = grey.unsqueeze(1)
-    # Planes lie flat, so that a shift in any direction is one contiguous stretch; the blur then runs on across the end
-    # of a row, into columns that are dropped at the end.
-    x, y = x.reshape(p, h * w), y.reshape(p, h * w)
-    maps = x.new_zeros(4, p, h * w + halo)
-    u, v = maps[0, :, : h * w], maps[1, :, : h * w]
-    torch.add(x, y, out=u).sub_(grey)
-    torch.sub(x, y, out=v)
-    torch.mul(maps[:2], maps[:2], out=maps[2:])
-    maps = _blur(_blur(maps, w, taps), 1, taps)  # m_u - grey, m_v, E[(u - grey)²], E[v²]: (4, P, (h - halo)*w)
-    if weight is not None:
-        maps.view(4, p, -1, w)[..., : w - halo].div_(weight)
-    means, variances = maps[:2], maps[2:]
-    variances.sub_(means.square())
-    means[0].add_(grey)
-    means.square_()
-    means[0].add_(2 * _C1)
-    variances[0].add_(2 * _C2)
-    u, v = maps[::2], maps[1::2]  # (2, P, ...): of the means, of the variances
-    luminance, structure = (u - v).div_(u.add_(v))
-    values = luminance.mul_(structure).view(p, -1, w)[..., : w - halo]
-    if weight is not None:
-        values = values * weight
-    return values.sum(dim=(1, 2), dtype=torch.float64)
-
-
-def _blur(maps: Tensor, step: int, taps: list[float]) -> Tensor:
-    """The window along elements `step` apart: (..., L) -> (..., L - (K-1)*step).
-
-    One multiply-add per tap. Adding the pairs of equal weight first takes as many passes over the maps, and is no
-    faster.
-    """
-    first, *others = maps.unfold(-1, maps.shape[-1] - (len(taps) - 1) * step, step).unbind(-2)
-    result = first * taps[0]
-    for shifted, tap in zip(others, taps[1:], strict=True):
-        result.add_(shifted, alpha=tap)
-    return result
-
-
-def _pair(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-    """Both checked, in one dtype."""
+def _check_pair(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+    """Check both images and convert them to one dtype, at least float32."""
     if sr.shape != hr.shape or sr.ndim != 4:
         raise InputError(f"sr {tuple(sr.shape)} and hr {tuple(hr.shape)} must have one shape, (N, C, H, W)")
-    sr, hr = precise(sr), precise(hr)
+    sr, hr = at_least_float32(sr), at_least_float32(hr)
     dtype = torch.promote_types(sr.dtype, hr.dtype)
     return sr.to(dtype), hr.to(dtype)
 
 
-def precise(image: Tensor) -> Tensor:
-    """In float32 or finer: half precision is for networks, not for measuring them."""
+def at_least_float32(image: Tensor) -> Tensor:
+    """Convert half precision to float32; float32 and float64 are returned unchanged."""
     check_float(image)
     return image.to(torch.promote_types(image.dtype, torch.float32))

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from sr_lightning.errors import InputError
 from sr_lightning.inference import to_channels
 from sr_lightning.losses import WeightedSum
-from sr_lightning.metrics.protocol import Protocol, Score
+from sr_lightning.metrics.per_image import Score
+from sr_lightning.metrics.protocol import Protocol
 
 
 class SRModule(pl.LightningModule):

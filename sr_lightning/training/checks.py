@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.data.sources import folder_pairs
 from sr_lightning.errors import InputError, find_input_error
-from sr_lightning.metrics.names import check_measures
+from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.saved_config import config_to_resume
 
 INTEGER_RANGES = {

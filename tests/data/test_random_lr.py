@@ -90,7 +90,7 @@ def test_validation_and_scoring_see_one_lr_by_a_name_of_its_own(pictures, cache)
         sample = load_sample(pair, 2, Protocol(), degradation())
         assert torch.equal(sample.lr, shown["lr"]) and torch.equal(sample.hr, shown["hr"])
         assert sample.protocol.name == f"y_shave-scale_8bit_ssim-wang_lr-{degradation().lr_source}"
-        assert degradation().lr_source.removeprefix("made-") in sample.protocol.words
+        assert degradation().lr_source.removeprefix("made-") in sample.protocol.description
 
 
 def test_a_benchmark_with_lr_files_stays_what_it_is_unless_lr_is_to_be_made(pictures, tmp_path):

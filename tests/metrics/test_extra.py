@@ -1,7 +1,9 @@
-"""Fine detail, agreement with LR and LPIPS: against spectra that are known, other code, and a stand-in torchvision."""
+"""Fine detail, agreement with LR and LPIPS: compared with known spectra, other code and a stand-in torchvision."""
 
 import logging
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,13 +16,22 @@ from sr_lightning.degradations import crop_to_multiple, downscale, upscale
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
 from sr_lightning.inference import with_chroma
-from sr_lightning.metrics.extra import chosen, consistency, fine_power, lpips, lpips_network, spectrum
+from sr_lightning.metrics.extra import (
+    MEASURES,
+    consistency,
+    fine_power,
+    lpips,
+    lpips_network,
+    select_measures,
+    spectrum,
+)
+from sr_lightning.metrics.measure_names import MEASURE_NAMES
 from sr_lightning.metrics.protocol import Protocol
 from tests.oracles import blurred, photos_of, unit
 
 
 def wave(fx: float, fy: float, size: tuple[int, int] = (96, 120)) -> torch.Tensor:
-    """A cosine, (1, 1, H, W); frequencies as parts of Nyquist's, 0 to 1."""
+    """A cosine, (1, 1, H, W); frequencies relative to Nyquist's, 0 to 1."""
     y, x = np.mgrid[: size[0], : size[1]]
     return torch.from_numpy(np.cos(np.pi * (fx * x + fy * y)))[None, None]
 
@@ -32,7 +43,7 @@ def ratio(image: torch.Tensor, other: torch.Tensor) -> float:
 # --- the spectrum
 
 
-def test_fine_power_is_the_sum_over_the_rings_of_a_slow_fourier_transform():
+def test_fine_power_matches_a_slow_fourier_transform():
     for height, width in ((24, 31), (25, 32), (17, 17)):
         image = np.random.default_rng(0).random((height, width))
         y, x = np.mgrid[:height, :width]
@@ -48,7 +59,7 @@ def test_fine_power_is_the_sum_over_the_rings_of_a_slow_fourier_transform():
 
 
 @pytest.mark.parametrize("direction", [(1, 0), (0, 1), (0.6, 0.8), (0.6, -0.8)])
-def test_waves_count_from_half_of_nyquists_frequency_to_the_whole_in_every_direction(direction):
+def test_only_waves_from_half_nyquist_to_nyquist_count_in_every_direction(direction):
     unit_of_power = fine_power(wave(0.75, 0)).item()
     powers = [fine_power(wave(*(f * part for part in direction))).item() for f in (0.1, 0.4, 0.6, 0.75, 0.9)]
     assert [power / unit_of_power for power in powers] == pytest.approx([0, 0, 1, 1, 1], abs=1e-3)
@@ -57,20 +68,20 @@ def test_waves_count_from_half_of_nyquists_frequency_to_the_whole_in_every_direc
         assert fine_power(wave(*corner.tolist())).item() < 1e-3 * unit_of_power
 
 
-def test_half_the_amplitude_is_a_quarter_of_the_power_and_coarse_waves_and_brightness_do_not_count():
+def test_half_the_amplitude_has_a_quarter_of_the_power_and_coarse_waves_and_brightness_are_ignored():
     fine, coarse = wave(0.7, 0.1), wave(0.2, 0.1)
     assert ratio(0.5 * fine, fine) == pytest.approx(0.25, rel=1e-9)
     assert ratio(fine + 3 * coarse + 7, fine + 1) == pytest.approx(1, rel=1e-3)
 
 
-def test_the_power_of_white_noise_grows_with_its_variance_and_a_ramp_leaks_little():
+def test_the_power_of_white_noise_is_proportional_to_its_variance_and_a_ramp_leaks_little():
     noise = torch.randn(1, 1, 200, 160, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     other = torch.randn(1, 1, 200, 160, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert ratio(2 * other, noise) == pytest.approx(4, rel=0.05)
     assert ratio(torch.linspace(0, 1, 160, dtype=torch.float64).expand(1, 1, 200, 160), noise) < 1e-9
 
 
-def test_the_spectrum_of_a_copy_is_1_of_a_blurred_photo_near_0_and_of_a_noisy_one_above_1():
+def test_spectrum_is_1_for_a_copy_near_0_for_a_blurred_photo_and_above_1_for_a_noisy_one():
     levels = photos_of("astronaut", "camera")
     hr, lr = unit(levels), unit(downscale(levels, 4))
     noisy = hr + 0.05 * torch.randn(hr.shape, generator=torch.Generator().manual_seed(0))
@@ -80,7 +91,7 @@ def test_the_spectrum_of_a_copy_is_1_of_a_blurred_photo_near_0_and_of_a_noisy_on
 
 
 @pytest.mark.parametrize("channel", ["y", "rgb"])
-def test_the_spectrum_is_of_luma_in_8_bits_without_the_border(channel):
+def test_spectrum_uses_8_bit_luma_without_the_border(channel):
     colour = torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(0))
     hr = quantize(colour.flip(-1))
     inner = [rgb_to_y(image[..., 3:-3, 3:-3]) for image in (quantize(colour), hr)]
@@ -88,7 +99,7 @@ def test_the_spectrum_is_of_luma_in_8_bits_without_the_border(channel):
     assert result == pytest.approx(ratio(*inner), rel=1e-5)
 
 
-def test_a_flat_hr_has_no_spectrum_to_compare_with():
+def test_spectrum_of_a_flat_hr_is_nan():
     flat = torch.full((1, 1, 40, 40), 0.5)
     assert spectrum(flat, flat, flat, 2, Protocol()).isnan().item()
 
@@ -96,7 +107,7 @@ def test_a_flat_hr_has_no_spectrum_to_compare_with():
 # --- consistency
 
 
-def test_hr_agrees_with_the_lr_that_matlab_made_of_it_whatever_its_border(data_root):
+def test_hr_is_consistent_with_matlabs_lr_files(data_root):
     folder = data_root / "benchmark" / "Set5"
     for scale in (2, 3, 4):
         for path in sorted((folder / "HR").iterdir()):
@@ -108,16 +119,16 @@ def test_hr_agrees_with_the_lr_that_matlab_made_of_it_whatever_its_border(data_r
             assert consistency(hr + 1 / 255, lr, hr, scale, Protocol(channel="rgb")).item() < 49
 
 
-def test_a_brighter_image_contradicts_lr_by_just_that_and_fine_noise_hardly():
+def test_consistency_measures_a_change_of_brightness_and_ignores_fine_noise():
     hr = photos_of("camera", size=240)
-    hr = hr.clamp(25, 205)  # so that nothing is clamped
+    hr = hr.clamp(25, 205)  # leaves room, nothing is clamped
     lr, hr = unit(downscale(hr, 4)), unit(hr)
     assert consistency(hr + 10 / 255, lr, hr, 4, Protocol()).item() == pytest.approx(20 * np.log10(25.5), abs=0.1)
     checks = 10 / 255 * wave(1, 1, (240, 240)).float()
     assert consistency(hr + checks, lr, hr, 4, Protocol()).item() > 50
 
 
-def test_luma_agrees_with_the_luma_of_a_colour_lr_and_rgb_with_all_of_it():
+def test_consistency_compares_luma_or_rgb_with_a_colour_lr():
     lr = quantize(torch.rand(1, 3, 20, 24, generator=torch.Generator().manual_seed(0)))
     sr = upscale(lr, 2) + 0.02
     inner = np.s_[..., 2:-2, 2:-2]
@@ -143,7 +154,7 @@ def test_luma_agrees_with_the_luma_of_a_colour_lr_and_rgb_with_all_of_it():
 
 @pytest.fixture
 def no_lpips():
-    """The network is looked for anew, before the test and after it."""
+    """Clear the cached LPIPS network before and after the test."""
     lpips_network.cache_clear()
     yield
     lpips_network.cache_clear()
@@ -151,7 +162,7 @@ def no_lpips():
 
 @pytest.fixture
 def stand_in(monkeypatch, no_lpips):
-    """A torchvision that serves an AlexNet with random weights, to torchmetrics as it is."""
+    """A stand-in for torchvision with an AlexNet of random weights, used by the real torchmetrics."""
     from torchmetrics.functional.image import lpips as functional
     from torchmetrics.image import lpip
 
@@ -170,31 +181,31 @@ def stand_in(monkeypatch, no_lpips):
         monkeypatch.setattr(module, "_TORCHVISION_AVAILABLE", True)
 
 
-def test_without_torchvision_lpips_is_left_out_and_one_line_says_what_to_install(monkeypatch, no_lpips, caplog):
+def test_lpips_is_left_out_without_torchvision_and_one_warning_says_what_to_install(monkeypatch, no_lpips, caplog):
     from torchmetrics.image import lpip
 
     monkeypatch.setattr(lpip, "_TORCHVISION_AVAILABLE", False)
     with caplog.at_level(logging.INFO):
-        assert list(chosen(["lpips", "spectrum"])) == ["spectrum"]
-        assert list(chosen(["lpips"])) == []
+        assert list(select_measures(["lpips", "spectrum"])) == ["spectrum"]
+        assert list(select_measures(["lpips"])) == []
     assert len(caplog.records) == 1
     assert "lpips is left out" in caplog.text and "pip install torchvision" in caplog.text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("operator torchvision::nms does not exist"), OSError("no internet")])
-def test_a_torchvision_that_does_not_work_is_told_by_its_own_words(monkeypatch, no_lpips, caplog, error):
+def test_a_broken_torchvision_leaves_lpips_out_and_its_error_is_logged(monkeypatch, no_lpips, caplog, error):
     from torchmetrics.image import lpip
 
     def broken(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(lpip, "LearnedPerceptualImagePatchSimilarity", broken)
-    assert chosen(["lpips"]) == {}
+    assert select_measures(["lpips"]) == {}
     assert str(error) in caplog.text
 
 
-def test_lpips_is_0_for_a_copy_and_grows_with_what_is_wrong(stand_in):
-    assert list(chosen(["lpips"])) == ["lpips"]
+def test_lpips_is_0_for_a_copy_and_grows_with_noise(stand_in):
+    assert list(select_measures(["lpips"])) == ["lpips"]
     hr = photos_of("astronaut", "camera", size=96)
     lr, hr = unit(downscale(hr, 4)), unit(hr)
     noise = torch.randn(hr.shape, generator=torch.Generator().manual_seed(0))
@@ -206,7 +217,7 @@ def test_lpips_is_0_for_a_copy_and_grows_with_what_is_wrong(stand_in):
     )
 
 
-def test_lpips_is_of_rgb_in_8_bits_without_the_border_and_luma_gets_bicubic_chroma(stand_in):
+def test_lpips_uses_8_bit_rgb_without_the_border_and_adds_bicubic_chroma_to_luma(stand_in):
     hr = quantize(torch.rand(1, 3, 48, 56, generator=torch.Generator().manual_seed(0)))
     lr = downscale(hr, 2)
     luma = rgb_to_y(upscale(lr, 2))
@@ -215,17 +226,34 @@ def test_lpips_is_of_rgb_in_8_bits_without_the_border_and_luma_gets_bicubic_chro
     assert lpips(luma, lr, hr, 2, Protocol()).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_an_image_too_small_for_lpips_is_named_with_its_size():
+def test_an_image_too_small_for_lpips_is_refused_with_its_size():
     image = torch.zeros(1, 3, 34, 60)
     with pytest.raises(InputError, match="lpips needs 31 x 31 pixels, there are 30 x 56"):
         lpips(image, image, image, 2, Protocol())
 
 
-# --- their names
+# --- names
 
 
-@pytest.mark.parametrize("names", [["spectrum", "vmaf", "niqe"], "vmaf, niqe"])
-def test_a_measure_that_there_is_not_is_named_beside_those_there_are(names):
-    with pytest.raises(InputError, match="vmaf, niqe; give a list of spectrum, consistency, lpips"):
-        chosen(names)
-    assert chosen(None) == chosen([]) == {}
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [(["spectrum", "vmaf", "niqe"], "unknown vmaf, niqe"), ("vmaf, niqe", "'vmaf, niqe' is not a list")],
+)
+def test_unknown_measures_are_refused_with_the_valid_ones(names, wrong):
+    with pytest.raises(InputError, match=f"measures: {wrong}; give a list of spectrum, consistency, lpips, such as"):
+        select_measures(names)
+    assert select_measures(None) == select_measures([]) == {}
+
+
+def test_the_checked_names_are_those_of_the_measures():
+    assert tuple(MEASURES) == MEASURE_NAMES
+
+
+def test_names_are_checked_without_importing_torch():
+    code = "import sys; from sr_lightning.metrics.measure_names import check_measures; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_the_package_does_not_import_torchmetrics():
+    code = "import sys; from sr_lightning.metrics import score; sys.exit('torchmetrics' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -66,7 +66,7 @@ def test_an_lr_of_another_scale_is_named(command, folder, tmp_path):
     ("words", "message"),
     [
         (["data.hr=nowhere"], "nowhere"),
-        (["measures=[sharpness]"], "measures: sharpness; give a list of spectrum, consistency, lpips"),
+        (["measures=[sharpness]"], "measures: unknown sharpness; give a list of spectrum, consistency, lpips"),
         (["model=espnc"], "Could not find 'model/espnc'"),
         (["model.network.num_feature=[8]"], "Key 'num_feature' is not in struct"),
         (["data.residence=disk"], "choose mmap, memory or device"),
