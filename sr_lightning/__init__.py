@@ -1,24 +1,31 @@
-"""Single-image super-resolution: `load` for the use of a trained network; the commands are train.py and evaluate.py."""
+"""Single-image super-resolution: `load` a trained network to use it; train.py and evaluate.py make and score them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sr_lightning.upscale.upscaler import Upscaler
 
 __version__ = "0.1.0"
+__all__ = ["load"]
 
 
-def load(path: str | Path, **options: object) -> "Upscaler":
-    """A trained network that enlarges pictures: `load("best.ckpt").upscale(image)`.
+def load(path: str | Path, **options: Any) -> "Upscaler":
+    """Load a trained network that upscales images of any kind.
 
     Args:
-        path: A checkpoint of train.py, or its run's directory, whose best checkpoint is taken.
-        options: Of `sr_lightning.upscale.upscaler.Upscaler`: device, precision, tile, self_ensemble.
+        path: A checkpoint of train.py, or its run's directory, whose best checkpoint is loaded.
+        **options: Of `sr_lightning.upscale.upscaler.Upscaler`: device, precision, tile, self_ensemble.
 
     Raises:
-        InputError: The file is missing, unreadable or not of this project, or an option is wrong.
+        InputError: The file is missing, damaged or not of this project, or an option is invalid.
+
+    Example:
+        >>> import numpy as np
+        >>> net = load(checkpoint)  # an ESPCN x2
+        >>> net.upscale(np.zeros((10, 12, 3), np.uint8)).shape
+        (20, 24, 3)
     """
-    from sr_lightning.upscale.upscaler import Upscaler  # brings torch
+    from sr_lightning.upscale.upscaler import Upscaler  # imports torch
 
     return Upscaler.load(path, **options)

@@ -10,23 +10,20 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from sr_lightning.configs import CONF
 from sr_lightning.errors import find_input_error
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.result import record_failure
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.processes import end_with_parent, is_cell
-from sr_lightning.sweeps.run import CellFailed
+from sr_lightning.sweeps.run import CellFailed, in_sweep
 
 log = logging.getLogger(__name__)
-
-CONF = Path(__file__).parents[1] / "conf"
 
 OmegaConf.register_new_resolver("if_none", lambda value, then, otherwise: then if value is None else otherwise)
 OmegaConf.register_new_resolver("product", lambda a, b: a * b)

@@ -1,4 +1,4 @@
-"""Trained networks for other programs: python -m sr_lightning.export -c best.ckpt --to onnx."""
+"""Export a trained network for other programs: sr-export -c best.ckpt --to onnx."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sr_lightning.errors import InputError
+from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.atomic_files import replacing
 
 if TYPE_CHECKING:
@@ -23,31 +24,31 @@ if TYPE_CHECKING:
     from sr_lightning.checkpoints.checkpoint import Trained
 
 SUFFIXES = {"onnx": (".onnx",), "torch_export": (".pt2",), "safetensors": (".safetensors",), "torch": (".pth", ".pt")}
-LAYOUTS = ("ours", "basicsr", "edsr-pytorch")
-NEEDED = ("onnx", "onnxscript", "onnxruntime")  # by --to onnx
+LAYOUTS = ("ours", "basicsr", "edsr-pytorch")  # of `checkpoints.interop.save_weights`
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 METADATA = "sr_lightning.json"  # in a file of torch.export
-SHAPES = ((1, 17, 23), (2, 9, 32), (3, 24, 5))  # batch, height and width on which a file is compared with torch
+SHAPES = ((1, 17, 23), (2, 9, 32), (3, 24, 5))  # batch, height and width of the images that verify a file
 TOLERANCE = 1e-4  # of the range of the output: a fortieth of a grey level
 
-DESCRIPTION = """Write a trained network for other programs. What each format holds and how to read it: docs/export.md.
+DESCRIPTION = """Export a trained network for other programs. Formats and how to read them: docs/export.md.
 
 onnx          one file for onnxruntime, TensorRT, OpenVINO, ...; any batch, height and width
-torch_export  one file for torch.export.load, which needs nothing of this project
+torch_export  one file for torch.export.load, which does not need this project
 safetensors   the weights, by the names of this project or another (--layout)
 torch         the weights as BasicSR or EDSR-PyTorch load them (--layout)
 
-No file is left unless its output is that of the checkpoint's network."""
+A file is written only if its output equals that of the checkpoint's network."""
 EXAMPLE = """example:
-  python -m sr_lightning.export -c outputs/RUN --to onnx -o espcn_x2.onnx
-  python -m sr_lightning.export -c edsr.ckpt --to torch --layout basicsr -o edsr_x2.pth"""
+  sr-export -c outputs/RUN --to onnx -o espcn_x2.onnx
+  sr-export -c edsr.ckpt --to torch --layout basicsr -o edsr_x2.pth"""
 
 
 class Exported(NamedTuple):
-    """A file that was written.
+    """A written file.
 
     Attributes:
         path: The file.
-        difference: The largest difference of its output from the network's, on any of SHAPES.
+        difference: Largest absolute difference of its output from the network's, on any of SHAPES.
     """
 
     path: Path
@@ -76,39 +77,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m sr_lightning.export",
+        "sr-export",
         description=DESCRIPTION,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or the directory of a run (its best one)")
+    parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or a run's directory (its best checkpoint)")
     parser.add_argument("--to", required=True, choices=SUFFIXES, help="the format")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="replaced if it is there (default: NAME_xSCALE here, NAME the run's)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="replaced if it exists (default: the run's name and scale)",
     )
-    parser.add_argument(
-        "--layout", choices=LAYOUTS, default="ours", help="names of the weights in safetensors and torch files"
-    )
+    parser.add_argument("--layout", choices=LAYOUTS, default="ours", help="key names in safetensors and torch files")
     return parser
 
 
 def export(ckpt: str | Path, to: str, output: str | Path | None = None, layout: str = "ours") -> Exported:
-    """Write the network of a checkpoint in its inference form, or its weights, completely or not at all.
+    """Write the fused network of a checkpoint, or its weights, completely or not at all.
 
     Args:
-        ckpt: A checkpoint, or the directory of a run. Averaged weights are taken where it has them.
+        ckpt: A checkpoint, or a run's directory. Averaged weights are exported if it has them.
         to: "onnx", "torch_export", "safetensors" or "torch".
-        output: The file. None: the run's name and the scale, in the current directory.
-        layout: As for `weights.save_weights`; for "safetensors" and "torch" alone.
+        output: The file. None: the run's name and the scale, in the working directory.
+        layout: As for `checkpoints.interop.save_weights`; of "safetensors" and "torch" only.
 
     Raises:
-        InputError: No such checkpoint, options that do not fit together, packages that are missing, or an output that
-            is not the network's.
+        InputError: A missing checkpoint, options that do not fit together, missing packages, or an output that differs
+            from the network's.
     """
     check(to, output, layout)
+    checkpoint = find_checkpoint(ckpt)
     from sr_lightning.checkpoints.checkpoint import load_best
 
-    trained = load_best(ckpt)
+    trained = load_best(checkpoint)
     name = re.sub(r"[^\w.+-]+", "_", trained.name)
     target = Path(output or f"{name}_x{trained.network.scale}{SUFFIXES[to][0]}").expanduser()
     with tempfile.TemporaryDirectory() as folder:
@@ -129,23 +132,23 @@ def export(ckpt: str | Path, to: str, output: str | Path | None = None, layout: 
 
 
 def check(to: str, output: str | Path | None, layout: str) -> None:
-    """Refuse what cannot be before anything is loaded.
+    """Check the options, before torch is imported.
 
     Raises:
         InputError: Names everything that is wrong.
     """
     wrong = []
     if to not in SUFFIXES:
-        raise InputError(f"--to {to}: {', '.join(SUFFIXES)}")
+        raise InputError(f"--to {to}: choose {', '.join(SUFFIXES)}")
     if output is not None and Path(output).is_dir():
         wrong.append(f"-o {output} is a directory: name a file")
     elif output is not None and Path(output).suffix not in SUFFIXES[to]:
-        wrong.append(f"-o {output}: with --to {to} the name ends in {' or '.join(SUFFIXES[to])}")
+        wrong.append(f"-o {output}: with --to {to} the name must end in {' or '.join(SUFFIXES[to])}")
     if to == "torch" and layout == "ours":
         wrong.append("--to torch writes for other projects: add --layout basicsr or edsr-pytorch, or use safetensors")
     if to in ("onnx", "torch_export") and layout != "ours":
-        wrong.append(f"--layout {layout} names weights, which {to} does not: leave it out, or use --to torch")
-    if to == "onnx" and (missing := [package for package in NEEDED if find_spec(package) is None]):
+        wrong.append(f"--layout {layout} renames weights, and {to} has no key names: leave it out, or use --to torch")
+    if to == "onnx" and (missing := [package for package in ONNX_PACKAGES if find_spec(package) is None]):
         wrong.append(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if wrong:
         raise InputError("; ".join(wrong))
@@ -155,14 +158,14 @@ def write_onnx(trained: "Trained", path: Path) -> Run:
     """Write an ONNX file, weights included.
 
     Returns:
-        What onnxruntime computes with it on a CPU.
+        The file run by onnxruntime on a CPU.
     """
     import onnxruntime
     import torch
 
     with quiet():
         program = torch.onnx.export(
-            form_of(trained.network),
+            fused(trained.network),
             (example(trained.network),),
             dynamo=True,
             input_names=["lr"],
@@ -171,7 +174,7 @@ def write_onnx(trained: "Trained", path: Path) -> Run:
             verbose=False,
         )
     for node in program.model.graph:
-        node.metadata_props.clear()  # where in this machine's files each was made
+        node.metadata_props.clear()  # source positions with this machine's paths
     program.model.metadata_props.update(metadata(trained))
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -179,10 +182,10 @@ def write_onnx(trained: "Trained", path: Path) -> Run:
 
 
 def write_torch_export(trained: "Trained", path: Path) -> Run:
-    """Write a program for torch.export.load; the metadata are in METADATA, JSON.
+    """Write a program for torch.export.load, with JSON metadata in its extra file METADATA.
 
     Returns:
-        What that computes.
+        The loaded program.
     """
     import torch
 
@@ -190,7 +193,7 @@ def write_torch_export(trained: "Trained", path: Path) -> Run:
 
     sizes = {i: torch.export.Dim(name, min=1) for i, name in ((0, "batch"), (2, "height"), (3, "width"))}
     with quiet():
-        network, lr = form_of(trained.network), example(trained.network)
+        network, lr = fused(trained.network), example(trained.network)
         for name, module in list(network.named_modules()):
             if isinstance(module, FoldedUpsampler):  # its slices would refuse images of fewer than four pixels a side
                 network.set_submodule(name, module.layers)
@@ -203,10 +206,10 @@ def write_torch_export(trained: "Trained", path: Path) -> Run:
 
 
 def write_weights(trained: "Trained", path: Path, layout: str) -> Run:
-    """Write the weights alone: safetensors or, by the file's name, a torch file.
+    """Write the weights: safetensors, or a torch file if the suffix says so.
 
     Returns:
-        What the network computes with the weights of the file.
+        The network with the weights read back from the file.
     """
     import copy
 
@@ -223,22 +226,22 @@ def write_weights(trained: "Trained", path: Path, layout: str) -> Run:
     return network
 
 
-def form_of(network: "nn.Module") -> "nn.Module":
-    """The inference form, without gradients."""
-    from sr_lightning.inference import inference_form
+def fused(network: "nn.Module") -> "nn.Module":
+    """The fused network, without gradients."""
+    from sr_lightning.inference import fuse_for_inference
 
-    return inference_form(network).requires_grad_(False)
+    return fuse_for_inference(network).requires_grad_(False)
 
 
 def example(network: "nn.Module") -> "Tensor":
-    """An image to trace with, (2, C, 20, 24): no size is 1 and no two are equal, which would be taken for fixed."""
+    """An image to trace with, (2, C, 20, 24): tracing takes sizes of 1 and equal sizes for fixed ones."""
     import torch
 
     return torch.rand(2, network.num_channels, 20, 24)
 
 
 def metadata(trained: "Trained") -> dict[str, str]:
-    """What a file says of itself."""
+    """Description of the network, stored in the file."""
     import torch
 
     from sr_lightning import __version__
@@ -247,7 +250,7 @@ def metadata(trained: "Trained") -> dict[str, str]:
     network = trained.network
     luma = (
         "BT.601 luma, black 16/255 and white 235/255: (65.481 R + 128.553 G + 24.966 B + 16) / 255 of RGB in [0, 1]; "
-        "chroma is to be enlarged bicubically"
+        "upscale chroma bicubically"
     )
     protocol = {key: value for key, value in trained.config["protocol"].items() if key != "_target_"}
     return {
@@ -266,10 +269,10 @@ def metadata(trained: "Trained") -> dict[str, str]:
 
 
 def compare(network: "nn.Module", run: Run, target: Path) -> float:
-    """The largest difference of a file's output from the network's.
+    """Largest absolute difference of a file's output from the network's.
 
     Raises:
-        InputError: It is more than TOLERANCE.
+        InputError: The difference exceeds TOLERANCE.
     """
     import torch
 
@@ -293,7 +296,7 @@ def compare(network: "nn.Module", run: Run, target: Path) -> float:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporters' remarks on torchvision, on opsets and on themselves."""
+    """Silence the exporters' remarks on torchvision, on opsets and on themselves."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Images of any channel count through networks of any channel count, exactly or fast: the one place for chroma."""
+"""Using a network: colour images through luma networks and vice versa, self-ensembles, fast inference."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr, ycbcr_to_rgb
 from sr_lightning.errors import InputError
 from sr_lightning.networks.bicubic import Bicubic
+from sr_lightning.utils.devices import PRECISIONS
 
 
 def to_channels(image: Tensor, num_channels: int) -> Tensor:
-    """An image as a network of `num_channels` takes it: RGB to BT.601 luma, gray repeated to RGB.
+    """Convert an image to the channels of a network: RGB to BT.601 luma, gray repeated to RGB.
 
     Args:
         image: (N, 1 or 3, H, W) in [0, 1].
         num_channels: 1 or 3.
 
     Returns:
-        (N, num_channels, H, W); one-channel images are luma as they are.
+        (N, num_channels, H, W); one-channel images count as luma.
     """
     if image.shape[1] == num_channels:
         return image
@@ -27,7 +28,7 @@ def to_channels(image: Tensor, num_channels: int) -> Tensor:
 
 
 def with_chroma(sr_luma: Tensor, lr: Tensor, scale: int) -> Tensor:
-    """The colour image of a luma prediction: chroma is enlarged bicubically.
+    """Give a luma prediction the chroma of its LR image, upscaled bicubically.
 
     Args:
         sr_luma: (N, 1, h*scale, w*scale) luma in [0, 1].
@@ -57,7 +58,7 @@ def in_colour(sr: Tensor, lr: Tensor, scale: int) -> Tensor:
 
 
 def super_resolve(network: nn.Module, lr: Tensor) -> Tensor:
-    """Enlarge images of one or three channels with any network.
+    """Upscale images of one or three channels with any network.
 
     Args:
         network: Has `scale` and `num_channels` (1: luma, 3: RGB).
@@ -75,10 +76,11 @@ def super_resolve(network: nn.Module, lr: Tensor) -> Tensor:
 
 
 class SelfEnsemble(nn.Module):
-    """Any network on the eight flips and rotations of an image, turned back and averaged: the papers' "+".
+    """A network averaged over the eight flips and rotations of an image: the "+" of the papers.
 
-    EDSR's section 3.3 (arXiv 1707.02921) after Timofte et al. 2016. Each kind is enlarged on its own, so memory grows
-    by one image, and time eightfold. Only for degradations that commute with flips and rotations, as bicubic does.
+    EDSR's section 3.3 (arXiv 1707.02921) after Timofte et al. 2016. The eight are computed one after the other, so
+    memory grows by one image, and time eightfold. Valid for degradations that commute with flips and rotations, as
+    bicubic does.
 
     Args:
         network: Has `scale` and `num_channels`.
@@ -102,28 +104,28 @@ class SelfEnsemble(nn.Module):
         return total / 8
 
     def for_inference(self) -> "SelfEnsemble":
-        """A copy around the network's inference form."""
-        return SelfEnsemble(inference_form(self.network))
+        """Return a self-ensemble of the fused network."""
+        return SelfEnsemble(fuse_for_inference(self.network))
 
 
-def inference_form(network: nn.Module) -> nn.Module:
-    """What computes the same in less time (normalisation folded, deconvolution rewritten), or the network itself."""
+def fuse_for_inference(network: nn.Module) -> nn.Module:
+    """Return an equivalent, faster network (batch norm and weight norm folded, …), or the network if it has none."""
     return network.for_inference() if hasattr(network, "for_inference") else network
 
 
-class FastForm(nn.Module):
-    """A network as a device computes it fastest: in its inference form, channels last, in bfloat16 where that is safe.
+class FastInference(nn.Module):
+    """A network in the fastest form for a device: fused, channels last, in bfloat16 where that is safe.
 
-    On x86 processors without AVX512, convolutions of many features are NNPACK's: by Winograd's algorithm (Lavin and
-    Gray 2015, arXiv 1509.09308) or Fourier's, which multiply less and round 2e-5 of an output's deviation instead of
-    7e-6. What all of this gains is measured by `tests/benchmarks/bench_inference.py`. Scores are never made with it.
+    On x86 processors without AVX512, NNPACK computes convolutions of many features, by Winograd's algorithm (Lavin and
+    Gray 2015, arXiv 1509.09308) or by Fourier transforms. They multiply less, and round by 2e-5 of an output's
+    deviation instead of 7e-6. `tests/benchmarks/bench_inference.py` measures the gain. Scores do not use this class.
 
     Args:
-        network: Has `scale`, `num_channels` and `receptive_radius`. Stays as it is.
+        network: Has `scale`, `num_channels` and `receptive_radius`. It is copied.
         device: Where to compute.
-        precision: Of the convolutions, "float32" or "bfloat16"; or "auto": bfloat16 where the device computes in it,
-            for a network that loses next to nothing; if need be with the last of its convolutions in float32, or the
-            first as well, so that the sums of a residual network stay in it, too; float32 for others.
+        precision: Of the convolutions, "float32" or "bfloat16"; or "auto": bfloat16 if the device computes in it and
+            the network loses next to nothing, if necessary with its last convolution in float32, or the first as well,
+            which keeps the sums of a residual network in float32; else float32.
 
     Attributes:
         precision: "float32" or "bfloat16".
@@ -131,17 +133,17 @@ class FastForm(nn.Module):
     Shapes: as the network's; lr float32 on the device -> sr float32, without gradient.
 
     Raises:
-        InputError: Another precision.
+        InputError: An unknown precision.
     """
 
     def __init__(self, network: nn.Module, device: torch.device | str = "cpu", precision: str = "auto") -> None:
         super().__init__()
-        if precision not in ("auto", "float32", "bfloat16"):
-            raise InputError(f"precision={precision!r}: auto, float32 or bfloat16")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision={precision!r}: choose {', '.join(PRECISIONS)}")
         self.device = torch.device(device)
         self.scale, self.num_channels = network.scale, network.num_channels
         self.receptive_radius = network.receptive_radius
-        network = inference_form(copy.deepcopy(network).eval()).requires_grad_(False)
+        network = fuse_for_inference(copy.deepcopy(network).eval()).requires_grad_(False)
         self.network = network.to(self.device, memory_format=torch.channels_last)
         self.memory_format = torch.channels_last
         self.precision = "float32" if precision == "auto" else precision
@@ -164,20 +166,20 @@ class FastForm(nn.Module):
         return nullcontext()
 
     def _choose_precision(self) -> None:
-        """Compute in bfloat16 as far as a smooth image stays what it is."""
+        """Choose bfloat16 for as many layers as keep the error on a smooth image within its budget."""
         lr = torch.linspace(0, 1, 32 * 32, device=self.device).view(1, 1, 32, 32).repeat(1, self.num_channels, 1, 1)
         exact = self(lr)
         self.precision = "bfloat16"
         for layer in (None, "tail", "head"):
             if layer is not None and hasattr(self.network, layer):
                 setattr(self.network, layer, _InFloat32(getattr(self.network, layer)))
-            if (self(lr) - exact).square().mean() < tolerance(self.scale):
+            if (self(lr) - exact).square().mean() < bfloat16_mse_budget(self.scale):
                 return
         self.precision = "float32"
 
 
 class _InFloat32(nn.Module):
-    """A layer of a network that is computed in bfloat16 otherwise."""
+    """A layer computed in float32 inside a network in bfloat16."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -189,7 +191,7 @@ class _InFloat32(nn.Module):
 
 
 class _Nnpack(nn.Module):
-    """A 3x3 or 5x5 convolution by NNPACK, which torch brings and takes itself for batches of 16 alone.
+    """A 3x3 or 5x5 convolution by NNPACK. torch ships it and uses it by itself for batches of 16 only.
 
     Shapes: (N, C, h, w) -> (N, D, h, w), both contiguous.
     """
@@ -204,13 +206,13 @@ class _Nnpack(nn.Module):
 
 
 def _use_nnpack(network: nn.Module) -> bool:
-    """Put NNPACK's convolutions where they pay: 3x3 or 5x5, from 64 to 32 features or more.
+    """Replace convolutions by NNPACK's where they are faster: 3x3 or 5x5, from 64 to 32 features or more.
 
-    The others stay channels last, but for the first ones: what they give goes on beside what NNPACK's give. Its threads
-    and torch's wait for one another, which with more than one costs a network of few layers more than it gains.
+    The others stay channels last, except the first ones, whose output is added to that of NNPACK's. NNPACK's threads
+    and torch's wait for one another: with more than one thread, a network of few layers loses more than it gains.
 
     Returns:
-        Whether there are any.
+        True if any was replaced.
     """
     convs = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
     chosen = [name for name, conv in convs.items() if _suits_nnpack(conv)]
@@ -230,26 +232,26 @@ def _suits_nnpack(conv: nn.Conv2d) -> bool:
     return known and plain and conv.in_channels * conv.out_channels >= 64 * 32
 
 
-def tolerance(scale: int) -> float:
-    """The mean squared error, of [0, 1], that costs the best networks of a scale 0.01 dB on Set5.
+def bfloat16_mse_budget(scale: int) -> float:
+    """The mean squared error in [0, 1] that costs the best networks of a scale 0.01 dB on Set5.
 
-    Their PSNR, 38.3, 34.8, 32.7 and 27.4 dB at x2, x3, x4 and x8, is that of their own error, to which this adds 1/430.
+    They reach 38.3, 34.8, 32.7 and 27.4 dB at x2, x3, x4 and x8; 0.01 dB is 1/430 of their own error.
     """
     best = {3: 34.8, 4: 32.7, 8: 27.4}.get(scale, 38.3)
     return 10 ** (-best / 10) / 430
 
 
 def computes_in_bfloat16(device_type: str) -> bool:
-    """Whether a device, "cpu" or "cuda", has instructions for bfloat16; where it has none, float32 is faster."""
+    """True if a device, "cpu" or "cuda", has instructions for bfloat16; without them float32 is faster."""
     if device_type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def nnpack_is_faster(device_type: str) -> bool:
-    """Whether NNPACK's convolutions, written for AVX2, outrun oneDNN's: where those have no wider vectors."""
+    """True if NNPACK's convolutions, written for AVX2, outrun oneDNN's, which have no wider vectors here."""
     return (
         device_type == "cpu"
         and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        and torch.backends.nnpack.is_available()  # which also makes it ready
+        and torch.backends.nnpack.is_available()  # this call initialises it
     )

@@ -8,7 +8,14 @@ from torch.nn.utils.parametrize import is_parametrized
 from sr_lightning import inference
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr
 from sr_lightning.errors import InputError
-from sr_lightning.inference import FastForm, SelfEnsemble, inference_form, super_resolve, to_channels, tolerance
+from sr_lightning.inference import (
+    FastInference,
+    SelfEnsemble,
+    bfloat16_mse_budget,
+    fuse_for_inference,
+    super_resolve,
+    to_channels,
+)
 from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, RCAN, VDSR, WDSR, Bicubic, SRResNet
 from sr_lightning.networks.layers import FoldedUpsampler
 
@@ -120,7 +127,7 @@ def test_the_inference_form_computes_the_same_without_norms_and_deconvolutions(c
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.1)
         norm.running_var.uniform_(0.5, 2)
-    form = inference_form(network)
+    form = fuse_for_inference(network)
     lr = torch.rand(1, network.num_channels, 6, 9)
     with torch.inference_mode():
         torch.testing.assert_close(form(lr), network(lr), rtol=1e-5, atol=1e-5)
@@ -129,12 +136,12 @@ def test_the_inference_form_computes_the_same_without_norms_and_deconvolutions(c
     folded = any(isinstance(m, FoldedUpsampler) for m in form.modules())
     assert folded == (cls in (EDSRBN, EDSR, RCAN))
     with torch.inference_mode():
-        assert torch.equal(inference_form(form)(lr), form(lr))
+        assert torch.equal(fuse_for_inference(form)(lr), form(lr))
 
 
 def test_a_network_without_an_inference_form_is_its_own():
     network = ESPCN(scale=2)
-    assert inference_form(network) is network
+    assert fuse_for_inference(network) is network
 
 
 @pytest.mark.parametrize("cls", [WDSR, FSRCNN, ESPCN])
@@ -146,7 +153,7 @@ def test_the_fast_form_in_float32_computes_the_same_and_leaves_the_network_as_it
         return network.training, [(name, p.stride(), p.requires_grad) for name, p in network.named_parameters()]
 
     before = facts()
-    fast = FastForm(network, precision="float32")
+    fast = FastInference(network, precision="float32")
     assert facts() == before
     assert network.training
     with torch.no_grad():
@@ -159,7 +166,7 @@ def level_error(network, precision):
     """Mean squared error of a fast form against float32, on an image of all levels."""
     lr = torch.rand(1, network.num_channels, 24, 24, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return (FastForm(network, precision=precision)(lr) - network(lr)).square().mean().item()
+        return (FastInference(network, precision=precision)(lr) - network(lr)).square().mean().item()
 
 
 class Repeated(nn.Module):
@@ -181,12 +188,12 @@ class Repeated(nn.Module):
 
 def test_bfloat16_is_taken_where_a_processor_has_it_and_no_level_is_lost(monkeypatch):
     monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
-    assert FastForm(Repeated(skip=True)).precision == "bfloat16"
-    assert FastForm(Repeated(skip=False)).precision == "float32"
-    assert FastForm(untrained(ESPCN, global_skip=False)).precision == "float32"
-    assert FastForm(ESPCN(scale=3, global_skip=True).eval()).precision == "bfloat16"
+    assert FastInference(Repeated(skip=True)).precision == "bfloat16"
+    assert FastInference(Repeated(skip=False)).precision == "float32"
+    assert FastInference(untrained(ESPCN, global_skip=False)).precision == "float32"
+    assert FastInference(ESPCN(scale=3, global_skip=True).eval()).precision == "bfloat16"
     monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: False)
-    assert FastForm(Repeated(skip=True)).precision == "float32"
+    assert FastInference(Repeated(skip=True)).precision == "float32"
 
 
 class Averaged(nn.Module):
@@ -209,7 +216,7 @@ class Averaged(nn.Module):
 def test_where_only_the_last_layer_would_lose_levels_it_alone_is_in_float32(monkeypatch):
     monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
     network = Averaged().eval()
-    assert FastForm(network).precision == "bfloat16"
+    assert FastInference(network).precision == "bfloat16"
     exact, chosen, rounded = (level_error(network, precision) for precision in ("float32", "auto", "bfloat16"))
     assert exact < 1e-10 < chosen < 0.5 * rounded
 
@@ -228,7 +235,7 @@ def test_where_sums_would_lose_levels_the_first_layer_is_in_float32_as_well(monk
     monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
     network = Summed().eval()
     nn.init.zeros_(network.tail.bias)
-    form = FastForm(network)
+    form = FastInference(network)
     assert form.precision == "bfloat16"
     assert isinstance(form.network.head, inference._InFloat32)
     chosen, rounded = (level_error(network, precision) for precision in ("auto", "bfloat16"))
@@ -236,14 +243,14 @@ def test_where_sums_would_lose_levels_the_first_layer_is_in_float32_as_well(monk
 
 
 def test_what_may_be_lost_depends_on_what_is_reached_at_a_scale():
-    assert tolerance(2) < tolerance(3) < tolerance(4) < tolerance(8)
+    assert bfloat16_mse_budget(2) < bfloat16_mse_budget(3) < bfloat16_mse_budget(4) < bfloat16_mse_budget(8)
     for scale, psnr in [(2, 38.3), (4, 32.7)]:
-        assert 10 * math.log10(1 + tolerance(scale) / 10 ** (-psnr / 10)) == pytest.approx(0.01, rel=0.02)
+        assert 10 * math.log10(1 + bfloat16_mse_budget(scale) / 10 ** (-psnr / 10)) == pytest.approx(0.01, rel=0.02)
 
 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(InputError, match="precision='fp16': auto, float32 or bfloat16"):
-        FastForm(ESPCN(scale=2), precision="fp16")
+        FastInference(ESPCN(scale=2), precision="fp16")
 
 
 needs_nnpack = pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="this torch has no NNPACK here")
@@ -262,7 +269,7 @@ def test_nnpacks_convolutions_of_wide_networks_give_the_same_on_any_shape(cls, m
     monkeypatch.setattr(inference, "nnpack_is_faster", lambda device: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     network = untrained(cls, **WIDE[cls])
-    fast = FastForm(network, precision="float32")
+    fast = FastInference(network, precision="float32")
     assert any(isinstance(m, inference._Nnpack) for m in fast.modules())
     for shape in [(1, 1), (7, 2), (21, 34)]:
         lr = torch.rand(2, network.num_channels, *shape)
@@ -279,9 +286,9 @@ def test_nnpacks_convolutions_are_for_processors_without_wider_vectors_and_for_f
     monkeypatch.setattr(inference, "nnpack_is_faster", lambda device: True)
     for threads, expected in [(1, True), (2, False)]:  # of a network of few layers
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        form = FastForm(ESPCN(scale=2), precision="float32")
+        form = FastInference(ESPCN(scale=2), precision="float32")
         assert any(isinstance(m, inference._Nnpack) for m in form.modules()) == expected
-    assert any(isinstance(m, inference._Nnpack) for m in FastForm(EDSR(scale=2), precision="float32").modules())
+    assert any(isinstance(m, inference._Nnpack) for m in FastInference(EDSR(scale=2), precision="float32").modules())
     for network, precision in [(ESPCN(scale=2), "bfloat16"), (FSRCNN(scale=2), "float32")]:
-        form = FastForm(network, precision=precision)
+        form = FastInference(network, precision=precision)
         assert not any(isinstance(m, inference._Nnpack) for m in form.modules())

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from sr_lightning.models import count, lr_size, main, measure, measure_apart, networks
+from sr_lightning.models import main, networks
+from sr_lightning.network_costs import count, lr_size, measure, measure_in_subprocess
 from tests.helpers import ROOT
 
 CONF = ROOT / "conf"
@@ -59,7 +60,7 @@ def test_every_model_with_a_network_has_a_line(capsys):
 
 def test_a_network_is_measured_unless_it_needs_more_than_the_budget():
     edsr = {"_target_": "sr_lightning.networks.EDSR", "scale": 2, "num_features": 64, "num_blocks": 1}
-    cost = measure_apart(edsr, 64, 96, budget=600)
+    cost = measure_in_subprocess(edsr, 64, 96, budget=600)
     assert cost.milliseconds > 0
     features = 64 * (2 * 64) * (2 * 96) * 4 / 2**20  # MiB of one layer's output at high resolution
     assert features < cost.mebibytes < 100 * features

@@ -16,7 +16,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.score_table import mean_row
 from sr_lightning.images.files import read_image
-from sr_lightning.inference import inference_form, super_resolve, to_channels
+from sr_lightning.inference import fuse_for_inference, super_resolve, to_channels
 from sr_lightning.metrics.extra import Measure, select_measures
 from sr_lightning.metrics.protocol import Protocol, score
 from sr_lightning.networks import Bicubic
@@ -129,7 +129,7 @@ class Scorer:
             raise InputError(f"several models have one name, {', '.join(names)}: each needs its own (and not bicubic)")
         device = best_device()
         networks = {"bicubic": Bicubic(scale=scale)} if baseline else {}
-        networks |= {m.name: inference_form(m.network) for m in models if not isinstance(m.network, Bicubic)}
+        networks |= {m.name: fuse_for_inference(m.network) for m in models if not isinstance(m.network, Bicubic)}
         scored = [ScoredModel(name, network.to(device)) for name, network in networks.items()]
         rows: list[Row] = []
         for dataset, pairs in sets.items():

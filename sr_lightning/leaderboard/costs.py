@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from sr_lightning.checkpoints.checkpoint import network_class
 from sr_lightning.leaderboard.score_cache import Kept
-from sr_lightning.models import HEIGHT, WIDTH, count, lr_size, machine, measure
+from sr_lightning.network_costs import HEIGHT, WIDTH, count, lr_size, machine, measure
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +42,8 @@ class Costs:
         times = {"kind": "milliseconds", "machine": machine(), "torch": torch.__version__} | size
         name = json.dumps([network, self_ensemble], sort_keys=True)
         if name not in self.known:
-            costs = _first(kept, counts) or _count(described(network, self_ensemble), height, width)
-            costs |= _first(kept, times) or _measure(described(network, self_ensemble), height, width)
+            costs = _first(kept, counts) or _count(network, height, width, self_ensemble)
+            costs |= _first(kept, times) or _measure(network, height, width, self_ensemble)
             self.known[name] = costs
         for one in kept:
             for key, names in ((counts, ("parameters", "multiply_adds")), (times, ("milliseconds",))):
@@ -53,23 +52,16 @@ class Costs:
         return self.known[name]
 
 
-def described(network: dict[str, Any], self_ensemble: bool) -> dict[str, Any]:
-    """The description of what is scored. From what a file says, nothing but a network is built."""
-    network_class(network["_target_"], "config.yaml")
-    network = network | {"_recursive_": False}
-    return {"_target_": "sr_lightning.inference.SelfEnsemble", "network": network} if self_ensemble else network
-
-
 def _first(kept: Sequence[Kept], key: dict[str, Any]) -> dict[str, Any] | None:
     return next((dict(value) for one in kept if (value := one.get(key)) is not None), None)
 
 
-def _count(description: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    numbers = count(description, height, width)
-    return {"parameters": numbers.parameters, "multiply_adds": numbers.multiply_adds}
+def _count(network: dict[str, Any], height: int, width: int, self_ensemble: bool) -> dict[str, Any]:
+    counts = count(network, height, width, self_ensemble)
+    return {"parameters": counts.parameters, "multiply_adds": counts.multiply_adds}
 
 
-def _measure(description: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    log.info("measuring %s", description["_target_"].rpartition(".")[2])
-    cost = measure(description, height, width, BUDGET)
+def _measure(network: dict[str, Any], height: int, width: int, self_ensemble: bool) -> dict[str, Any]:
+    log.info("measuring %s", network["_target_"].rpartition(".")[2])
+    cost = measure(network, height, width, BUDGET, self_ensemble)
     return {"milliseconds": None if cost is None else cost.milliseconds}

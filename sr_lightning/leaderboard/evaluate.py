@@ -11,9 +11,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.errors import InputError
-from sr_lightning.evaluation.report import Versions
+from sr_lightning.evaluation.report import Versions, write_evaluation_report
 from sr_lightning.evaluation.score_table import write_results
-from sr_lightning.evaluation.scoring import check_report, report_page
 from sr_lightning.leaderboard.costs import MEASURED, Costs
 from sr_lightning.leaderboard.plots import looks_of, plot_costs, plot_validation
 from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
@@ -28,7 +27,7 @@ from sr_lightning.leaderboard.table import (
     write_json,
     write_text,
 )
-from sr_lightning.models import HEIGHT, WIDTH, machine
+from sr_lightning.network_costs import HEIGHT, WIDTH, machine
 from sr_lightning.sweeps.invocation import relative
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,6 @@ def evaluate(cfg: DictConfig) -> float:
         InputError: Words that do not go together, folders without runs, benchmarks that are not there, or no run that
             could be scored.
     """
-    check_report(cfg)
     runs = requested_runs(cfg)
     groups, repeated = group([run for run in runs if run.config is not None])
     failed = {directory: ("repeated", why) for directory, why in repeated.items()}
@@ -82,7 +80,9 @@ def evaluate(cfg: DictConfig) -> float:
     facts = {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
     if left_out:
         facts["not in the table"] = "; ".join(f"{one['run']} ({one['status']})" for one in left_out)
-    report_page(page.rows, page.versions, cfg, for_page(rows), facts)
+    write_evaluation_report(
+        Path(cfg.run_dir), page.rows, page.versions, scores.scorer.protocol, leaderboard=for_page(rows), facts=facts
+    )
     return rows[0][psnr_key(rows[0])]
 
 

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.checkpoints.checkpoint import load_network
 from sr_lightning.data.sources import Pair
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import Versions
-from sr_lightning.evaluation.scoring import Model, score_sets
+from sr_lightning.evaluation.scoring import ScoredModel, Scorer
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.leaderboard.runs import Run
 from sr_lightning.leaderboard.score_cache import Kept
-from sr_lightning.metrics.extra import select_measures
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +35,13 @@ class Scores:
     """
 
     def __init__(self, cfg: DictConfig, sets: Mapping[int, Mapping[str, Sequence[Pair]]]) -> None:
-        instantiate(cfg.protocol), instantiate(cfg.degradation)  # what is wrong with them is said now
+        self.scorer = Scorer.from_config(cfg)
         self.cfg, self.sets = cfg, sets
-        self.quiet = OmegaConf.merge(cfg, {"num_pictures": 0, "report": 0})
         self.kept: dict[Path, Kept] = {}
         self.bicubic: dict[tuple[int, str], Rows] = {}
         settings = OmegaConf.to_container(cfg, resolve=True)
         self.how = {key: settings[key] for key in ("protocol", "degradation", "self_ensemble")}
-        self.how["measures"] = list(select_measures(cfg.measures))
+        self.how["measures"] = list(self.scorer.measures)
 
     def of(self, run: Run) -> dict[str, Rows]:
         """Benchmark -> rows of a run, computed where they are not known: one network in memory, one image at a time.
@@ -57,10 +55,9 @@ class Scores:
                 if network is None:
                     log.info("scoring %s", run.directory)
                     network = self._load(run)
-                rows, _ = score_sets(
-                    [Model("model", network)],
+                rows = self.scorer.score_sets(
+                    [ScoredModel("model", network)],
                     {benchmark: pairs},
-                    self.quiet,
                     baseline=(run.config.scale, benchmark) not in self.bicubic,
                 )
                 self._keep(run, benchmark, rows, "model")
@@ -83,16 +80,17 @@ class Scores:
         models = []
         for name, run in runs.items():
             try:
-                models.append(Model(name, self._load(run)))
+                models.append(ScoredModel(name, self._load(run)))
             except InputError as error:
                 failed[run.directory] = "not scored", str(error)
         if not models:
             return [], []
-        rows, shown = score_sets(models, self.sets[scale], self.cfg)
+        images = EvaluationImages(self.cfg.run_dir, self.cfg.num_pictures, self.cfg.report)
+        rows = self.scorer.score_sets(models, self.sets[scale], images)
         for model in models:
             for benchmark in self.sets[scale]:
                 self._keep(runs[model.name], benchmark, [r for r in rows if r["dataset"] == benchmark], model.name)
-        return rows, shown.versions
+        return rows, images.versions
 
     def _load(self, run: Run) -> torch.nn.Module:
         network = load_network(run.checkpoint).network

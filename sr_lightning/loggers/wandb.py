@@ -169,7 +169,7 @@ class WandbRun(RunLogger, WandbLogger):
         self.log_image(name, [str(path)], step=step)
 
     def log_outcome(self, outcome: Outcome) -> None:
-        """Write the scores as the table "results", and the table "crops", by whose column `image` runs can be joined."""
+        """Write the tables "results" and "crops"; the column `image` of "crops" joins runs."""
         self._send(lambda run: run.summary.update(outcome.result | outcome.means))
         rows = outcome.rows
         self.log_table("results", columns=list(rows[0]), data=[list(row.values()) for row in rows])

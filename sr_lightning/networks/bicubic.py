@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_lightning.errors import InputError
-from sr_lightning.networks.layers import pixel_shuffle
+from sr_lightning.networks.layers import pixel_shuffle, without_autocast
 
 
 class Bicubic(nn.Module):
@@ -42,7 +42,7 @@ class Bicubic(nn.Module):
 
     def phases(self, lr: Tensor) -> Tensor:
         """The outputs in each pixel as its channels, (N, 1, h, w) -> (N, scale*scale, h, w), not yet shuffled."""
-        with torch.autocast(lr.device.type, enabled=False):
+        with without_autocast(lr):
             x = F.pad(lr.float(), (2, 2, 2, 2), mode="replicate")
             # channels_last is up to five times faster (CPU, x4); a buffer kept so, DDP's plain broadcast refuses.
             return F.conv2d(x, self.kernel.to(memory_format=torch.channels_last))

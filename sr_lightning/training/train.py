@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,7 +20,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.evaluation.evaluate import score_run, sets_of_run
 from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.scoring import ScoredModel, Scorer
-from sr_lightning.loggers import MetricsCSV, Outcome, RunLogger, closing
+from sr_lightning.loggers import MetricsCSV, Outcome, closing
 from sr_lightning.loggers.base import run_loggers
 from sr_lightning.metrics.protocol import score
 from sr_lightning.metrics.psnr_ssim import WINDOW

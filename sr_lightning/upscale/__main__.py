@@ -1,8 +1,6 @@
-"""python -m sr_lightning.upscale."""
+"""python -m sr_lightning.upscale: the command sr-upscale."""
 
-import sys
-
-from sr_lightning.upscale.command import main
+from sr_lightning.upscale.command import entry_point
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point()

@@ -1,4 +1,4 @@
-"""Images of any size in bounded memory: pieces that overlap by what an output pixel depends on."""
+"""Upscaling images of any size in bounded memory, in tiles that overlap by the receptive radius."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from sr_lightning.errors import InputError
+from sr_lightning.upscale.options import MIN_TILE
 
 log = logging.getLogger(__name__)
 
-SMALLEST = 16  # LR pixels: a tile that does not fit into memory is halved down to here
-
-# What `tile="auto"` aims at. On a CPU it is faster than the whole image, whose large layers each take memory that is
-# new to the process, page by page (tests/benchmarks/bench_upscale.py). A GPU wants more to do at a time: not measured.
-SIDE_CPU, SIDE_CUDA = 256, 1024
-MARGINS = 12  # a tile is this many receptive radii wide at least, so that margins are not most of the work
-MOST_CPU = 2**30  # bytes of one layer's output; two or three of them exist at a time
-MOST_CUDA = 0.25  # likewise, as a share of the free memory
+# Targets of `tile="auto"`. On a CPU tiles are faster than the whole image, whose large layers each take memory that is
+# new to the process, page by page (tests/benchmarks/bench_upscale.py). A GPU needs larger ones: not measured.
+TILE_CPU, TILE_CUDA = 256, 1024  # LR pixels
+MIN_TILE_RADII = 12  # smallest width of a tile in receptive radii, so that margins are not most of the work
+MAX_LAYER_BYTES_CPU = 2**30  # of one layer's output; two or three of them exist at a time
+MAX_LAYER_SHARE_CUDA = 0.25  # of the free memory, for one layer's output
 
 Result = TypeVar("Result")
 
@@ -41,8 +40,8 @@ class Box(NamedTuple):
     def width(self) -> int:
         return self.right - self.left
 
-    def grown(self, margin: int, whole: "Box") -> "Box":
-        """With `margin` pixels more on each side, as far as the whole reaches."""
+    def expanded(self, margin: int, whole: "Box") -> "Box":
+        """This box with `margin` more pixels on each side, within the whole."""
         return Box(
             max(self.top - margin, whole.top),
             min(self.bottom + margin, whole.bottom),
@@ -50,8 +49,8 @@ class Box(NamedTuple):
             min(self.right + margin, whole.right),
         )
 
-    def within(self, other: "Box", scale: int) -> tuple[slice, slice]:
-        """Where this box lies in the enlargement of another that holds it: rows and columns."""
+    def slices_in(self, other: "Box", scale: int) -> tuple[slice, slice]:
+        """Rows and columns of this box in the upscaled image of another box that contains it."""
         top, left = self.top - other.top, self.left - other.left
         return (
             slice(top * scale, (top + self.height) * scale),
@@ -59,42 +58,42 @@ class Box(NamedTuple):
         )
 
     def split(self, side: int) -> list["Box"]:
-        """Boxes of at most side x side that make up this one, all of nearly the same size."""
+        """Split into boxes of at most side x side, all of nearly the same size."""
         return [
             Box(top, bottom, left, right)
-            for top, bottom in _cuts(self.top, self.bottom, side)
-            for left, right in _cuts(self.left, self.right, side)
+            for top, bottom in _split_evenly(self.top, self.bottom, side)
+            for left, right in _split_evenly(self.left, self.right, side)
         ]
 
 
-def _cuts(start: int, stop: int, side: int) -> list[tuple[int, int]]:
+def _split_evenly(start: int, stop: int, side: int) -> list[tuple[int, int]]:
     length = stop - start
     number = -(-length // side)
     edges = [start + i * length // number for i in range(number + 1)]
     return list(pairwise(edges))
 
 
-def in_pieces(
+def tile_map(
     compute: Callable[[Box, Box], Result], height: int, width: int, margin: int, tile: int | None
 ) -> Iterator[tuple[Box, Result]]:
-    """Compute an image piece by piece, in smaller pieces from where memory runs out.
+    """Compute an image tile by tile, with smaller tiles from the point where memory runs out.
 
-    A network whose padding is a function of the image's border alone (zeros, replicated pixels) gives the pixels it
-    gives for the whole image if the margin is its receptive radius: at the image's border a piece ends where the image
-    ends, and elsewhere what padding does to the cut edge reaches nothing that is kept.
+    If the margin is the receptive radius, and padding depends on the image's border alone (zeros, replicated pixels),
+    tiles equal the whole image: at the image's border a tile ends with the image, and elsewhere the padding of a cut
+    edge affects only pixels of the margin, which are discarded.
 
     Args:
-        compute: The box to enlarge, and the same with its margin -> anything, on the CPU.
+        compute: The box to upscale, and the same box with its margin -> any result, on the CPU.
         height: Of the LR image.
         width: Of the LR image.
         margin: LR pixels around a box that its output depends on.
-        tile: Height and width of a box, at most. None: the whole image at first.
+        tile: Largest height and width of a box. None: try the whole image first.
 
     Yields:
-        Boxes that make up the image without overlap, from top to bottom, and what was computed for each.
+        Boxes that make up the image without overlap, from top to bottom, and the result of each.
 
     Raises:
-        InputError: Memory does not suffice for the smallest tile.
+        InputError: Too little memory for the smallest tile.
     """
     whole = Box(0, height, 0, width)
     pending = [whole]
@@ -104,7 +103,7 @@ def in_pieces(
             pending += reversed(box.split(tile))
             continue
         try:
-            result = compute(box, box.grown(margin, whole))
+            result = compute(box, box.expanded(margin, whole))
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -117,38 +116,38 @@ def in_pieces(
             torch.cuda.empty_cache()
         side = max(box.height, box.width)
         tile = side // 2
-        if tile < SMALLEST:
+        if tile < MIN_TILE:
             raise InputError(f"not enough memory, even for a tile of {side} with {margin} pixels around it: {problem}")
-        log.warning("out of memory: going on in tiles of %d", tile)
+        log.warning("out of memory: continuing with tiles of %d", tile)
         pending.append(box)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is used up."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _SAID)
+    """True if an exception says that memory is used up."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in OOM_MESSAGES)
 
 
-# What libraries say in a plain RuntimeError: torch's allocator on the CPU, NNPACK, oneDNN, C++, cuDNN and cuBLAS
-_SAID = (
+# In the plain RuntimeError of torch's allocator on the CPU, NNPACK, oneDNN, C++, cuDNN and cuBLAS
+OOM_MESSAGES = (
     *("can't allocate memory", "Cannot allocate memory", "not enough memory"),
     *("could not create a", "bad_alloc", "ALLOC_FAILED"),
 )
 
 
 def automatic_tile(network: nn.Module, radius: int, device: torch.device) -> int:
-    """The side of tiles that are fast and small, in LR pixels.
+    """Choose the side of tiles that are fast and need little memory, in LR pixels.
 
     Args:
         network: On the device.
-        radius: Its receptive radius, whose pixels on each side of a tile are work done twice.
-        device: That computes.
+        radius: Its receptive radius: that many pixels on each side of a tile are computed twice.
+        device: Where it computes.
     """
     if device.type == "cuda":
-        side, most = SIDE_CUDA, MOST_CUDA * torch.cuda.mem_get_info(device)[0]
+        side, most = TILE_CUDA, MAX_LAYER_SHARE_CUDA * torch.cuda.mem_get_info(device)[0]
     else:
-        side, most = SIDE_CPU, MOST_CPU
+        side, most = TILE_CPU, MAX_LAYER_BYTES_CPU
     allowed = isqrt(int(most / largest_layer(network))) - 2 * radius
-    return min(max(side, MARGINS * radius), max(allowed, 4 * SMALLEST))
+    return min(max(side, MIN_TILE_RADII * radius), max(allowed, 4 * MIN_TILE))
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""A trained network for pictures of any kind: PIL images, arrays, tensors."""
+"""A trained network that upscales PIL images, arrays and tensors of any size."""
 
 import logging
 from collections.abc import Callable
@@ -13,40 +13,45 @@ from torch import Tensor, nn
 from sr_lightning.checkpoints.checkpoint import load_best
 from sr_lightning.errors import InputError
 from sr_lightning.images.photo import as_photo
-from sr_lightning.inference import FastForm, SelfEnsemble, super_resolve
+from sr_lightning.inference import FastInference, SelfEnsemble, super_resolve
 from sr_lightning.networks import Bicubic
-from sr_lightning.upscale.tiles import SMALLEST, Box, automatic_tile, in_pieces
+from sr_lightning.upscale.options import check_options
+from sr_lightning.upscale.tiles import Box, automatic_tile, tile_map
+from sr_lightning.utils.devices import best_device
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-MARGIN = 32  # LR pixels around a tile of a network that depends on the whole image
-FILLED = 4  # LR pixels around the visible ones that lend their colour to invisible ones
+GLOBAL_MARGIN = 32  # LR pixels around a tile of a network that depends on the whole image
+ALPHA_BLEED = 4  # LR pixels: distance to which visible colour is spread into transparent pixels
 
 Write = Callable[[slice, slice, Tensor], None]  # rows and columns of the result, and its part (C, h, w)
-Progress = Callable[[float], object]  # is told which share of the image has been done since the last call
+Progress = Callable[[float], object]  # receives the share of the image done since the last call
 
 
 class Upscaler:
-    """A network with all that it takes to enlarge a picture, whatever its size, channels and depth.
+    """Upscales images of any size, number of channels and depth with one network.
 
-    Colour goes through one-channel networks as luma, with bicubic chroma; gray goes through three-channel ones as
-    gray RGB. An alpha channel is enlarged bicubically. Where all that is fully transparent has one colour, which says
-    nothing, that colour is not mixed into the edges of what is visible.
+    A one-channel network gets the luma of colour images, and chroma is upscaled bicubically; a three-channel network
+    gets gray images as gray RGB. Alpha is upscaled bicubically. If all fully transparent pixels have one colour, which
+    is then meaningless, that colour is not mixed into the edges of visible ones.
 
     Args:
-        network: Has `scale`, `num_channels` and `receptive_radius`; a copy is made.
-        name: Of the model.
+        network: Has `scale`, `num_channels` and `receptive_radius`; it is copied.
+        name: The model's name in messages.
         steps: Batches it was trained for, if known.
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
-        precision: Of the convolutions: "float32" (on GPUs without TF32), "bfloat16", which is faster on processors that
-            have it and off by about a grey level, or "auto", which is bfloat16 where that costs next to no PSNR.
-        tile: Side of the tiles in LR pixels; 0: the whole image at once. "auto": a side that is fast and takes little
-            memory, and the whole image where it is no larger, or where each output pixel depends on all of it.
+        precision: Of the convolutions: "float32" (on GPUs without TF32); "bfloat16", faster on processors that support
+            it and off by about a grey level; or "auto", bfloat16 where that costs next to no PSNR.
+        tile: Side of the tiles in LR pixels; 0: the whole image at once. "auto": a side that is fast and needs little
+            memory; the whole image if it is no larger, or if each output pixel depends on all of it.
         self_ensemble: Average over eight flips and rotations, in eight times the time.
 
+    Attributes:
+        scale: The factor.
+        precision: "float32" or "bfloat16".
+
     Raises:
-        InputError: An option that is none of the above, or a GPU that is not there.
+        InputError: An invalid option, or no GPU for "cuda".
     """
 
     def __init__(
@@ -60,24 +65,14 @@ class Upscaler:
         tile: int | str = "auto",
         self_ensemble: bool = False,
     ) -> None:
-        wrong = []
-        if device not in ("auto", "cpu", "cuda"):
-            wrong.append(f"device={device!r}: auto, cpu or cuda")
-        elif device == "cuda" and not torch.cuda.is_available():
-            wrong.append("device='cuda': torch finds no GPU here; leave it at auto, or say cpu")
-        if precision not in PRECISIONS:
-            wrong.append(f"precision={precision!r}: {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
-        if tile not in ("auto", 0) and not (isinstance(tile, int) and tile >= SMALLEST):
-            wrong.append(f"tile={tile!r}: auto, 0 (the whole image) or at least {SMALLEST}")
-        if wrong:
-            raise InputError("; ".join(wrong))
+        check_options(device, precision, tile)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device='cuda': torch finds no GPU; choose auto or cpu")
         self.name, self.steps, self.tile = name, steps, tile
-        self.device = torch.device(
-            "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-        )
+        self.device = best_device() if device == "auto" else torch.device(device)
         self._parameters = sum(parameter.numel() for parameter in network.parameters())
         self._architecture = type(network).__name__
-        fast = FastForm(network, self.device, precision)
+        fast = FastInference(network, self.device, precision)
         self.precision = fast.precision
         self.network = SelfEnsemble(fast) if self_ensemble else fast
         self.self_ensemble = self_ensemble
@@ -86,10 +81,14 @@ class Upscaler:
 
     @classmethod
     def load(cls, path: str | Path, **options: object) -> "Upscaler":
-        """The network of a checkpoint, or of the best one in a run's directory.
+        """Load the network of a checkpoint, or of the best one in a run's directory.
+
+        Args:
+            path: The file or the directory.
+            **options: Keyword arguments of the class.
 
         Raises:
-            InputError: The file is missing, unreadable or not of this project; or as of the class.
+            InputError: The file is missing, damaged or not of this project; or as for the class.
         """
         trained = load_best(path)
         return cls(trained.network, trained.name, steps=trained.step, **options)
@@ -97,7 +96,7 @@ class Upscaler:
     def __repr__(self) -> str:
         channels = "luma" if self.network.num_channels == 1 else "RGB"
         steps = "" if self.steps is None else f", {self.steps:,} steps"
-        radius = "the whole image" if self.global_ else f"{self.network.receptive_radius} pixels around"
+        radius = "the whole image" if self.sees_whole_image else f"{self.network.receptive_radius} pixels around"
         ensemble = ", self-ensemble" if self.self_ensemble else ""
         return (
             f"Upscaler({self.name} x{self.scale}: {self._architecture} on {channels}, {self._parameters:,} parameters"
@@ -105,26 +104,26 @@ class Upscaler:
         )
 
     @property
-    def global_(self) -> bool:
-        """Whether every output pixel depends on the whole image, so that tiles give another result."""
+    def sees_whole_image(self) -> bool:
+        """True if every output pixel depends on the whole image, so that tiles change the result."""
         return self.network.receptive_radius is None
 
     def upscale(
         self, image: Image.Image | np.ndarray | Tensor, progress: Progress | None = None
     ) -> Image.Image | np.ndarray | Tensor:
-        """Enlarge a picture; the result is of the same kind, depth and channels.
+        """Upscale an image; the result has the same type, depth and channels.
 
         Args:
             image: One of
-                a PIL image: the result is upright if EXIF says that it is not, palettes, CMYK and 1-bit become RGB
-                and gray, and metadata that the result can have stays in its `info`;
+                a PIL image: EXIF rotation is applied, palettes, CMYK and 1-bit become RGB and gray, and metadata that
+                the result can have stays in its `info`;
                 a NumPy array (H, W) or (H, W, C), uint8, uint16, or floating point in [0, 1];
                 a tensor (C, H, W) or (N, C, H, W), uint8, uint16, or floating point in [0, 1], on any device.
                 C is 1 (gray), 3 (RGB), 2 or 4 (with alpha).
-            progress: Called after each tile with the share of the work that it was.
+            progress: Called after each tile with its share of the work.
 
         Raises:
-            InputError: Anything else, or not enough memory for the smallest tile.
+            InputError: Another type, shape or range; or too little memory for the smallest tile.
         """
         progress = progress or (lambda share: None)
         if isinstance(image, Image.Image):
@@ -158,7 +157,7 @@ class Upscaler:
         image = image.astype(image.dtype.newbyteorder("="), copy=False)
         if image.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
             raise InputError(f"an array is uint8, uint16 or floating point, not {image.dtype}")
-        if not image.flags.writeable or min(image.strides) < 0:  # which torch does not take
+        if not image.flags.writeable or min(image.strides) < 0:  # which torch does not support
             image = image.copy()
         height, width = image.shape[:2]
         result = np.empty((height * self.scale, width * self.scale, *image.shape[2:]), image.dtype)
@@ -188,21 +187,21 @@ class Upscaler:
         return result
 
     def _enlarge(self, planes: Tensor, write: Write, progress: Progress) -> None:
-        """Enlarge planes (C, H, W) of any depth; only tiles are on the device."""
+        """Upscale planes (C, H, W) of any depth; only tiles are moved to the device."""
         height, width = planes.shape[-2:]
         if len(planes) in (2, 4):
-            planes = fill_invisible(planes)
+            planes = bleed_colour_into_transparent(planes)
 
         def compute(box: Box, around: Box) -> Tensor:
             lr = planes[:, around.top : around.bottom, around.left : around.right].to(self.device)
-            return self._enlarge_tile(lr, box.within(around, self.scale)).to(planes.device)
+            return self._enlarge_tile(lr, box.slices_in(around, self.scale)).to(planes.device)
 
         scale, share = self.scale, 1 / (height * width)
-        for box, sr in in_pieces(compute, height, width, self.margin, self._tile_for(height, width)):
-            if self.global_ and box.top == box.left == 0 and box != Box(0, height, 0, width):
+        for box, sr in tile_map(compute, height, width, self.margin, self._tile_for(height, width)):
+            if self.sees_whole_image and box.top == box.left == 0 and box != Box(0, height, 0, width):
                 log.warning(
-                    "%s looks at the whole image, which its tiles do not: the result is another, and brightness may "
-                    "differ from tile to tile; tile=0 takes the whole image",
+                    "%s sees the whole image, and its tiles do not: the result changes, and brightness may differ "
+                    "from tile to tile; tile=0 upscales the whole image at once",
                     self._architecture,
                 )
             rows = slice(box.top * scale, box.bottom * scale)
@@ -211,7 +210,7 @@ class Upscaler:
 
     @torch.inference_mode()
     def _enlarge_tile(self, lr: Tensor, inside: tuple[slice, slice]) -> Tensor:
-        """Planes (C, h, w) -> the rows and columns `inside` of their enlargement, in the same depth."""
+        """Upscale planes (C, h, w); return the rows and columns `inside` of the result, in the same depth."""
         dtype, levels = lr.dtype, {torch.uint8: 255, torch.uint16: 65535}.get(lr.dtype, 1)
         lr = lr[None].to(torch.float32) / levels
         colours = lr.shape[1] - (lr.shape[1] in (2, 4))
@@ -224,8 +223,8 @@ class Upscaler:
 
     @property
     def margin(self) -> int:
-        """LR pixels around a tile that are computed with it; chroma and alpha, too, look around."""
-        return MARGIN if self.global_ else max(self.network.receptive_radius, Bicubic.receptive_radius)
+        """LR pixels around a tile that are computed with it, for the network and for bicubic chroma and alpha."""
+        return GLOBAL_MARGIN if self.sees_whole_image else max(self.network.receptive_radius, Bicubic.receptive_radius)
 
     @cached_property
     def _automatic(self) -> int:
@@ -234,22 +233,22 @@ class Upscaler:
     def _tile_for(self, height: int, width: int) -> int | None:
         if self.tile != "auto":
             return self.tile or None
-        if self.global_ or height * width <= (self._automatic + 2 * self.margin) ** 2:
+        if self.sees_whole_image or height * width <= (self._automatic + 2 * self.margin) ** 2:
             return None
         return self._automatic
 
 
-def fill_invisible(planes: Tensor) -> Tensor:
-    """Give what is fully transparent the colour of what is visible beside it, as far as an edge looks.
+def bleed_colour_into_transparent(planes: Tensor) -> Tensor:
+    """Spread neighbouring visible colour, ALPHA_BLEED pixels wide, into fully transparent pixels.
 
-    Only where all of it has one colour (black or white, mostly): where there are several, it is a picture that alpha
-    does not hide.
+    Only if all of those have one colour (mostly black or white). Several colours are image content under the alpha
+    channel, and stay.
 
     Args:
         planes: (2 or 4, H, W), alpha last.
 
     Returns:
-        As given, in another tensor where something changed.
+        The input if nothing changed, else a new tensor.
     """
     array = (planes.float() if planes.dtype == torch.bfloat16 else planes).cpu().numpy()
     hidden = array[-1] == 0
@@ -259,7 +258,7 @@ def fill_invisible(planes: Tensor) -> Tensor:
     filled = np.pad(array[:-1], [(0, 0), (1, 1), (1, 1)])
     known = np.pad(~hidden, 1)
     around = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    for _ in range(FILLED):
+    for _ in range(ALPHA_BLEED):
         near = np.zeros_like(hidden)
         for i, j in around:
             near |= known[1 + i : known.shape[0] - 1 + i, 1 + j : known.shape[1] - 1 + j]
@@ -281,7 +280,7 @@ def _into(out: Tensor) -> Write:
 
 
 def _is_planar(shape: tuple[int, ...]) -> bool:
-    """Whether a shape seems to have its channels first."""
+    """True if a shape seems to have its channels first."""
     return len(shape) == 3 and 1 <= shape[0] <= 4 < min(shape[1:])
 
 

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from sr_lightning.checkpoints.checkpoint import Trained, load_network
 from sr_lightning.export import NEEDED, write_onnx
-from sr_lightning.inference import FastForm, to_channels
+from sr_lightning.inference import FastInference, to_channels
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN
 from sr_lightning.networks.layers import pixel_shuffle
 from sr_lightning.utils.malloc import keep_freed_memory
@@ -102,10 +102,10 @@ def prepared(case: str, how: str, pb: str | None) -> Callable[[], Tensor]:
     if how == "eager":
         return lambda: network(lr)
     if how in ("float32", "auto"):
-        form = FastForm(network, precision=how)
+        form = FastInference(network, precision=how)
         return lambda: form(lr)
     if how == "compile":
-        form = FastForm(network)
+        form = FastInference(network)
         form.network = torch.compile(form.network)
         return lambda: form(lr)
     if how == "onnxruntime":
@@ -197,9 +197,12 @@ def psnr(cases: list[str]) -> None:
     for case in cases:
         network = load_network(case).network
         scale = network.scale
-        forms = {"float32": FastForm(network, precision="float32"), "bfloat16": FastForm(network, precision="bfloat16")}
+        forms = {
+            "float32": FastInference(network, precision="float32"),
+            "bfloat16": FastInference(network, precision="bfloat16"),
+        }
         with patch("sr_lightning.inference.computes_in_bfloat16", return_value=True):
-            chosen = FastForm(network)
+            chosen = FastInference(network)
         forms[f"auto where there is bfloat16 ({chosen.precision})"] = chosen
         changes: dict[str, list[float]] = {name: [] for name in forms}
         off = dict.fromkeys(forms, 0.0)

@@ -28,11 +28,11 @@ from hydra import compose, initialize_config_dir
 import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.data import SRDataModule, bundled_photos
 from sr_lightning.degradations import Bicubic
-from sr_lightning.loggers.loggers import MetricsFile
+from sr_lightning.loggers import MetricsCSV
 from sr_lightning.modules import SRModule
 from sr_lightning.networks import EDSR, ESPCN, SRCNN, WDSR, SRResNet
 from sr_lightning.optim import Muon, warmup_cosine
-from sr_lightning.training.train import build_trainer, quieten_lightning
+from sr_lightning.training.trainer import build_trainer, silence_lightning
 from sr_lightning.utils.malloc import keep_freed_memory
 
 STEPS, ROUNDS = 400, 15
@@ -53,7 +53,7 @@ def data(cache_dir: str) -> SRDataModule:
 
 def loop() -> None:
     """The smallest network there is, so that what is added can be seen; the very trainer of train.py."""
-    quieten_lightning()
+    silence_lightning()
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     tiny = partial(ESPCN, scale=2, num_features=(8,), kernel_sizes=(3, 3))
@@ -84,7 +84,7 @@ def loop() -> None:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("train", [*words, "trainer=cpu", "trainer.precision=32-true"])
         trained = module(tiny())
-        trainer = build_trainer(cfg, trained, [MetricsFile(Path(folder, "metrics.csv"))])
+        trainer = build_trainer(cfg, trained, [MetricsCSV(Path(folder, "metrics.csv"))])
         trainer.callbacks.append(clock := Clock())
         trainer.fit(trained, datamodule)
         return clock.seconds

@@ -8,7 +8,9 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional as F
 
-from sr_lightning.checkpoints.interop import LAYOUTS, listing, load_weights, numbered, save_weights, to_ours, warm_start
+from sr_lightning.checkpoints.interop import load_weights, save_weights, warm_start
+from sr_lightning.checkpoints.key_listing import compact_ranges, format_groups
+from sr_lightning.checkpoints.key_maps import KEY_MAPS, import_keys
 from sr_lightning.errors import InputError
 from sr_lightning.networks import EDSR, ESPCN, RCAN, SRCNN, VDSR, WDSR, Bicubic, MSRResNet, SRResNet
 
@@ -190,21 +192,21 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
+@pytest.mark.parametrize("layout", KEY_MAPS[:3], ids=str)
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize(("blocks", "f"), [(16, 64), (32, 256)])
 def test_documented_names_and_ours_are_a_bijection(layout, scale, blocks, f):
     with torch.device("meta"):
         file = FILES[f"{layout.project} {layout.network.__name__}"](scale, blocks, f)
         network = layout.network(scale=scale, num_blocks=blocks, num_features=f)
-    ours = to_ours(file, layout)
+    ours = import_keys(file, layout)
     own = network.state_dict()
     assert ours.keys() == own.keys()
     assert len(ours) == len(file) - len(layout.constants)
     assert all(ours[key].shape == own[key].shape for key in own)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
+@pytest.mark.parametrize("layout", KEY_MAPS[:3], ids=str)
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_what_is_written_for_another_project_has_its_documented_names(layout, scale, tmp_path):
     network = layout.network(scale=scale, num_blocks=3, num_features=8).to(memory_format=torch.channels_last)
@@ -350,13 +352,13 @@ def test_a_warm_start_from_which_nothing_fits_is_refused(tmp_path):
 
 
 def test_names_that_differ_in_a_number_share_an_entry():
-    assert numbered([3]) == "3"
-    assert numbered([5, 0, 1, 2]) == "{0-2,5}"
+    assert compact_ranges([3]) == "3"
+    assert compact_ranges([5, 0, 1, 2]) == "{0-2,5}"
     texts = {f"blocks.{i}.conv.2.weight": "8x8" for i in (0, 1, 3)} | {
         "tail.weight": "3",
         "blocks.7.conv.2.weight": "9x9",
     }
-    assert listing({"a": texts, "b": {}}) == (
+    assert format_groups({"a": texts, "b": {}}) == (
         "\n  a: blocks.{0-1,3}.conv.2.weight 8x8, tail.weight 3, blocks.7.conv.2.weight 9x9"
     )
 

@@ -16,7 +16,8 @@ import pytest
 import wandb
 
 from sr_lightning.errors import InputError
-from sr_lightning.loggers.loggers import MetricsFile, WandbRun, run_id
+from sr_lightning.loggers.metrics_csv import MetricsCSV
+from sr_lightning.loggers.wandb import WandbRun, run_id
 from tests.loggers.wandb_server import KEY, WandbServer
 
 WANDB = Path(sys.executable).with_name("wandb")
@@ -57,7 +58,7 @@ def read(path):
 
 
 def test_metrics_of_one_step_share_a_row_and_new_ones_get_a_column(tmp_path):
-    log = MetricsFile(tmp_path / "metrics.csv")
+    log = MetricsCSV(tmp_path / "metrics.csv")
     log.log_metrics({"train/loss": 0.5}, step=50)
     log.log_metrics({"train/loss": 0.25}, step=100)
     log.log_metrics({"val/psnr": 30.125}, step=100)
@@ -70,7 +71,7 @@ def test_metrics_of_one_step_share_a_row_and_new_ones_get_a_column(tmp_path):
 
 
 def test_the_file_is_complete_after_every_call(tmp_path):
-    log = MetricsFile(tmp_path / "metrics.csv")
+    log = MetricsCSV(tmp_path / "metrics.csv")
     for step in range(1, 30):
         log.log_metrics({"a": step, "b": 1 / step}, step=step)
         log.log_metrics({"a": -step}, step=step)
@@ -81,10 +82,10 @@ def test_the_file_is_complete_after_every_call(tmp_path):
 
 
 def test_a_resumed_run_goes_on_and_replaces_the_steps_it_makes_again(tmp_path):
-    first = MetricsFile(tmp_path / "metrics.csv")
+    first = MetricsCSV(tmp_path / "metrics.csv")
     for step in (10, 20, 30):
         first.log_metrics({"a": step}, step=step)
-    resumed = MetricsFile(tmp_path / "metrics.csv")
+    resumed = MetricsCSV(tmp_path / "metrics.csv")
     resumed.log_metrics({"a": -20}, step=20)
     resumed.log_metrics({"a": -30}, step=30)
     assert [(row["step"], row["a"]) for row in read(tmp_path / "metrics.csv")] == [
@@ -99,13 +100,13 @@ def test_the_x_axis_of_weights_and_biases_is_the_step_and_a_run_keeps_its_id(wan
     first.log_hyperparams({"model": {"width": 3}})
     for step in (5, 10):
         first.log_metrics({"loss": 1 / step}, step)
-    first.finish(failed=True)
+    first.close(failed=True)
     assert [run.exit_code for run in wandb_server.runs.values()] == [1]
 
     resumed = WandbRun(tmp_path, project="sr_lightning", name="n", group="g", tags=["t"], offline=False)
     for step in (10, 15):
         resumed.log_metrics({"loss": 1 / step}, step)
-    resumed.finish()
+    resumed.close()
     ((run_id, run),) = wandb_server.runs.items()
     assert run_id == (tmp_path / "wandb_id").read_text().strip()
     assert (run.name, run.group, run.tags, run.parts, run.exit_code) == ("n", "g", ["t"], 2, 0)
@@ -119,7 +120,7 @@ def test_two_runs_of_one_process_stay_two(wandb_server, tmp_path):
     for name in ("a", "b"):
         run = WandbRun(tmp_path / name, project="sr_lightning", name=name, offline=False)
         run.log_metrics({"loss": 1.0}, 1)
-        run.finish()
+        run.close()
     assert sorted(run.name for run in wandb_server.runs.values()) == ["a", "b"]
     assert [len(run.history) for run in wandb_server.runs.values()] == [1, 1]
 
@@ -159,7 +160,7 @@ def test_a_run_that_cannot_be_online_is_recorded_offline(trouble, wandb_server, 
     words = trouble(wandb_server, monkeypatch)
     run = WandbRun(tmp_path, project="sr_lightning", offline=False, reply_timeout=0.5, init_timeout=5)
     run.log_metrics({"loss": 0.25}, 5)
-    run.finish()
+    run.close()
     (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert words in said and said.endswith(f"wandb sync {tmp_path}/wandb/offline-run-*")
     assert history_of(next(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == [(5, 0.25)]
@@ -170,7 +171,7 @@ def test_a_network_lost_in_the_middle_costs_seconds_and_the_rest_is_uploaded_lat
     run.log_metrics({"loss": 1.0}, 5)
     wandb_server.status = 500
     run.log_metrics({"loss": 0.5}, 10)
-    run.finish()
+    run.close()
     (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert "Timed out" in said
 
@@ -191,7 +192,7 @@ def test_the_end_of_weights_and_biases_own_process_does_not_end_the_training(pri
     for step in (10, 15, 20):
         run.log_metrics({"loss": 1.0}, step)
         time.sleep(0.1)
-    run.finish()
+    run.close()
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(said) == 2 and "training goes on" in said[0] and "To upload the rest later" in said[1]
 

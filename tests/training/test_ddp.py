@@ -9,7 +9,7 @@ import torch
 from sr_lightning.data import FolderDataModule
 from sr_lightning.degradations import Bicubic
 from sr_lightning.images.files import read_image
-from sr_lightning.loggers.loggers import MetricsFile
+from sr_lightning.loggers import MetricsCSV
 from sr_lightning.metrics.protocol import Protocol, score
 from sr_lightning.modules import SRModule
 from sr_lightning.networks import ESPCN
@@ -39,7 +39,7 @@ def test_each_image_counts_once_whatever_the_number_of_processes(pictures, netwo
         seed=0, cache_dir=tmp_path / "cache",
     )  # fmt: skip
     trainer = pl.Trainer(
-        accelerator="cpu", devices=processes, strategy="ddp_fork", logger=[MetricsFile(tmp_path / "metrics.csv")],
+        accelerator="cpu", devices=processes, strategy="ddp_fork", logger=[MetricsCSV(tmp_path / "metrics.csv")],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=tmp_path,
     )  # fmt: skip

@@ -12,8 +12,9 @@ from PIL import Image
 
 from sr_lightning import load, upscale
 from sr_lightning.errors import InputError
-from sr_lightning.upscale.command import find_inputs, main, plan
-from sr_lightning.upscale.tiles import SMALLEST
+from sr_lightning.upscale.command import main
+from sr_lightning.upscale.options import MIN_TILE
+from sr_lightning.upscale.plan import find_inputs, plan
 from tests.helpers import ROOT
 
 RNG = np.random.default_rng(0)
@@ -203,7 +204,7 @@ def test_inputs_that_are_not_there_are_all_named(folder, tmp_path):
     ("words", "message"),
     [
         (["--quality", "0"], "--quality 0: from 1 to 100"),
-        (["--tile", "7"], f"tile=7: auto, 0 .the whole image. or at least {SMALLEST}"),
+        (["--tile", "7"], f"tile=7: auto, 0 .the whole image. or at least {MIN_TILE}"),
     ],
 )
 def test_wrong_options_end_the_command(words, message, folder, tmp_path, command, caplog):

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from sr_lightning.errors import InputError
-from sr_lightning.inference import SelfEnsemble, inference_form
+from sr_lightning.inference import SelfEnsemble, fuse_for_inference
 from sr_lightning.networks import EDSR, ESPCN, SRCNN
-from sr_lightning.upscale.tiles import Box, automatic_tile, in_pieces, largest_layer, out_of_memory
+from sr_lightning.upscale.tiles import Box, automatic_tile, largest_layer, out_of_memory, tile_map
 from tests.networks.test_every_network import NAMES, small
 
 
@@ -24,10 +24,10 @@ def tiled(network, lr, tile, margin):
     def compute(box, around):
         part = lr[..., around.top : around.bottom, around.left : around.right]
         sizes.append(tuple(part.shape[-2:]))
-        return network(part)[(..., *box.within(around, scale))]
+        return network(part)[(..., *box.slices_in(around, scale))]
 
     with torch.inference_mode():
-        for box, part in in_pieces(compute, height, width, margin, tile):
+        for box, part in tile_map(compute, height, width, margin, tile):
             rows = slice(box.top * scale, box.bottom * scale)
             columns = slice(box.left * scale, box.right * scale)
             assert sr[..., rows, columns].isnan().all()  # no pixel twice
@@ -38,7 +38,7 @@ def tiled(network, lr, tile, margin):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("scale", "height", "width", "tile"), [(2, 37, 53, 11), (3, 41, 30, 17), (4, 29, 45, 8)])
 def test_tiles_with_the_receptive_radius_around_them_make_the_whole(name, scale, height, width, tile):
-    network = inference_form(small(name, scale))
+    network = fuse_for_inference(small(name, scale))
     if network.receptive_radius is None:
         pytest.skip("depends on the whole image, and is not tiled")
     lr = torch.rand(1, network.num_channels, height, width, generator=torch.Generator().manual_seed(2))
@@ -123,7 +123,7 @@ def test_what_is_done_before_memory_runs_out_is_not_done_again():
             raise MemoryError
         return box
 
-    boxes = [box for box, _ in in_pieces(compute, 64, 128, 0, 64)]
+    boxes = [box for box, _ in tile_map(compute, 64, 128, 0, 64)]
     assert boxes[0] == Box(0, 64, 0, 64)
     assert sum(box.height * box.width for box in boxes) == 64 * 128
     assert len(set(calls)) == len(calls)

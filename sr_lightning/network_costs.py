@@ -1,0 +1,136 @@
+"""Costs of networks: parameters, multiply-adds and receptive field; time and memory on this machine."""
+
+import platform
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sr_lightning.checkpoints.checkpoint import build_network
+from sr_lightning.inference import SelfEnsemble, fuse_for_inference
+from sr_lightning.utils.devices import best_device
+
+WIDTH, HEIGHT = 1280, 720  # of the output for which papers count multiply-adds
+
+
+class Counts(NamedTuple):
+    """Costs of a network that do not depend on a machine.
+
+    Attributes:
+        parameters: Number of trainable parameters.
+        multiply_adds: Of all convolutions for one image, bicubic upscaling included.
+        receptive_field: Side in LR pixels of the area that an output pixel depends on; None: the whole image.
+    """
+
+    parameters: int
+    multiply_adds: int
+    receptive_field: int | None
+
+
+class Cost(NamedTuple):
+    """Cost of an image on this machine: median milliseconds, and peak MiB, weights included."""
+
+    milliseconds: float
+    mebibytes: float
+
+
+def lr_size(scale: int) -> tuple[int, int]:
+    """Height and width of the smallest LR image whose output is at least 1280x720.
+
+    >>> lr_size(3)
+    (240, 427)
+    """
+    return -(-HEIGHT // scale), -(-WIDTH // scale)
+
+
+def build(description: Mapping[str, Any], self_ensemble: bool = False) -> nn.Module:
+    """Build the network of a config's description, or its self-ensemble, in evaluation mode."""
+    network = build_network(description, "the config").eval()
+    return SelfEnsemble(network) if self_ensemble else network
+
+
+def count(description: Mapping[str, Any], height: int, width: int, self_ensemble: bool = False) -> Counts:
+    """Count parameters and multiply-adds on the meta device, which has shapes and no data.
+
+    Args:
+        description: The network's part of a config.
+        height: Of the LR image.
+        width: Of the LR image.
+        self_ensemble: Count the network on all flips and rotations.
+    """
+    with torch.device("meta"), torch.no_grad():
+        network = build(description, self_ensemble)
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, network.num_channels, height, width))
+    radius = network.receptive_radius
+    return Counts(
+        sum(p.numel() for p in network.parameters()),
+        counter.get_total_flops() // 2,
+        None if radius is None else 2 * radius + 1,
+    )
+
+
+def measure_in_subprocess(description: Mapping[str, Any], height: int, width: int, budget: float) -> Cost | None:
+    """Measure like `measure`, in a process of its own, whose peak memory is then that of this network."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, description, height, width, budget).result()
+
+
+def measure(
+    description: Mapping[str, Any], height: int, width: int, budget: float, self_ensemble: bool = False
+) -> Cost | None:
+    """Upscale an image of random numbers as evaluation does: float32, with the fused network.
+
+    Args:
+        description: The network's part of a config.
+        height: Of the LR image.
+        width: Of the LR image.
+        budget: Seconds.
+        self_ensemble: Measure the network on all flips and rotations.
+
+    Returns:
+        The cost; None if a small image shows that this one would need more than the budget.
+    """
+    device = best_device()
+    base = peak_memory(device)
+    network = fuse_for_inference(build(description, self_ensemble).to(device))
+
+    def seconds(height: int, width: int) -> float:
+        lr = torch.rand(1, network.num_channels, height, width, device=device)
+        start = time.perf_counter()
+        network(lr)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    with torch.inference_mode():
+        seconds(32, 32)  # the first call is slower
+        if seconds(32, 32) * (height * width) / (32 * 32) > budget:
+            return None
+        times = sorted(seconds(height, width) for _ in range(3))
+    return Cost(1000 * times[1], (peak_memory(device) - base) / 2**20)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held so far: on the GPU, or in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux getrusage starts from the memory of the parent process
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: in bytes
+
+
+def machine() -> str:
+    """The device that is measured: the GPU's name, or the processor and the number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,27 @@
+"""Options of the upscaler, checked without importing torch."""
+
+from sr_lightning.errors import InputError
+from sr_lightning.utils.devices import DEVICES, PRECISIONS
+
+MIN_TILE = 16  # LR pixels: the smallest side of a tile
+
+
+def check_options(device: str, precision: str, tile: int | str) -> None:
+    """Check the options of `Upscaler`, but not whether the device exists.
+
+    Raises:
+        InputError: Names every wrong value and the valid ones.
+    """
+    wrong = []
+    if device not in DEVICES:
+        wrong.append(f"device={device!r}: choose {_either(DEVICES)}")
+    if precision not in PRECISIONS:
+        wrong.append(f"precision={precision!r}: choose {_either(PRECISIONS)}")
+    if tile not in ("auto", 0) and not (isinstance(tile, int) and tile >= MIN_TILE):
+        wrong.append(f"tile={tile!r}: choose auto, 0 (the whole image) or at least {MIN_TILE}")
+    if wrong:
+        raise InputError("; ".join(wrong))
+
+
+def _either(choices: tuple[str, ...]) -> str:
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
