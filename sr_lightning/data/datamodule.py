@@ -1,4 +1,4 @@
-"""The LightningDataModule: one training batch per batch number, whole images for validation."""
+"""LightningDataModules: training batches by batch number, whole images for validation."""
 
 import logging
 import math
@@ -13,21 +13,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
-from sr_lightning.data.sources import Pair, image_folder, split_folder
+from sr_lightning.data.sources import Pair, folder_pairs
 from sr_lightning.data.store import Degradation, ImageStore
 from sr_lightning.degradations import Bicubic, RandomDegradation
 from sr_lightning.errors import InputError
-from sr_lightning.images.files import image_size, in_threads
+from sr_lightning.images.files import image_size
+from sr_lightning.utils.threads import in_threads
 
 log = logging.getLogger(__name__)
 
-# "lr" and "hr" images (N, 3, H, W); "index" (N,) of validation images. On the way there: "draw" of a gather; "words" by
-# which a random degradation makes lr.
+# "lr" and "hr": images (N, 3, H, W); "index": (N,) of validation images. Before `to_float`, also "draw": the patches to
+# gather, and "words": the random numbers by which a random degradation makes lr.
 Batch = dict[str, Any]
 
 
 class BatchNumbers:
-    """The numbers of the batches still to come. Batch k is what the seed and k make it, so a run resumes anywhere."""
+    """Sampler of the remaining batch numbers. Batch k depends on the seed and k only, so a run resumes at any batch."""
 
     def __init__(self, total: int) -> None:
         self.start, self.total = 0, total
@@ -40,9 +41,9 @@ class BatchNumbers:
 
 
 class ResumableLoader(DataLoader):
-    """A loader whose place Lightning keeps in the checkpoint. One item of the data set is one whole batch.
+    """DataLoader whose position Lightning saves in the checkpoint. One item of the data set is one whole batch.
 
-    The place is read from the trainer, not counted here: workers and prefetching run ahead of training.
+    The position is read from the trainer, not counted here: workers and prefetching run ahead of training.
     """
 
     def __init__(self, dataset: Dataset, total: int, trainer: pl.Trainer, **kwargs: Any) -> None:
@@ -56,19 +57,19 @@ class ResumableLoader(DataLoader):
         self.sampler.start = state["batch"]
 
 
-def as_it_is(batch: Batch) -> Batch:
-    """The collation of whole batches; torch's own would make tensors of the numpy arrays of a draw."""
+def identity_collate(batch: Batch) -> Batch:
+    """Return a whole batch unchanged; torch's default would convert the numpy arrays of a draw to tensors."""
     return batch
 
 
 class TrainBatches(Dataset):
-    """Item k is batch k of this process: gathered as uint8, or its places alone where a device gathers.
+    """Data set whose item k is batch k of this process: uint8 patches, or only their positions if a device gathers.
 
     Args:
         store: The images.
-        sampler: What batch k consists of.
-        on_device: Leave the gathering to `DeviceGather`.
-        degradation: That makes LR of each patch; None takes LR from the store.
+        sampler: Selects the patches of batch k.
+        on_device: Return the draw only; `DeviceGather` gathers the patches.
+        degradation: Makes LR of each patch; None takes LR from the store.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class TrainBatches(Dataset):
 
 
 class WholeImages(Dataset):
-    """Item i is image i, uint8: lr (1, 3, h, w), hr (1, 3, H, W), index (1,)."""
+    """Data set whose item i is image i, uint8: lr (1, 3, h, w), hr (1, 3, H, W), index (1,)."""
 
     def __init__(self, store: ImageStore) -> None:
         self.store = store
@@ -114,17 +115,20 @@ class SRDataModule(pl.LightningDataModule):
         train: Images to train on.
         val: Images to validate on.
         scale: The factor.
-        degradation: Makes LR of whole HR images where no LR file is given. A random one makes it of every training
-            patch anew and of the whole validation images, and LR files are not used.
+        degradation: Makes LR of whole HR images without an LR file. A random degradation makes new LR of every training
+            patch, and LR of the whole validation images; LR files are then ignored.
         patch_size: Side of a training patch in LR pixels.
         batch_size: Patches per step over all processes; a multiple of their number.
         max_steps: Batches of the whole training.
-        seed: Of the patches.
-        augment: Flips and rotations.
-        skip_small: Leave out training images that are smaller than a patch, and say so; else they are an error.
-        residence: Where decoded images are: "mmap" (a file all processes share), "memory", or "device" (a GPU's).
-        num_workers: Processes that gather batches; 0 gathers in the training process, faster for what is in memory.
-        cache_dir: For the decoded images.
+        seed: Seeds the drawing of patches.
+        augment: Draw flips and rotations.
+        skip_small: Leave out training images that are smaller than a patch, with a line in the log; otherwise they are
+            an error.
+        residence: Place of the decoded images: "mmap" (a file that all processes share), "memory", or "device" (memory
+            of the GPU).
+        num_workers: Processes that gather batches; 0 gathers in the training process, which is faster for images in
+            memory.
+        cache_dir: Folder of the decoded images.
     """
 
     def __init__(
@@ -161,13 +165,13 @@ class SRDataModule(pl.LightningDataModule):
         self.device_gather: DeviceGather | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the stores of both sets; what is not in the cache yet is decoded by one process, others wait."""
+        """Open the stores of both sets. Images that are not cached yet are decoded by one process; others wait."""
         if self.train_store is not None:
             return
         if self.skip_small:
             self._skip_small()
-        # A random degradation does not use what LR is stored of training images. Bicubic's costs little, and makes the
-        # store that of all runs.
+        # A random degradation does not use the stored LR of training images. Bicubic LR costs little and lets all runs
+        # share one store.
         lr_of_train = self.degradation if self.random_degradation is None else Bicubic()
         train_residence = "memory" if self.residence == "memory" else "mmap"
         wanted = ((self.train, lr_of_train, train_residence), (self.val, self.degradation, "mmap"))
@@ -175,7 +179,7 @@ class SRDataModule(pl.LightningDataModule):
         for pairs, degradation, residence in wanted:
             try:
                 stores.append(ImageStore.open(pairs, self.scale, degradation, self.cache_dir, residence))
-            except InputError as error:  # what is wrong with the other set is said as well
+            except InputError as error:  # the other set is checked as well, so that one message has all problems
                 errors.append(str(error))
         if errors:
             raise InputError("\n".join(errors))
@@ -184,7 +188,7 @@ class SRDataModule(pl.LightningDataModule):
 
     def _leave_out_lr_files(self) -> None:
         if unused := sum(pair.lr is not None for pair in (*self.train, *self.val)):
-            log.info("the LR files of %d images are not used: LR is made by %s", unused, self.random_degradation.name)
+            log.info("the LR files of %d images are ignored: LR is made by %s", unused, self.random_degradation.name)
         self.train, self.val = ([replace(pair, lr=None) for pair in pairs] for pairs in (self.train, self.val))
 
     def _skip_small(self) -> None:
@@ -195,7 +199,7 @@ class SRDataModule(pl.LightningDataModule):
         self.train = [pair for pair, keep in zip(self.train, large, strict=True) if keep]
 
     def train_batches(self, rank: int = 0, world_size: int = 1, on_device: bool | None = None) -> TrainBatches:
-        """Item k is what process `rank` of `world_size` trains on in step k; `on_device` as residence says."""
+        """Data set of the batches of process `rank` of `world_size`; `on_device` follows `residence` by default."""
         sampler = PatchSampler(
             self.train_store,
             patch_size=self.patch_size,
@@ -210,7 +214,9 @@ class SRDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         batches = self.train_batches(self.trainer.global_rank, self.trainer.world_size)
-        return ResumableLoader(batches, self.max_steps, self.trainer, num_workers=self.num_workers, collate_fn=as_it_is)
+        return ResumableLoader(
+            batches, self.max_steps, self.trainer, num_workers=self.num_workers, collate_fn=identity_collate
+        )
 
     def val_dataloader(self) -> DataLoader:
         images, rank, world_size = WholeImages(self.val_store), self.trainer.global_rank, self.trainer.world_size
@@ -222,7 +228,7 @@ class SRDataModule(pl.LightningDataModule):
         return self.to_float(batch)
 
     def to_float(self, batch: Batch) -> Batch:
-        """Images from uint8 to [0, 1], on the device they are on; if due, gathered there before and degraded after."""
+        """Convert images from uint8 to [0, 1] on their device; gather a draw first, and apply a random degradation."""
         words = batch.get("words")
         if "draw" in batch:
             if self.device_gather is None:
@@ -236,16 +242,11 @@ class SRDataModule(pl.LightningDataModule):
 
 
 class FolderDataModule(SRDataModule):
-    """Images of the user's own: one folder to train on, and another, or a part of the first, to validate on.
+    """Images in the user's folders: one to train on, and another, or a part of the first, to validate on.
 
     Args:
-        hr: Folder of HR images.
-        lr: Folder of their LR images; None makes them by the degradation.
-        val_hr: Folder to validate on; None holds out `val_fraction` of `hr`.
-        val_lr: Its LR images.
-        val_fraction: Share of the images of `hr` that is held out, at least one.
-        scale: The factor.
-        **settings: Of SRDataModule.
+        hr, lr, val_hr, val_lr, val_fraction, scale: As for `folder_pairs`.
+        **settings: Arguments of SRDataModule.
     """
 
     def __init__(
@@ -259,10 +260,5 @@ class FolderDataModule(SRDataModule):
         scale: int,
         **settings: Any,
     ) -> None:
-        if val_hr is None and val_lr is not None:
-            raise InputError(f"data.val_lr={val_lr} needs data.val_hr, the folder it belongs to")
-        if val_hr is None:
-            train, val = (split_folder(hr, lr, part, val_fraction, scale) for part in ("train", "val"))
-        else:
-            train, val = image_folder(hr, lr, scale=scale), image_folder(val_hr, val_lr, scale=scale)
+        train, val = folder_pairs(hr, lr, val_hr, val_lr, val_fraction, scale)
         super().__init__(train, val, scale=scale, **settings)

@@ -18,8 +18,8 @@ from sr_lightning.utils.download import extract
 URL = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
 NUMBERS = {"train": range(1, 801), "valid": range(801, 901)}
 SCALES = {"bicubic": (2, 3, 4, 8), "unknown": (2, 3, 4), "mild": (4,), "difficult": (4,), "wild": (4,)}
-# What stands behind the scale in a file name. Wild has four LR images for each training photo, w1 ... w4.
-SUFFIXES = {"bicubic": "", "unknown": "", "mild": "m", "difficult": "d", "wild": "w"}
+# Letter after the scale in a file name. Wild has four LR images for each training photo, w1 ... w4.
+TRACK_LETTERS = {"bicubic": "", "unknown": "", "mild": "m", "difficult": "d", "wild": "w"}
 SHOWN = 10  # missing files named in a message
 
 # Archive: bytes, SHA-256 (as listed in TensorFlow Datasets).
@@ -51,13 +51,13 @@ ARCHIVES = {
 
 @dataclass(frozen=True)
 class Part:
-    """What one archive holds.
+    """Contents of one archive.
 
     Attributes:
-        archive: Its name without `.zip`.
-        folder: Where it is unpacked, below the root.
-        search: Folders below the root in which its images may lie, at any depth.
-        tail: What follows the number in a file name, without `.png`.
+        archive: File name without `.zip`.
+        folder: Folder below the root into which it is unpacked.
+        search: Folders below the root that may contain its images, at any depth.
+        tail: Part of a file name between the number and `.png`.
     """
 
     archive: str
@@ -73,7 +73,7 @@ class Part:
         return f"{number:04d}{self.tail}.png"
 
     def find(self, root: Path) -> dict[int, list[Path]]:
-        """Image number -> its files by name; of two with one name the one less deep."""
+        """Find image number -> files, sorted by name; of two files of one name the less deep one."""
         pattern = re.compile(rf"(\d{{4}}){self.tail}{'[0-9]?' if self.tail.endswith('w') else ''}\.png")
         found = defaultdict(dict)
         for top in self.search:
@@ -86,11 +86,11 @@ class Part:
 
 
 def parts(split: str, track: str | None, scale: int | None) -> list[Part]:
-    """HR, and the track's LR if there is a track."""
+    """List the parts of a split: HR, and LR if a track is given."""
     hr = f"DIV2K_{split}_HR"
     result = [Part(archive=hr, folder=hr, search=(hr,), tail="")]
     if track is not None:
-        tail = f"x{scale}{SUFFIXES[track]}"
+        tail = f"x{scale}{TRACK_LETTERS[track]}"
         if track not in ("bicubic", "unknown"):
             lr = f"DIV2K_{split}_LR_{track}"
             result.append(Part(archive=lr, folder=lr, search=(lr,), tail=tail))
@@ -114,24 +114,24 @@ def div2k(
     last: int | None = None,
     base_url: str = URL,
 ) -> list[Pair]:
-    """The pairs of one split, in the order of their numbers.
+    """List the pairs of one split, in the order of their numbers.
 
-    Images are found wherever they lie below the official folders (`DIV2K_train_HR`, `DIV2K_train_LR_bicubic`, ...).
-    The wild track gives one pair for each of its LR images, four per training photo, named as the LR file.
+    Images are found at any depth below the official folders (`DIV2K_train_HR`, `DIV2K_train_LR_bicubic`, ...). The
+    wild track has one pair per LR image, four per training photo, named after the LR file.
 
     Args:
-        root: Folder of the DIV2K_... folders.
+        root: Folder that contains the DIV2K_... folders.
         split: "train" (1 to 800) or "valid" (801 to 900).
         track: "bicubic" (x2, x3, x4, x8), "unknown" (x2, x3, x4), "mild", "difficult", "wild" (x4 each); None for HR
-            alone.
-        scale: The factor; not needed without a track.
-        download: Fetch the archives of which no image is there; one already at `root` is unpacked in any case.
+            only.
+        scale: The factor; ignored without a track.
+        download: Fetch archives of which no image exists; an archive in `root` is unpacked in any case.
         first: Smallest image number.
-        last: Largest image number; both included.
-        base_url: Where the archives are.
+        last: Largest image number, included.
+        base_url: Address of the archives.
 
     Raises:
-        InputError: A choice that does not exist, files that are not there, or a download that failed.
+        InputError: An invalid choice, missing files, or a failed download.
     """
     root = Path(root).expanduser()
     numbers = _choose(split, track, scale, first, last)
@@ -140,7 +140,7 @@ def div2k(
     absent = [part for part in wanted if not any(number in found[part] for number in numbers)]
     to_fetch = [part for part in absent if not (root / part.zip).exists()]
     if to_fetch and not download:
-        raise InputError(_how_to_get(root, to_fetch, numbers, base_url))
+        raise InputError(_download_advice(root, to_fetch, numbers, base_url))
     for part in absent:
         size, sha256 = ARCHIVES[part.archive]
         extract(fetch(f"{base_url.rstrip('/')}/{part.zip}", root / part.zip, sha256, size=size), root / part.folder)
@@ -157,8 +157,8 @@ def div2k(
     if problems:
         raise InputError(
             f"DIV2K {split} is incomplete:{''.join(problems)}\n"
-            "Put them there, or move the folder away and set data.train.download=true, or choose others by first and "
-            "last."
+            "Put the files there, or move the folder away and set data.train.download=true, or select others with "
+            "first and last."
         )
     pairs = []
     for number in numbers:
@@ -169,15 +169,15 @@ def div2k(
 
 
 def _choose(split: str, track: str | None, scale: int | None, first: int | None, last: int | None) -> range:
-    """The image numbers, once every choice is known to exist."""
+    """Check all choices and return the image numbers."""
     wrong = []
     if split not in NUMBERS:
         wrong.append(f"split={split}: choose {' or '.join(NUMBERS)}")
     if track is not None and track not in SCALES:
-        wrong.append(f"track={track}: choose {', '.join(SCALES)}, or null for HR alone")
+        wrong.append(f"track={track}: choose {', '.join(SCALES)}, or null for HR only")
     elif track is not None and scale not in SCALES[track]:
         exists = "; ".join(f"{name} {', '.join(f'x{s}' for s in scales)}" for name, scales in SCALES.items())
-        wrong.append(f"scale={scale}: there is no {track} x{scale}; there is {exists}")
+        wrong.append(f"scale={scale}: there is no {track} x{scale}; available: {exists}")
     if split in NUMBERS:
         whole = NUMBERS[split]
         first, last = whole[0] if first is None else first, whole[-1] if last is None else last
@@ -188,10 +188,10 @@ def _choose(split: str, track: str | None, scale: int | None, first: int | None,
     return range(first, last + 1)
 
 
-def _how_to_get(root: Path, absent: Sequence[Part], numbers: range, base_url: str) -> str:
+def _download_advice(root: Path, absent: Sequence[Part], numbers: range, base_url: str) -> str:
     gigabytes = sum(ARCHIVES[part.archive][0] for part in absent) / 1e9
     way_out = f"set data.train.download=true (fetches {gigabytes:.1f} GB)"
-    lines = [f"DIV2K images are not there. Either {way_out}, or put there:"]
+    lines = [f"DIV2K images are missing. Either {way_out}, or provide:"]
     for part in absent:
         lines.append(f"  {root / part.folder / part.file(numbers[0])} and the others,")
         lines.append(f"    or the archive {root / part.zip}, from {base_url.rstrip('/')}/{part.zip}")

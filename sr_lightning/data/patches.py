@@ -1,4 +1,4 @@
-"""Training batches: which patches batch k consists of, and how they are gathered as uint8."""
+"""Training batches: drawing the patches of batch k, and gathering them as uint8."""
 
 from typing import NamedTuple
 
@@ -9,17 +9,17 @@ from torch import Tensor
 from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError
 
-CACHE = 1 << 19  # bytes that stay in a core's second-level cache from one use to the next
+CACHE_BYTES = 1 << 19  # fits a core's second-level cache
 
 
-class Draw(NamedTuple):
-    """The patches of a batch, all int64 of shape (B,).
+class PatchDraw(NamedTuple):
+    """Positions of the patches of a batch, all int64 of shape (B,).
 
     Attributes:
         image: Index in the store.
         top: First row, in LR pixels.
         left: First column, in LR pixels.
-        symmetry: 0 to 7: 1 reverses the rows, 2 the columns, 4 exchanges rows and columns after that. Sums combine.
+        symmetry: Sum of 1 (reverse the rows), 2 (reverse the columns) and 4 (then exchange rows and columns).
     """
 
     image: np.ndarray
@@ -29,17 +29,17 @@ class Draw(NamedTuple):
 
 
 class PatchSampler:
-    """Draws patches: every place of a patch in the data set is equally likely, and so is every symmetry.
+    """Draw patches with equal probability for every position in the data set and every symmetry.
 
     Args:
         store: The images.
         patch_size: Side of a patch in LR pixels.
         batch_size: Patches per step over all processes.
-        seed: Not negative.
-        augment: Draw symmetries; without, the same places are drawn as they lie.
-        rank: Of this process.
-        world_size: Number of processes. Each takes every world_size-th patch of the batch, so what is trained on
-            does not depend on their number.
+        seed: At least 0.
+        augment: Draw symmetries; without them the positions are the same.
+        rank: Index of this process.
+        world_size: Number of processes. Each takes every world_size-th patch of the batch, so the training data do not
+            depend on their number.
 
     Raises:
         InputError: A patch does not fit into every image, or the processes cannot share the batch evenly.
@@ -70,11 +70,11 @@ class PatchSampler:
         self._ends = np.cumsum(places)
         self._starts = self._ends - places
 
-    def draw(self, batch_number: int) -> Draw:
-        """This process's part of a batch: a function of the seed and the batch number, on every machine.
+    def draw(self, batch_number: int) -> PatchDraw:
+        """Draw this process's part of a batch, a function of the seed and the batch number on every machine.
 
-        It rests on the Philox bits alone, which NumPy keeps the same in all versions; the draws of its Generator it
-        does not. The remainder favours small numbers by less than 2**-24 even with 2**37 places.
+        Only raw Philox bits are used: NumPy guarantees them for all versions, unlike the draws of its Generator. The
+        modulo favours small numbers by less than 2**-24 even with 2**37 positions.
         """
         bits = np.random.Philox(key=[self.seed, batch_number]).random_raw(self.batch_size)
         number = (bits % np.uint64(8 * self._ends[-1])).astype(np.int64)
@@ -82,20 +82,20 @@ class PatchSampler:
         place = number >> 3
         image = np.searchsorted(self._ends, place, side="right")
         top, left = np.divmod(place - self._starts[image], self._columns[image])
-        draw = Draw(image, top, left, symmetry)
-        return Draw(*(part[self.rank :: self.world_size] for part in draw)) if self.world_size > 1 else draw
+        draw = PatchDraw(image, top, left, symmetry)
+        return PatchDraw(*(part[self.rank :: self.world_size] for part in draw)) if self.world_size > 1 else draw
 
 
-def gather(store: ImageStore, draw: Draw, patch_size: int) -> tuple[Tensor, Tensor]:
+def gather(store: ImageStore, draw: PatchDraw, patch_size: int) -> tuple[Tensor, Tensor]:
     """Copy the patches of a batch out of the store.
 
     Args:
         store: The images.
-        draw: Of a sampler on this store.
+        draw: From a sampler of this store.
         patch_size: In LR pixels.
 
     Returns:
-        lr (B, 3, p, p) and hr (B, 3, p*scale, p*scale), uint8, contiguous, in memory of their own.
+        lr (B, 3, p, p) and hr (B, 3, p*scale, p*scale), uint8, contiguous copies.
     """
     lr = _crops(store.pixels, store.lr_starts, store.lr_sizes, draw, 1, patch_size)
     hr = _crops(store.pixels, store.hr_starts, store.hr_sizes, draw, store.scale, patch_size * store.scale)
@@ -103,11 +103,11 @@ def gather(store: ImageStore, draw: Draw, patch_size: int) -> tuple[Tensor, Tens
 
 
 class DeviceGather:
-    """The whole store as one tensor on a device, and batches gathered there: only places cross the bus.
+    """Gather batches from a copy of the store on a device, so that only positions are transferred.
 
     Args:
         store: The images.
-        device: Has room for all pixels.
+        device: With memory for all pixels.
 
     Raises:
         InputError: The device's memory is too small.
@@ -122,17 +122,17 @@ class DeviceGather:
             raise InputError(
                 f"the images need {total / 1e9:.1f} GB, more than {device} has free; set data.residence=mmap"
             ) from None
-        for start in range(0, total, piece):  # pieces, as each passes through a copy that torch may own
+        for start in range(0, total, piece):  # in pieces: torch needs a writable copy
             self.pixels[start : start + piece] = torch.from_numpy(store.pixels[start : start + piece].copy())
 
-    def __call__(self, draw: Draw, patch_size: int) -> tuple[Tensor, Tensor]:
-        """As `gather`, on the device."""
+    def __call__(self, draw: PatchDraw, patch_size: int) -> tuple[Tensor, Tensor]:
+        """Gather patches like `gather`, on the device."""
         store = self.store
         lr = self._crops(store.lr_starts, store.lr_sizes, draw, 1, patch_size)
         hr = self._crops(store.hr_starts, store.hr_sizes, draw, store.scale, patch_size * store.scale)
         return lr, hr
 
-    def _crops(self, starts: np.ndarray, sizes: np.ndarray, draw: Draw, unit: int, side: int) -> Tensor:
+    def _crops(self, starts: np.ndarray, sizes: np.ndarray, draw: PatchDraw, unit: int, side: int) -> Tensor:
         start, pitch = _places(starts, sizes, draw, unit)
         reverse_rows, reverse_columns, exchange = (draw.symmetry >> bit & 1 for bit in range(3))
         start = start + (side - 1) * (reverse_rows * pitch + reverse_columns * 3)
@@ -144,27 +144,29 @@ class DeviceGather:
         return self.pixels[start + colour[:, None, None] + down * along[:, None] + right * along]  # (B, 3, side, side)
 
 
-def _places(starts: np.ndarray, sizes: np.ndarray, draw: Draw, unit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where in the store each patch begins, at `unit` times the drawn place, and the bytes from row to row; (B,)."""
+def _places(starts: np.ndarray, sizes: np.ndarray, draw: PatchDraw, unit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the start of each patch in the store, at `unit` times its position, and the bytes per row; both (B,)."""
     pitch = 3 * sizes[draw.image, 1]
     return starts[draw.image] + unit * (draw.top * pitch + 3 * draw.left), pitch
 
 
-def _crops(pixels: np.ndarray, starts: np.ndarray, sizes: np.ndarray, draw: Draw, unit: int, side: int) -> Tensor:
-    """Crops at `unit` times the drawn places, (B, 3, side, side).
+def _crops(pixels: np.ndarray, starts: np.ndarray, sizes: np.ndarray, draw: PatchDraw, unit: int, side: int) -> Tensor:
+    """Copy crops at `unit` times the drawn positions, (B, 3, side, side).
 
-    First the rows of some patches are copied, each as one item of 3*side bytes, so that many reads from memory are
-    under way at once. Then each patch, now in the cache, is turned and taken apart into planes byte by byte.
+    First the rows of some patches are copied, each as one item of 3*side bytes, so that many memory reads run at once.
+    Then each patch, now in the CPU cache, is flipped or transposed and split into planes byte by byte.
     """
     start, pitch = _places(starts, sizes, draw, unit)
-    # Upside down costs nothing: the rows are copied from the last to the first.
+    # Reversing the rows costs nothing: they are copied from the last to the first.
     rows = np.where(draw.symmetry[:, None] & 1, np.arange(side)[::-1], np.arange(side))  # (B, side)
     rows = start[:, None] + pitch[:, None] * rows
-    items = np.ndarray(len(pixels) - 3 * side + 1, f"V{3 * side}", pixels, strides=(1,))  # one begins at every byte
+    items = np.ndarray(
+        len(pixels) - 3 * side + 1, f"V{3 * side}", pixels, strides=(1,)
+    )  # one item starts at every byte
     turns = (draw.symmetry >> 1).tolist()
     batch = torch.empty((len(turns), 3, side, side), dtype=torch.uint8)
     patches = batch.numpy()
-    together = max(CACHE // (3 * side * side), 1)
+    together = max(CACHE_BYTES // (3 * side * side), 1)
     for first in range(0, len(turns), together):
         copied = items[rows[first : first + together]].view(np.uint8)
         planes = copied.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)  # (together, 3, side, side)

@@ -1,6 +1,6 @@
-"""Where images come from: lists of (HR, LR) files that a data set is made of.
+"""Lists of the (HR, LR) files of a data set. Needs no torch: paths are checked before it is imported.
 
-Yaml points at these functions. They look at names only; what is in the files is checked when they are read.
+The config names these functions. They look at file names only; the contents are checked when files are read.
 """
 
 import hashlib
@@ -11,10 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sr_lightning.errors import InputError
-from sr_lightning.images.files import image_files, listing
+from sr_lightning.images.folder import image_files
 from sr_lightning.images.zip_member import ZipMember
+from sr_lightning.utils.messages import listing
 
-# Photos in scikit-image's package, file by name. Both motorcycles are one scene, so they stay on one side.
+# Photos in scikit-image's package, name -> file. Both motorcycles show one scene, so both are for training.
 TRAIN_PHOTOS = {
     "rocket": "rocket.jpg",
     "motorcycle_left": "motorcycle_left.png",
@@ -38,9 +39,9 @@ class Pair:
     """One image of a data set.
 
     Attributes:
-        name: How tables and error messages call it: the stem of the HR file.
-        hr: The high-resolution file; it may be one in an archive.
-        lr: The low-resolution file that belongs to it; None where LR is made from HR.
+        name: Used in tables and error messages: the stem of the HR file.
+        hr: The high-resolution file, on disk or in a zip archive.
+        lr: The matching low-resolution file; None if LR is made from HR.
     """
 
     name: str
@@ -54,18 +55,18 @@ def image_folder(
     exclude: str | Iterable[str] = (),
     scale: int | None = None,
 ) -> list[Pair]:
-    """All images of one or more folders, by name within each.
+    """List the images of one or more folders, sorted by name within each.
 
     Args:
-        hr: Folder or folders, without their subfolders.
-        lr: Folder of the LR files, if LR is not made from HR. To `<stem>` of an HR file belongs `<stem>` or
-            `<stem>x<scale>`, also with a letter behind as in `0001x4m`; suffixes may differ.
-        exclude: Stems of images to leave out. One that is not there is no error: the list says what must not be
-            used, wherever it lies.
+        hr: Folder or folders; subfolders are not searched.
+        lr: Folder of the LR files, if LR is not made from HR. An HR file `<stem>` matches the LR file `<stem>` or
+            `<stem>x<scale>`, optionally followed by a letter as in `0001x4m`; suffixes may differ.
+        exclude: Stems of images to leave out. Stems that do not exist are ignored: the list names images that must
+            not be used, whichever folder holds them.
         scale: The factor in the names of LR files; None accepts any.
 
     Raises:
-        InputError: A missing or empty folder, HR without LR, LR without HR, two files for one name, nothing left.
+        InputError: A missing or empty folder, HR without LR, LR without HR, two files of one name, or no image left.
     """
     folders = _strings(hr)
     excluded = set(_strings(exclude))
@@ -84,28 +85,28 @@ def split_folder(
     fraction: float = 0.1,
     scale: int | None = None,
 ) -> list[Pair]:
-    """One part of a folder that is cut in two, for training and for validation.
+    """List the training or validation part of a folder.
 
-    Which image falls where depends on the stems alone: it is the same on every machine and at every call, and images
-    that are added later move few of the others.
+    The split depends on the file stems only, so it is the same on every machine and in every call, and adding images
+    moves few of the others.
 
     Args:
         hr: As for `image_folder`.
-        lr: Likewise.
+        lr: As for `image_folder`.
         part: "train" or "val".
         fraction: Share of the images in "val", between 0 and 1; each part has at least one image.
         scale: As for `image_folder`.
 
     Raises:
-        InputError: As `image_folder`, and for fewer than two images or a part or fraction that does not exist.
+        InputError: As `image_folder`; also fewer than two images, or an invalid part or fraction.
     """
     if part not in ("train", "val"):
         raise InputError(f"part={part}: choose train or val")
     if not 0 < fraction < 1:
-        raise InputError(f"fraction={fraction}: the share of images to validate on lies between 0 and 1")
+        raise InputError(f"fraction={fraction}: the share of images for validation must be between 0 and 1")
     pairs = image_folder(hr, lr, scale=scale)
     if len(pairs) < 2:
-        raise InputError(f"{hr}: {len(pairs)} image cannot be split; add images, or name a folder for validation")
+        raise InputError(f"{hr}: {len(pairs)} image cannot be split; add images, or give a folder for validation")
     count = min(max(round(fraction * len(pairs)), 1), len(pairs) - 1)
     # A file's place in the order of hashes, not the hash itself, so that the share is exact.
     by_hash = sorted(range(len(pairs)), key=lambda i: hashlib.sha256(pairs[i].name.encode()).digest())
@@ -113,62 +114,93 @@ def split_folder(
     return [pair for i, pair in enumerate(pairs) if (i in held_out) == (part == "val")]
 
 
-def bundled_photos(names: str | Iterable[str]) -> list[Pair]:
-    """Photos that come with scikit-image, so nothing needs to be downloaded.
+def folder_pairs(
+    hr: str,
+    lr: str | None = None,
+    val_hr: str | None = None,
+    val_lr: str | None = None,
+    val_fraction: float = 0.1,
+    scale: int | None = None,
+) -> tuple[list[Pair], list[Pair]]:
+    """List the training and validation images of `FolderDataModule`.
 
     Args:
-        names: Of `PHOTOS`; `TRAIN_PHOTOS` and `HELD_OUT_PHOTOS` have no scene in common.
+        hr: Folder of HR images.
+        lr: Folder of their LR images; None if LR is made from HR.
+        val_hr: Folder to validate on; None holds out `val_fraction` of `hr`.
+        val_lr: Folder of the LR images of `val_hr`.
+        val_fraction: Share of the images of `hr` that is held out, at least one.
+        scale: The factor in the names of LR files.
 
     Raises:
-        InputError: An unknown name, or scikit-image is not there.
+        InputError: As `image_folder` and `split_folder`, or `val_lr` without `val_hr`.
+    """
+    if val_hr is None and val_lr is not None:
+        raise InputError(f"data.val_lr={val_lr} needs data.val_hr, the folder of its HR images")
+    if val_hr is None:
+        train, val = (split_folder(hr, lr, part, val_fraction, scale) for part in ("train", "val"))
+        return train, val
+    return image_folder(hr, lr, scale=scale), image_folder(val_hr, val_lr, scale=scale)
+
+
+def bundled_photos(names: str | Iterable[str]) -> list[Pair]:
+    """List photos that are part of scikit-image, so nothing needs to be downloaded.
+
+    Args:
+        names: Keys of `PHOTOS`; `TRAIN_PHOTOS` and `HELD_OUT_PHOTOS` have no scene in common.
+
+    Raises:
+        InputError: An unknown name, or scikit-image is not installed.
     """
     names = _strings(names)
     unknown = [name for name in names if name not in PHOTOS]
     if unknown:
-        raise InputError(f"no bundled photo is called {', '.join(unknown)}; choose from {', '.join(PHOTOS)}")
-    package = find_spec("skimage")  # finds it without importing it, which takes long
+        raise InputError(f"no bundled photo is named {', '.join(unknown)}; choose from {', '.join(PHOTOS)}")
+    package = find_spec("skimage")  # importing it would take seconds
     if package is None:
-        raise InputError('the bundled photos are those of scikit-image: pip install "scikit-image>=0.25,<0.27"')
+        raise InputError('the bundled photos are part of scikit-image: pip install "scikit-image>=0.25,<0.27"')
     folder = Path(package.submodule_search_locations[0], "data")
     missing = [PHOTOS[name] for name in names if not (folder / PHOTOS[name]).is_file()]
     if missing:
         raise InputError(
-            f"{folder} lacks {', '.join(missing)}, another version has them: "
+            f"{folder} lacks {', '.join(missing)}; install a version that has them: "
             'pip install --force-reinstall "scikit-image>=0.25,<0.27"'
         )
     return [Pair(name, folder / PHOTOS[name]) for name in names]
 
 
 def benchmark_set(root: str | Path, name: str, scale: int) -> list[Pair]:
-    """A test set in the layout of the EDSR benchmark archive.
+    """List a test set in the layout of the EDSR benchmark archive.
 
-    `<root>/benchmark/<name>/HR/<stem>.png` and, where that folder exists,
-    `<root>/benchmark/<name>/LR_bicubic/X<scale>/<stem>x<scale>.png`; else LR is to be made.
+    `<root>/benchmark/<name>/HR/<stem>.png` and, if that folder exists,
+    `<root>/benchmark/<name>/LR_bicubic/X<scale>/<stem>x<scale>.png`; otherwise LR is made from HR.
 
     Args:
-        root: Folder of `benchmark`.
-        name: Such as "Set5"; folders there are the choices.
+        root: Folder that contains `benchmark`.
+        name: A folder of `benchmark`, such as "Set5".
         scale: The factor.
 
     Raises:
-        InputError: No such set, or HR and LR files that do not belong together.
+        InputError: No such set, or HR and LR files that do not match.
     """
     folder = Path(root).expanduser() / "benchmark"
     if not (folder / name / "HR").is_dir():
         there = sorted(path.parent.name for path in folder.glob("*/HR"))
-        choices = f"there: {', '.join(there)}" if there else "there is no <name>/HR at all"
-        raise InputError(f"{folder}: no test set {name} ({choices}); set data_root to the folder of `benchmark`")
+        choices = f"available: {', '.join(there)}" if there else "it has no <name>/HR at all"
+        raise InputError(
+            f"{folder}: no test set {name} ({choices}); set data_root to the folder that contains `benchmark`"
+        )
     lr = folder / name / "LR_bicubic" / f"X{scale}"
     return image_folder(folder / name / "HR", lr if lr.is_dir() else None, scale=scale)
 
 
 def _strings(values: object) -> list[str]:
-    """One value or several; yaml makes numbers of names like 302003."""
+    """Make a list of one value or several; yaml reads names like 302003 as numbers."""
     return [str(value) for value in ([values] if isinstance(values, str | int | Path) else values)]
 
 
 def _pair_up(hr_files: Sequence[Path], lr_files: Sequence[Path], excluded: set[str], scale: int | None) -> list[Pair]:
-    """One pair per HR file. LR files of excluded HR files are left out as well."""
+    """Match each HR file with its LR file. LR files of excluded HR files are ignored."""
     stems = {file.stem: file for file in hr_files}
     ending = re.compile(rf"x{scale or '[0-9]+'}[a-z]?$")
     problems = [f"{file}: the same name as {stems[file.stem]}" for file in hr_files if stems[file.stem] != file]
@@ -177,7 +209,7 @@ def _pair_up(hr_files: Sequence[Path], lr_files: Sequence[Path], excluded: set[s
         whole, stem = file.stem, ending.sub("", file.stem)
         owner = whole if whole in stems or whole in excluded else stem
         if owner in found:
-            problems.append(f"{file}: belongs to {owner} as does {found[owner]}")
+            problems.append(f"{file}: matches {owner}, as does {found[owner]}")
         elif owner in stems:
             found[owner] = file
         elif owner not in excluded:
@@ -185,5 +217,5 @@ def _pair_up(hr_files: Sequence[Path], lr_files: Sequence[Path], excluded: set[s
     problems += [f"{file}: HR without LR" for stem, file in stems.items() if stem not in found]
     if problems:
         names = f"<stem> or <stem>x{scale or '<scale>'}"
-        raise InputError(f"HR and LR files do not belong together one to one, LR is called {names}:{listing(problems)}")
+        raise InputError(f"HR and LR files do not match one to one; LR is named {names}:{listing(problems)}")
     return [Pair(file.stem, file, found[file.stem]) for file in hr_files]

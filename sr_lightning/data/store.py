@@ -1,4 +1,4 @@
-"""All images of a data set, decoded once into one file that every process maps into its memory."""
+"""Image store: all images of a data set, decoded once into one file that every process maps into memory."""
 
 import hashlib
 import json
@@ -20,46 +20,46 @@ from tqdm import tqdm
 from sr_lightning.data.sources import Pair
 from sr_lightning.degradations import crop_to_multiple
 from sr_lightning.errors import InputError
-from sr_lightning.images.files import image_size, in_threads, listing, read_image
+from sr_lightning.images.files import image_size, read_image
 from sr_lightning.images.zip_member import ZipMember
 from sr_lightning.utils.atomic_files import one_at_a_time, replacing
+from sr_lightning.utils.messages import listing
+from sr_lightning.utils.threads import in_threads
 
-FORMAT = 1  # raise it when the same image files would be stored otherwise, or are to be decoded otherwise
+FORMAT = 1  # increase it when image files are decoded or stored in another way
 RESIDENCES = ("mmap", "memory")
 
 log = logging.getLogger(__name__)
 
 
 class Degradation(Protocol):
-    """hr -> lr.
+    """Function from hr to lr.
 
     Attributes:
-        key: Plain values on which, besides HR and the scale, the result depends: name, settings, version.
-        lr_source: What the scoring protocol calls LR that it made.
+        key: Plain values on which the result depends besides HR and the scale: name, settings, version.
+        lr_source: Name of its LR in the scoring protocol.
     """
 
     key: Any
     lr_source: str
 
     def __call__(self, hr: Tensor, scale: int) -> Tensor:
-        """(3, H, W) uint8, multiples of the scale -> (3, H/scale, W/scale) uint8."""
+        """Map (3, H, W) uint8, multiples of the scale, to (3, H/scale, W/scale) uint8."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageStore:
-    """The images of a data set, HR cropped to a multiple of the scale, with their LR.
+    """Images of a data set, HR cropped to a multiple of the scale, with their LR.
 
     Attributes:
-        names: Of the images, length N.
+        names: Names of the N images.
         scale: The factor.
-        pixels: uint8, flat: for each image HR as (H, W, 3), then LR as (H/scale, W/scale, 3). With the colours of a
-            pixel side by side a row of a patch is one piece of memory; in planes it would be three, and gathering
-            patches, which mostly waits for memory, up to a third slower.
-        hr_sizes: (N, 2) int64, height and width.
-        lr_sizes: (N, 2) int64.
-        hr_starts: (N,) int64, where in `pixels` the HR of each image begins.
-        lr_starts: (N,) int64.
+        pixels: uint8, flat: for each image HR as (H, W, 3), then LR as (H/scale, W/scale, 3). With interleaved colours
+            a row of a patch is one piece of memory; in planes it would be three, and gathering patches, which is bound
+            by memory, up to a third slower.
+        hr_sizes, lr_sizes: (N, 2) int64, height and width.
+        hr_starts, lr_starts: (N,) int64, index in `pixels` at which each image starts.
     """
 
     names: tuple[str, ...]
@@ -79,36 +79,35 @@ class ImageStore:
         cache_dir: str | Path,
         residence: str = "mmap",
     ) -> "ImageStore":
-        """Open the store of these images, built first if it is not in the cache.
+        """Open the store of these images; build it if it is not in the cache.
 
-        It is found by the content of the files and the settings, wherever the files lie. One process builds, others
-        wait; a builder that is killed leaves nothing that counts.
+        Its key is the content of the files and the settings, whatever the paths of the files. One process builds while
+        others wait; the unfinished store of a killed process is ignored.
 
         Args:
             pairs: The images. HR may be larger than LR times the scale by less than the scale, and is cropped.
             scale: The factor.
-            degradation: Makes LR of whole cropped HR images where a pair has no LR; None if every pair has one.
+            degradation: Makes LR of whole cropped HR images for pairs without LR; None if every pair has LR.
             cache_dir: Folder of the stores.
-            residence: "mmap": pages of the file, shared by all processes and no one's private memory; "memory": a
-                private copy.
+            residence: "mmap": pages of the file, shared by all processes; "memory": a private copy.
 
         Raises:
-            InputError: No images, bad files (all of them named), LR that does not fit its HR, no LR and no
-                degradation, no space.
+            InputError: No images, bad files (all are named), LR that does not match its HR, neither LR nor a
+                degradation, or a full disk.
         """
         if residence not in RESIDENCES:
             raise InputError(f"residence={residence}: choose {' or '.join(RESIDENCES)}")
         if not pairs:
-            raise InputError("a data set without images")
+            raise InputError("the data set has no images")
         if degradation is None and (bare := [pair.name for pair in pairs if pair.lr is None]):
             raise InputError(f"{len(bare)} images have no LR file, and no degradation is given:{listing(bare)}")
         cache_dir = _writable(Path(cache_dir).expanduser())
         folder = cache_dir / _key(pairs, scale, degradation, cache_dir)
-        sizes = _complete(folder)
+        sizes = _read_index(folder)
         if sizes is None:
-            _sweep(cache_dir)
+            _remove_stale_partials(cache_dir)
             with one_at_a_time(f"{folder}.lock", f"the decoded images in {folder}"):
-                sizes = _complete(folder)  # built by another process meanwhile?
+                sizes = _read_index(folder)  # another process may have built it meanwhile
                 if sizes is None:
                     sizes = _build(folder, pairs, scale, degradation)
         hr_starts, lr_starts, _ = _layout(sizes, scale)
@@ -125,11 +124,11 @@ class ImageStore:
         return len(self.names)
 
     def hr(self, index: int) -> np.ndarray:
-        """(3, H, W) uint8, a read-only view that is not contiguous."""
+        """HR image (3, H, W) uint8, a read-only view that is not contiguous."""
         return self._image(self.hr_starts[index], self.hr_sizes[index])
 
     def lr(self, index: int) -> np.ndarray:
-        """(3, H/scale, W/scale) uint8, a read-only view that is not contiguous."""
+        """LR image (3, H/scale, W/scale) uint8, a read-only view that is not contiguous."""
         return self._image(self.lr_starts[index], self.lr_sizes[index])
 
     def _image(self, start: np.int64, size: np.ndarray) -> np.ndarray:
@@ -137,13 +136,13 @@ class ImageStore:
         return self.pixels[start : start + 3 * height * width].reshape(height, width, 3).transpose(2, 0, 1)
 
     def check_patch_size(self, patch_size: int) -> None:
-        """Every image must hold a patch.
+        """Check that no image is smaller than a patch.
 
         Args:
             patch_size: In LR pixels.
 
         Raises:
-            InputError: Names the images that are smaller, and the largest patch_size that would do.
+            InputError: Names the smaller images, and the largest patch_size that fits.
         """
         small = np.flatnonzero(self.lr_sizes.min(axis=1) < patch_size)
         if len(small) == 0:
@@ -157,7 +156,7 @@ class ImageStore:
 
 
 def _layout(hr_sizes: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where HR and LR of each image begin, both (N,), and the bytes of all."""
+    """Return the start of HR and of LR of each image, both (N,), and the size of all in bytes."""
     hr_bytes = 3 * hr_sizes.prod(axis=1)
     ends = np.cumsum(hr_bytes + hr_bytes // scale**2)
     lr_starts = ends - hr_bytes // scale**2
@@ -165,7 +164,7 @@ def _layout(hr_sizes: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray, i
 
 
 def _key(pairs: Sequence[Pair], scale: int, degradation: Degradation | None, cache_dir: Path) -> str:
-    """Name of the store: all that its bytes depend on, but not where the files lie or what they are called."""
+    """Key of the store: a hash of everything that its bytes depend on, but not of paths and file names."""
     files = [file for pair in pairs for file in (pair.hr, pair.lr) if file is not None]
     digest = _digests(files, cache_dir)
     made = any(pair.lr is None for pair in pairs)
@@ -179,9 +178,9 @@ def _key(pairs: Sequence[Pair], scale: int, degradation: Degradation | None, cac
 
 
 def _digests(files: Sequence[Path | ZipMember], cache_dir: Path) -> dict[Path | ZipMember, str]:
-    """File -> digest of its content, remembered by path, length and time so that a start does not read gigabytes."""
+    """Hash the content of files; digests are cached by path, size and mtime so that a start does not read gigabytes."""
     memory = cache_dir / "digests.json"
-    known = _recall(memory)
+    known = _load_digests(memory)
     stamps, missing = {}, []
     for file in files:
         try:
@@ -198,20 +197,20 @@ def _digests(files: Sequence[Path | ZipMember], cache_dir: Path) -> dict[Path | 
     fresh = {
         stamps[file][0]: [*stamps[file][1:], digest]
         for file, digest in found.items()
-        # One changed this very moment could change again within a tick of the file system's clock.
+        # A file changed just now could change again within one tick of the file system's clock.
         if abs(now - stamps[file][2]) > 2_000_000_000
     }
     if fresh:
         with FileLock(f"{memory}.lock"), replacing(memory) as temporary:
-            temporary.write_text(json.dumps(_recall(memory) | fresh))
+            temporary.write_text(json.dumps(_load_digests(memory) | fresh))
     return {file: found[file] if file in found else known[path][2] for file, (path, *_) in stamps.items()}
 
 
-def _recall(memory: Path) -> dict[str, list]:
-    """Absolute path -> [bytes, mtime in ns, digest]."""
+def _load_digests(memory: Path) -> dict[str, list]:
+    """Load absolute path -> [bytes, mtime in ns, digest]."""
     try:
         return json.loads(memory.read_text())
-    except (FileNotFoundError, ValueError):  # what is lost is computed again
+    except (FileNotFoundError, ValueError):  # lost digests are computed again
         return {}
 
 
@@ -222,15 +221,15 @@ def _digest(file: Path | ZipMember) -> str:
         raise InputError(f"{file}: {error.strerror}") from None
 
 
-def _complete(folder: Path) -> np.ndarray | None:
-    """HR sizes, (N, 2) int64, of a store that is there and whole; else None."""
+def _read_index(folder: Path) -> np.ndarray | None:
+    """Read the HR sizes, (N, 2) int64, of a complete store; None if there is none."""
     try:
         index = json.loads((folder / "index.json").read_text())
         whole = (folder / "pixels").stat().st_size == index["bytes"]
     except FileNotFoundError:
         return None
     if not whole:
-        log.warning("%s is not as it was written, the images are decoded again", folder)
+        log.warning("%s is damaged: the images are decoded again", folder)
         return None
     return np.array(index["hr_sizes"], dtype=np.int64)
 
@@ -239,13 +238,13 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
     """Decode all images into `folder`; the caller holds its lock. Returns the HR sizes, (N, 2) int64."""
     try:
         sizes = np.array(list(in_threads(lambda pair: _hr_size(pair, scale), pairs)), dtype=np.int64)
-    except InputError:  # a header was bad: look into all files, to name those as well that are damaged further on
+    except InputError:  # a bad header: read all files completely, so that the message names other damage as well
         all(in_threads(lambda pair: _check(pair, scale), pairs))
         raise
     total = _layout(sizes, scale)[2]
     free = shutil.disk_usage(folder.parent).free
     if total > free:
-        raise InputError(f"{folder.parent}: {total:,} bytes needed, {free:,} free; make room or set another cache_dir")
+        raise InputError(f"{folder.parent}: {total:,} bytes needed, {free:,} free; make space or set another cache_dir")
     log.info("decoding %d images into %s, %.2f GB", len(pairs), folder, total / 1e9)
 
     def load(job: tuple[Pair, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -265,7 +264,7 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
         index = {"scale": scale, "bytes": total, "hr_sizes": sizes.tolist()}
         with replacing(partial / "index.json") as temporary:
             temporary.write_text(json.dumps(index))
-        shutil.rmtree(folder, ignore_errors=True)  # one that is not whole
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -273,7 +272,7 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
 
 
 def _check(pair: Pair, scale: int) -> bool:
-    """Read a pair whole; True, or an error."""
+    """Decode both files of a pair; return True or raise InputError."""
     _hr_size(pair, scale)
     for file in (pair.hr, pair.lr):
         if file is not None:
@@ -282,7 +281,7 @@ def _check(pair: Pair, scale: int) -> bool:
 
 
 def _hr_size(pair: Pair, scale: int) -> tuple[int, int]:
-    """Height and width of the cropped HR, after a look at both headers."""
+    """Read height and width of the cropped HR from the headers, and check that LR matches."""
     height, width = image_size(pair.hr)
     expected = height // scale, width // scale
     if min(expected) == 0:
@@ -298,28 +297,28 @@ def _hr_size(pair: Pair, scale: int) -> tuple[int, int]:
 def _load(
     pair: Pair, hr_size: np.ndarray, scale: int, degradation: Degradation | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cropped HR and LR, uint8 (3, H, W) and (3, H/scale, W/scale)."""
+    """Load cropped HR and LR, uint8 (3, H, W) and (3, H/scale, W/scale)."""
     hr = np.ascontiguousarray(crop_to_multiple(_read_rgb(pair.hr), scale))
     lr = degradation(torch.from_numpy(hr), scale).numpy() if pair.lr is None else _read_rgb(pair.lr)
     for file, image, size in ((pair.hr, hr, hr_size), (pair.lr or degradation, lr, hr_size // scale)):
         if image.dtype != np.uint8 or image.shape != (3, *size):
-            raise InputError(f"{file}: gave {image.dtype} of {image.shape}, expected uint8 of {(3, *size.tolist())}")
+            raise InputError(f"{file}: has {image.dtype} of {image.shape}, expected uint8 of {(3, *size.tolist())}")
     return hr, lr
 
 
 def _read_rgb(path: Path | ZipMember) -> np.ndarray:
-    """(3, H, W) uint8; gray is repeated."""
+    """Read an image as (3, H, W) uint8; gray is repeated."""
     image = read_image(path)
     return image if len(image) == 3 else np.repeat(image, 3, axis=0)
 
 
-def _sweep(cache_dir: Path) -> None:
-    """Delete what builders left that were killed."""
+def _remove_stale_partials(cache_dir: Path) -> None:
+    """Delete the unfinished stores of killed processes."""
     for partial in cache_dir.glob("*.partial"):
         try:
             with FileLock(partial.with_suffix(".lock"), timeout=0):
                 shutil.rmtree(partial)
-        except Timeout:  # its builder lives
+        except Timeout:  # still being built
             continue
 
 

@@ -101,7 +101,7 @@ def test_what_is_missing_is_named_with_the_place_to_put_it(tmp_path, faces):
     root = tmp_path / "CelebA"
     with pytest.raises(InputError) as caught:
         celeba(root)
-    for part in ("which is no folder", f"{root}/img_align_celeba/000001.jpg", f"{root}/img_align_celeba.zip"):
+    for part in ("which is not a folder", f"{root}/img_align_celeba/000001.jpg", f"{root}/img_align_celeba.zip"):
         assert part in str(caught.value)
     assert f"{root}/list_eval_partition.txt" in str(caught.value) and "by hand" in str(caught.value)
     write_split(root)
@@ -125,7 +125,7 @@ def test_all_wrong_lines_of_the_split_file_are_named(in_folder):
         "line 2: '000002.jpg 3'",
         "line 4: 'nothing here'",
         "line 5: '000003 1'",
-        "line 6: 000001.jpg once more",
+        "line 6: 000001.jpg is listed twice",
     ):
         assert line in message
     write_split(in_folder, "000001.jpg 0\n")
@@ -141,7 +141,7 @@ def test_images_that_are_listed_but_absent_are_named_unless_they_are_not_asked_f
         file.write_text(lines)
     with pytest.raises(InputError) as caught:
         celeba(root)
-    assert "2 of 8 images that the split file lists are not there" in str(caught.value)
+    assert "2 of 8 images of the split file are missing" in str(caught.value)
     assert "\n  000007.jpg\n  000008.jpg" in str(caught.value) and "data.train.limit" in str(caught.value)
     assert len(celeba(root, limit=6)) == 6
 

@@ -106,7 +106,7 @@ def test_linked_folders_are_followed(tmp_path):
 
 def test_what_is_being_unpacked_by_another_job_is_not_taken(tmp_path):
     touch(tmp_path / "DIV2K_train_HR" / ".X.extracting", "0001.png")
-    with pytest.raises(InputError, match="not there"):
+    with pytest.raises(InputError, match="DIV2K images are missing"):
         div2k(tmp_path, track=None, last=1)
 
 
@@ -115,7 +115,7 @@ def test_what_is_being_unpacked_by_another_job_is_not_taken(tmp_path):
     [
         ({"split": "test", "scale": 2}, "split=test: choose train or valid"),
         ({"track": "blurry", "scale": 2}, "track=blurry: choose bicubic, unknown, mild, difficult, wild, or null"),
-        ({"track": "wild", "scale": 2}, "there is no wild x2; there is bicubic x2, x3, x4, x8; unknown x2"),
+        ({"track": "wild", "scale": 2}, "there is no wild x2; available: bicubic x2, x3, x4, x8; unknown x2"),
         ({"split": "valid", "scale": 2, "first": 1}, "first=1, last=900: valid has the images 801 to 900"),
         ({"scale": 2, "first": 9, "last": 8}, "first=9, last=8: train has the images 1 to 800"),
         ({"split": "test", "track": "blurry"}, "split=test.*track=blurry"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sr_lightning.data import patches as room
-from sr_lightning.data.patches import DeviceGather, Draw, PatchSampler, gather
+from sr_lightning.data.patches import DeviceGather, PatchDraw, PatchSampler, gather
 from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError
 
@@ -142,7 +142,7 @@ def test_requests_that_cannot_be_met_name_the_values():
 def test_the_eight_symmetries_are_those_of_the_square():
     store = make_store((4, 4))
     zeros = np.zeros(8, np.int64)
-    _, patches = gather(store, Draw(zeros, zeros, zeros, np.arange(8)), 4)
+    _, patches = gather(store, PatchDraw(zeros, zeros, zeros, np.arange(8)), 4)
     hr = store.hr(0)
     square = [np.rot90(mirrored, turns, (1, 2)) for mirrored in (hr, hr[:, ::-1]) for turns in range(4)]
     assert {patch.numpy().tobytes() for patch in patches} == {image.tobytes() for image in square}
@@ -172,7 +172,7 @@ def test_batches_larger_than_the_cache_are_the_same(monkeypatch):
     draw = make_sampler(store, batch_size=50).draw(0)
     whole = gather(store, draw, 4)
     for patches_at_once in (0, 1, 7):
-        monkeypatch.setattr(room, "CACHE", patches_at_once * 3 * 12 * 12)
+        monkeypatch.setattr(room, "CACHE_BYTES", patches_at_once * 3 * 12 * 12)
         for piecewise, expected in zip(gather(store, draw, 4), whole, strict=True):
             assert torch.equal(piecewise, expected)
 
@@ -181,7 +181,7 @@ def test_the_last_place_of_the_last_image_is_reached():
     store = make_store((5, 6), (6, 5))
     one = [np.array([value]) for value in (1, 2, 1)]
     for symmetry in range(8):
-        lr, hr = gather(store, Draw(*one, np.array([symmetry])), 4)
+        lr, hr = gather(store, PatchDraw(*one, np.array([symmetry])), 4)
         np.testing.assert_array_equal(upright(lr[0].numpy(), symmetry), store.lr(1)[:, -4:, -4:])
         np.testing.assert_array_equal(upright(hr[0].numpy(), symmetry), store.hr(1)[:, -12:, -12:])
 

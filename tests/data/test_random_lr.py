@@ -114,7 +114,7 @@ def test_lr_files_are_left_out_and_it_is_said(pictures, tmp_path, caplog):
         image.resize((image.width // 2, image.height // 2)).save(tmp_path / "lr" / file.name)
     with caplog.at_level(logging.INFO):
         data = module(pictures, tmp_path / "cache", lr=str(tmp_path / "lr"))
-    assert "the LR files of 6 images are not used: LR is made by short" in caplog.text
+    assert "the LR files of 6 images are ignored: LR is made by short" in caplog.text
     assert {pair.lr for pair in (*data.train, *data.val)} == {None}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import sr_lightning.data
 from sr_lightning.data import sources
 from sr_lightning.data.sources import (
     HELD_OUT_PHOTOS,
@@ -16,11 +17,13 @@ from sr_lightning.data.sources import (
     Pair,
     benchmark_set,
     bundled_photos,
+    folder_pairs,
     image_folder,
     split_folder,
 )
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
+from tests.helpers import run
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -75,7 +78,7 @@ def test_all_files_without_a_partner_are_named_at_once(tmp_path):
 
 def test_two_files_for_one_place_are_named(tmp_path):
     hr, lr = touch(tmp_path / "hr", "a.png"), touch(tmp_path / "lr", "a.png", "ax4.png")
-    with pytest.raises(InputError, match=r"ax4\.png: belongs to a as does .*a\.png"):
+    with pytest.raises(InputError, match=r"ax4\.png: matches a, as does .*a\.png"):
         image_folder(hr, lr, scale=4)
     other = touch(tmp_path / "other", "a.jpg")
     with pytest.raises(InputError, match=r"a\.png: the same name as .*a\.jpg"):
@@ -163,11 +166,11 @@ def test_a_benchmark_set_has_lr_files_where_the_archive_has(tmp_path):
 
 
 def test_an_unknown_benchmark_set_lists_those_that_are_there(tmp_path):
-    with pytest.raises(InputError, match=r"no test set Set5 \(there is no <name>/HR at all"):
+    with pytest.raises(InputError, match=r"no test set Set5 \(it has no <name>/HR at all\)"):
         benchmark_set(tmp_path, "Set5", 4)
     for name in ("Set14", "B100"):
         touch(tmp_path / "benchmark" / name / "HR", "a.png")
-    with pytest.raises(InputError, match=r"no test set Set5 \(there: B100, Set14"):
+    with pytest.raises(InputError, match=r"no test set Set5 \(available: B100, Set14"):
         benchmark_set(tmp_path, "Set5", 4)
 
 
@@ -177,3 +180,37 @@ def test_the_real_sets_pair_up(data_root):
     assert len(bsd100) == 100 and all(pair.lr.stem == f"{pair.name}x3" for pair in bsd100)
     folders = [str(data_root / "BSDS500" / part) for part in ("train", "test")]
     assert len(image_folder(folders, exclude=["302003"])) == 399
+
+
+def test_lists_of_files_need_no_torch_and_no_lightning():
+    code = """
+import sys
+from sr_lightning.data import benchmark_set, bundled_photos, image_folder
+from sr_lightning.data.celeba import celeba
+from sr_lightning.data.div2k import div2k
+from sr_lightning.data.sources import folder_pairs
+from sr_lightning.images.folder import image_files
+from sr_lightning.images.formats import IMAGE_SUFFIXES
+bundled_photos(["coffee"])
+slow = {"torch", "pytorch_lightning", "lightning", "PIL", "numpy"} & sys.modules.keys()
+assert not slow, slow
+from sr_lightning.data import FolderDataModule, SRDataModule
+assert issubclass(FolderDataModule, SRDataModule) and "torch" in sys.modules
+"""
+    run(sys.executable, "-c", code)
+
+
+def test_the_package_has_no_other_names():
+    with pytest.raises(AttributeError, match=r"module 'sr_lightning\.data' has no attribute 'NoDataModule'"):
+        sr_lightning.data.NoDataModule  # noqa: B018
+
+
+def test_folder_pairs_holds_images_out_or_takes_another_folder(tmp_path):
+    hr = str(touch(tmp_path / "hr", *(f"{name}.png" for name in "abcdefghij")))
+    other = str(touch(tmp_path / "other", "x.png", "y.png"))
+    train, val = folder_pairs(hr, val_fraction=0.3)
+    assert (len(train), len(val)) == (7, 3)
+    assert sorted(pair.name for pair in train + val) == list("abcdefghij")
+    assert [pair.name for pair in folder_pairs(hr, val_hr=other)[1]] == ["x", "y"]
+    with pytest.raises(InputError, match=r"data\.val_lr=lr needs data\.val_hr, the folder of its HR images"):
+        folder_pairs(hr, val_lr="lr")

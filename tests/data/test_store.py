@@ -126,7 +126,7 @@ def test_an_image_damaged_behind_its_header_is_found_and_nothing_is_left(tmp_pat
 
 def test_wrong_requests_say_what_to_do(tmp_path):
     pairs, _ = images(tmp_path / "hr", (8, 8))
-    with pytest.raises(InputError, match="without images"):
+    with pytest.raises(InputError, match="the data set has no images"):
         ImageStore.open([], 2, FirstPixel(), tmp_path / "cache")
     with pytest.raises(InputError, match="residence=disk: choose mmap or memory"):
         ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache", "disk")
@@ -143,7 +143,7 @@ def test_a_degradation_of_the_wrong_size_is_a_clear_error(tmp_path):
     pairs, _ = images(tmp_path / "hr", (8, 8))
     degradation = FirstPixel()
     degradation.__class__ = type("TooLarge", (FirstPixel,), {"__call__": lambda self, hr, scale: hr})
-    with pytest.raises(InputError, match=r"gave uint8 of \(3, 8, 8\), expected uint8 of \(3, 4, 4\)"):
+    with pytest.raises(InputError, match=r"has uint8 of \(3, 8, 8\), expected uint8 of \(3, 4, 4\)"):
         ImageStore.open(pairs, 2, degradation, tmp_path / "cache")
 
 
@@ -338,7 +338,7 @@ def test_a_store_that_was_cut_short_afterwards_is_built_again(tmp_path, caplog):
     pixels.write_bytes(pixels.read_bytes()[:-1])
     store = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     np.testing.assert_array_equal(store.hr(0), planes[0])
-    assert "not as it was written" in caplog.text
+    assert "is damaged: the images are decoded again" in caplog.text
 
 
 def test_images_smaller_than_a_patch_are_all_named_with_what_would_fit(tmp_path):

@@ -86,7 +86,7 @@ def test_the_baseline_is_scored_without_a_checkpoint(benchmarks, tmp_path):
         (["ckpt=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
         (["ckpt={checkpoint}", "scale=x3"], "scale=x3 was asked, but {checkpoint} is x2"),
         (["ckpt={checkpoint}", "model=bicubic"], "leave model out"),
-        (["ckpt={checkpoint}", "benchmarks=[Yours]"], "no test set Yours (there: Mine)"),
+        (["ckpt={checkpoint}", "benchmarks=[Yours]"], "no test set Yours (available: Mine)"),
         (["model=espcn", "scale=x2"], "give its checkpoint"),
         (["model=bicubic"], "model=bicubic scale=x3"),
         (["ckpt={text}"], "cannot be read as a checkpoint"),

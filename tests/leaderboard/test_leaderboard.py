@@ -456,7 +456,7 @@ def test_pictures_have_a_panel_for_every_scale_and_labels_that_hide_nothing(root
         (["runs=[]"], "name a folder of runs"),
         (["ckpt=a.ckpt"], "leave ckpt out"),
         (["model=espcn", "ckpt=a.ckpt"], "leave ckpt and model out"),
-        (["benchmarks=[Set5,Yours,Theirs]"], "no test set Theirs (there: Mine, Set5)"),
+        (["benchmarks=[Set5,Yours,Theirs]"], "no test set Theirs (available: Mine, Set5)"),
         (["benchmarks=[]"], "name at least one"),
         (["scale=x4"], "scale=x4 was asked, but the runs are of x2"),
         (["measures=[beauty]"], "measures: beauty"),
