@@ -13,13 +13,13 @@ from sr_lightning import export as room
 from sr_lightning.checkpoints.checkpoint import Trained
 from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.errors import InputError
-from sr_lightning.export import NEEDED, compare, export, main, write_onnx, write_torch_export
+from sr_lightning.export import ONNX_PACKAGES, compare, export, main, write_onnx, write_torch_export
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN
 from tests.helpers import ROOT
 from tests.networks.test_every_network import NAMES, config, small
 
 SCALE = 3
-MISSING = [package for package in NEEDED if find_spec(package) is None]
+MISSING = [package for package in ONNX_PACKAGES if find_spec(package) is None]
 with_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 TINY = {"scale": 2, "num_features": [4], "kernel_sizes": [3, 3]}
 # The first file of conf/model for each class: what is exported of the others differs in sizes alone
@@ -206,9 +206,12 @@ def test_another_output_is_an_error_and_leaves_what_was_there(write, tmp_path, m
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["--to", "onnx", "-o", "a.pt", "--layout", "basicsr"], ["the name ends in .onnx", "--layout basicsr names"]),
+        (
+            ["--to", "onnx", "-o", "a.pt", "--layout", "basicsr"],
+            ["the name must end in .onnx", "--layout basicsr renames"],
+        ),
         (["--to", "torch"], ["add --layout basicsr or edsr-pytorch"]),
-        (["--to", "torch", "--layout", "basicsr"], ["there is no checkpoint none.ckpt"]),
+        (["--to", "torch", "--layout", "basicsr"], ["there is no file or folder none.ckpt"]),
         (["--to", "safetensors", "-o", "."], ["-o . is a directory"]),
     ],
 )
@@ -227,7 +230,7 @@ def test_missing_packages_are_named_with_what_to_type(monkeypatch, capsys):
 
 def test_a_network_that_another_project_lacks_is_not_exported_in_its_names(write, tmp_path):
     _, ckpt = write(ESPCN, **TINY)
-    with pytest.raises(InputError, match="does not have ESPCN"):
+    with pytest.raises(InputError, match="layout='basicsr' has no ESPCN"):
         export(ckpt, "torch", tmp_path / "a.pth", "basicsr")
     assert not (tmp_path / "a.pth").exists()
 
@@ -249,4 +252,4 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "python -m sr_lightning.export -c outputs/RUN --to onnx" in done.stdout
+    assert "sr-export -c outputs/RUN --to onnx" in done.stdout

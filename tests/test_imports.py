@@ -7,13 +7,13 @@ PACKAGE = Path(__file__).parents[1] / "sr_lightning"
 
 # From the bottom to the top. Modules and packages of one layer do not import one another.
 LAYERS = (
-    {"errors"},
+    {"configs", "errors"},
     {"color", "utils"},
     {"degradations", "images", "losses", "networks", "optim"},
     {"data", "inference", "runs"},
     {"checkpoints", "metrics"},
-    {"evaluation", "export", "models", "modules", "upscale"},
-    {"loggers", "sweeps"},
+    {"evaluation", "export", "modules", "network_costs", "upscale"},
+    {"loggers", "models", "sweeps"},
     {"callbacks", "cli", "leaderboard"},
     {"training"},
 )

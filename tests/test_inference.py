@@ -249,7 +249,7 @@ def test_what_may_be_lost_depends_on_what_is_reached_at_a_scale():
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(InputError, match="precision='fp16': auto, float32 or bfloat16"):
+    with pytest.raises(InputError, match="precision='fp16': choose auto, float32, bfloat16"):
         FastInference(ESPCN(scale=2), precision="fp16")
 
 

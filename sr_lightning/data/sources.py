@@ -183,6 +183,17 @@ def benchmark_set(root: str | Path, name: str, scale: int) -> list[Pair]:
     Raises:
         InputError: No such set, or HR and LR files that do not match.
     """
+    folder = benchmark_folder(root, name)
+    lr = folder / "LR_bicubic" / f"X{scale}"
+    return image_folder(folder / "HR", lr if lr.is_dir() else None, scale=scale)
+
+
+def benchmark_folder(root: str | Path, name: str) -> Path:
+    """The folder of a test set, with at least HR images in it.
+
+    Raises:
+        InputError: No such set; the message lists the available ones.
+    """
     folder = Path(root).expanduser() / "benchmark"
     if not (folder / name / "HR").is_dir():
         there = sorted(path.parent.name for path in folder.glob("*/HR"))
@@ -190,8 +201,7 @@ def benchmark_set(root: str | Path, name: str, scale: int) -> list[Pair]:
         raise InputError(
             f"{folder}: no test set {name} ({choices}); set data_root to the folder that contains `benchmark`"
         )
-    lr = folder / name / "LR_bicubic" / f"X{scale}"
-    return image_folder(folder / name / "HR", lr if lr.is_dir() else None, scale=scale)
+    return folder / name
 
 
 def _strings(values: object) -> list[str]:

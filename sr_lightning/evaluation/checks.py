@@ -1,8 +1,12 @@
 """Checks of what evaluate.py is asked to do, before torch is imported."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
 from omegaconf import DictConfig
 
-from sr_lightning.data.sources import benchmark_set
+from sr_lightning.data.sources import benchmark_folder
 from sr_lightning.errors import InputError
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import find_checkpoint
@@ -15,23 +19,38 @@ def check_request(cfg: DictConfig) -> None:
         InputError: Names everything that is wrong or missing.
     """
     problems = []
-    if isinstance(cfg.report, bool) or not isinstance(cfg.report, int) or cfg.report < 0:
-        problems.append(f"report={cfg.report}: images of each data set in report.html, a whole number; 0: no report")
-    for path in [] if cfg.ckpt is None else [cfg.ckpt] if isinstance(cfg.ckpt, str) else cfg.ckpt:
+    for check in _checks(cfg):
         try:
-            find_checkpoint(path)
-        except InputError as error:
-            problems.append(str(error))
-    if cfg.runs is None and cfg.ckpt is None and ("model" not in cfg or cfg.scale is None):
-        problems.append("say what to score: ckpt=FILE (or a list), or model=bicubic scale=x3")
-    try:
-        check_measures(cfg.measures)
-    except InputError as error:
-        problems.append(str(error))
-    for name in cfg.benchmarks:
-        try:
-            benchmark_set(cfg.data_root, name, cfg.scale or 2)
+            check()
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
+        raise InputError("\n".join(problems))
+
+
+def _checks(cfg: DictConfig) -> Iterator[Callable[[], Any]]:
+    yield partial(_check_report, cfg.report)
+    yield partial(check_measures, cfg.measures)
+    for path in checkpoints_of(cfg.ckpt):
+        yield partial(find_checkpoint, path)
+    if cfg.runs is None:
+        yield partial(_check_subject, cfg.ckpt, "model" in cfg, cfg.scale)
+    for name in cfg.benchmarks:
+        yield partial(benchmark_folder, cfg.data_root, name)
+
+
+def checkpoints_of(ckpt: Any) -> list[str]:
+    """The paths of `ckpt=`: one, several or none."""
+    if ckpt is None:
+        return []
+    return [ckpt] if isinstance(ckpt, str) else [str(path) for path in ckpt]
+
+
+def _check_report(report: Any) -> None:
+    if isinstance(report, bool) or not isinstance(report, int) or report < 0:
+        raise InputError(f"report={report}: the number of images of each data set in report.html; 0: no report")
+
+
+def _check_subject(ckpt: Any, has_model: bool, scale: int | None) -> None:
+    if ckpt is None and not (has_model and scale is not None):
+        raise InputError("say what to score: ckpt=FILE (or a list), or model=bicubic scale=x3")

@@ -13,6 +13,7 @@ from sr_lightning.checkpoints.checkpoint import is_checkpoint, load_network
 from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.checks import checkpoints_of
 from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import write_evaluation_report
 from sr_lightning.evaluation.score_table import first_mean, report_scores
@@ -33,7 +34,8 @@ def evaluate(cfg: DictConfig) -> float:
         InputError: Nothing to score, a missing checkpoint or benchmark, or a scale that does not fit.
     """
     network = cfg.model.network if "model" in cfg else None
-    models = requested_models(checkpoint_paths(cfg.ckpt), network, cfg.name, cfg.scale, cfg.self_ensemble)
+    paths = [find_checkpoint(path) for path in checkpoints_of(cfg.ckpt)]
+    models = requested_models(paths, network, cfg.name, cfg.scale, cfg.self_ensemble)
     scorer = Scorer.from_config(cfg)
     images = EvaluationImages(cfg.run_dir, cfg.num_pictures, cfg.report)
     rows: list[Row] = []
@@ -76,13 +78,6 @@ def score_run(
     report_scores(rows, images.comparisons, images.run_dir, images_of="held-out")
     write_evaluation_report(images.run_dir, rows, images.versions, scorer.protocol)
     return first_mean(rows, model.name), rows
-
-
-def checkpoint_paths(ckpt: str | Sequence[str] | None) -> list[Path]:
-    """The checkpoint files of `ckpt=`: one path, a list of them, or none; a run's directory stands for its best one."""
-    if ckpt is None:
-        return []
-    return [find_checkpoint(path) for path in ([ckpt] if isinstance(ckpt, str) else ckpt)]
 
 
 def requested_models(

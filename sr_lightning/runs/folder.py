@@ -48,7 +48,7 @@ def find_checkpoint(path: str | Path) -> Path:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(f"there is no checkpoint {path}")
+        raise InputError(f"there is no file or folder {path}")
     if not path.is_dir():
         return path
     run = RunFolder(path)

@@ -1,7 +1,5 @@
 """Checks of what train.py is asked to do, before torch is imported."""
 
-from pathlib import Path
-
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -9,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from sr_lightning.data.sources import folder_pairs
 from sr_lightning.errors import InputError, find_input_error
 from sr_lightning.metrics.measure_names import check_measures
+from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.runs.saved_config import config_to_resume
 
 INTEGER_RANGES = {
@@ -67,8 +66,11 @@ def check_warm_start(cfg: DictConfig) -> None:
         InputError: There is no such file or folder.
     """
     path = OmegaConf.select(cfg, "model.warm_start")
-    if cfg.resume is None and path is not None and not Path(str(path)).expanduser().exists():
-        raise InputError(f"model.warm_start={path}: there is no such file or folder")
+    if cfg.resume is None and path is not None:
+        try:
+            find_checkpoint(str(path))
+        except InputError as error:
+            raise InputError(f"model.warm_start={path}: {error}") from None
 
 
 def check_data(cfg: DictConfig) -> None:

@@ -242,11 +242,11 @@ def test_safetensors_keep_every_bit_and_say_what_they_are(tmp_path):
 
 def test_a_network_that_another_project_lacks_is_not_written_in_its_names(tmp_path):
     for network, layout, message in [
-        (WDSR(scale=2, num_blocks=1), "basicsr", r"does not have WDSR; there are ours and EDSR \(edsr-pytorch\)"),
+        (WDSR(scale=2, num_blocks=1), "basicsr", r"has no WDSR; choose ours or one of EDSR \(edsr-pytorch\)"),
         (EDSR(scale=2, num_blocks=1), "kair", "layout='kair'"),
         (EDSR(scale=2, num_blocks=1, global_skip=True), "basicsr", "global_skip=true"),
         (EDSR(scale=2, num_blocks=1, num_channels=1), "edsr-pytorch", "num_channels=1"),
-        (MSRResNet(scale=8, num_blocks=1), "basicsr", r"nothing like upsampler\.6\.weight, upsampler\.6\.bias"),
+        (MSRResNet(scale=8, num_blocks=1), "basicsr", r"has no layer for upsampler\.6\.weight, upsampler\.6\.bias"),
     ]:
         with pytest.raises(InputError, match=message):
             save_weights(network, tmp_path / "out.pth", layout)
@@ -293,7 +293,7 @@ def test_a_file_without_weights_is_refused(content, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
 def test_an_unreadable_or_absent_file_is_refused(name, tmp_path):
-    with pytest.raises(InputError, match=f"no file .*{name}"):
+    with pytest.raises(InputError, match=f"there is no file or folder .*{name}"):
         load_weights(EDSR(scale=2, num_blocks=1), tmp_path / name)
     (tmp_path / name).write_bytes(b"no weights" * 100)
     with pytest.raises(InputError, match=f"{name} cannot be read"):

@@ -31,5 +31,5 @@ def test_a_run_starts_from_another_scale_and_resumes_without_it(command, tmp_pat
 def test_weights_that_are_not_there_are_one_clear_error(command, tmp_path):
     done = run(*command, f"model.warm_start={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}", check=False)
     assert done.returncode == 1
-    assert f"error: there is no file {tmp_path / 'checkpoints' / 'best.ckpt'}" in done.stdout
+    assert f"error: model.warm_start={tmp_path}: {tmp_path} is a folder without a checkpoint" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

@@ -83,15 +83,15 @@ def test_the_baseline_is_scored_without_a_checkpoint(benchmarks, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ckpt=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+        (["ckpt=nowhere.ckpt"], "there is no file or folder nowhere.ckpt"),
         (["ckpt={checkpoint}", "scale=x3"], "scale=x3 was asked, but {checkpoint} is x2"),
         (["ckpt={checkpoint}", "model=bicubic"], "leave model out"),
         (["ckpt={checkpoint}", "benchmarks=[Yours]"], "no test set Yours (available: Mine)"),
         (["model=espcn", "scale=x2"], "give its checkpoint"),
         (["model=bicubic"], "model=bicubic scale=x3"),
-        (["ckpt={text}"], "cannot be read as a checkpoint"),
+        (["ckpt={text}"], "text.ckpt is damaged, or holds more than tensors"),
         (["ckpt={folder}"], "is a folder without a checkpoint"),
-        (["ckpt={run}"], "is a folder; its checkpoint is {checkpoint}"),
+        (["ckpt={checkpoints}"], "is a folder; name the file: {checkpoint}"),
         (["model=bicubic", "scale=x5"], "Could not find 'scale/x5'"),
         (["model=bicubic", "scale=x2", "protocol.border=wide"], "choose from scale"),
         (["benchmark=[Mine]"], "Key 'benchmark' is not in struct"),
@@ -100,7 +100,7 @@ def test_the_baseline_is_scored_without_a_checkpoint(benchmarks, tmp_path):
 def test_wrong_input_gets_one_clear_error(words, message, checkpoint, benchmarks, tmp_path):
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
-    names = {"checkpoint": checkpoint, "text": text, "folder": tmp_path, "run": checkpoint.parent.parent}
+    names = {"checkpoint": checkpoint, "text": text, "folder": tmp_path, "checkpoints": checkpoint.parent}
     words = [word.format(**names) for word in words]
     if not any(word.startswith("benchmark") for word in words):
         words.append("benchmarks=[Mine]")

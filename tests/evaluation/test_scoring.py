@@ -18,7 +18,9 @@ from sr_lightning.checkpoints.interop import save_weights
 from sr_lightning.data.sources import benchmark_set
 from sr_lightning.degradations import Bicubic as Degradation
 from sr_lightning.errors import InputError
-from sr_lightning.evaluation.scoring import Model, evaluate, requested_models, score_sets
+from sr_lightning.evaluation.checks import check_request
+from sr_lightning.evaluation.evaluate import evaluate, requested_models
+from sr_lightning.evaluation.scoring import ScoredModel, Scorer
 from sr_lightning.images.files import read_image
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.metrics.extra import consistency, spectrum
@@ -71,7 +73,8 @@ def test_a_published_file_is_scored_in_the_network_of_model(root, published, ens
 def test_several_published_files_are_told_apart_by_their_names(root, published):
     path = published[1]
     other = shutil.copy(path, path.with_name("mine.pt"))
-    models = requested_models(config(root, *SMALL, "scale=x2", f"ckpt=[{path},{other}]"))
+    cfg = config(root, *SMALL, "scale=x2")
+    models = requested_models([path, other], cfg.model.network, cfg.name, cfg.scale)
     assert [model.name for model in models] == ["edsr edsr_x2", "edsr mine"]
     assert not any(model.network.training for model in models)
 
@@ -79,9 +82,9 @@ def test_several_published_files_are_told_apart_by_their_names(root, published):
 def test_a_published_file_needs_model_and_scale_beside_it(root, published):
     path = published[1]
     with pytest.raises(InputError, match="say the scale as well"):
-        requested_models(config(root, *SMALL, f"ckpt={path}"))
-    with pytest.raises(InputError, match=r"Another project's file is scored with model=… scale=…"):
-        requested_models(config(root, f"ckpt={path}"))
+        requested_models([path], config(root, *SMALL).model.network, "edsr")
+    with pytest.raises(InputError, match=r"To score another project's file, add model=… and scale=…"):
+        requested_models([path])
 
 
 @pytest.mark.parametrize("cls", [WDSR, FSRCNN])
@@ -97,14 +100,14 @@ def test_a_network_is_scored_in_its_inference_form_with_the_same_result(cls, roo
         forms.append(original(self))
         return forms[-1]
 
-    cfg = config(root)
+    scorer = Scorer.from_config(config(root))
     sets = {"Mine": benchmark_set(root, "Mine", 2)}
     monkeypatch.setattr(cls, "for_inference", watched)
-    in_form, _ = score_sets([Model("a", network)], sets, cfg)
+    in_form = scorer.score_sets([ScoredModel("a", network)], sets)
     monkeypatch.delattr(cls, "for_inference")
-    as_it_is, _ = score_sets([Model("a", network)], sets, cfg)
+    plain = scorer.score_sets([ScoredModel("a", network)], sets)
     assert len(forms) == 1
-    assert in_form[-1]["psnr_y"] == pytest.approx(as_it_is[-1]["psnr_y"], abs=1e-3)
+    assert in_form[-1]["psnr_y"] == pytest.approx(plain[-1]["psnr_y"], abs=1e-3)
     assert in_form[-1]["psnr_y"] != in_form[0]["psnr_y"]
 
 
@@ -140,8 +143,8 @@ def test_only_the_first_images_are_in_the_report(root, words, shown):
 
 @pytest.mark.parametrize("value", ["true", "-1", "many", "0.5"])
 def test_a_report_of_no_number_of_images_is_refused(root, value):
-    with pytest.raises(InputError, match=r"report=.*how many images"):
-        evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report={value}"))
+    with pytest.raises(InputError, match=r"report=.*number of images of each data set"):
+        check_request(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report={value}"))
 
 
 def test_measures_are_columns_of_each_image_and_the_mean_and_of_the_table(root, published, caplog):
@@ -165,6 +168,6 @@ def test_measures_are_columns_of_each_image_and_the_mean_and_of_the_table(root, 
 
 
 def test_a_measure_that_there_is_not_stops_an_evaluation_before_it_writes(root):
-    with pytest.raises(InputError, match="measures: sharpness; give a list of spectrum"):
+    with pytest.raises(InputError, match="measures: unknown sharpness; give a list of spectrum"):
         evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", "measures=[sharpness]"))
     assert not (root / "run").exists()

@@ -194,7 +194,7 @@ def test_the_end_of_weights_and_biases_own_process_does_not_end_the_training(pri
         time.sleep(0.1)
     run.close()
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == 2 and "training goes on" in said[0] and "To upload the rest later" in said[1]
+    assert len(said) == 2 and "training continues" in said[0] and "To upload the rest later" in said[1]
 
 
 def test_the_id_is_there_before_the_run_begins(private_wandb, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """python -m sr_lightning.upscale, as its users run it."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sr_lightning import load, upscale
+from sr_lightning import load
 from sr_lightning.errors import InputError
+from sr_lightning.upscale import pipeline
 from sr_lightning.upscale.command import main
 from sr_lightning.upscale.options import MIN_TILE
-from sr_lightning.upscale.plan import find_inputs, plan
+from sr_lightning.upscale.plan import check_output, find_inputs, plan
 from tests.helpers import ROOT
 
 RNG = np.random.default_rng(0)
@@ -75,7 +77,7 @@ def test_a_folder_is_enlarged_each_picture_in_its_format(folder, tmp_path, comma
         expected = load(trained, device="cpu").upscale(image)
     for name in ("png_x2.png", "tif_x2.tif", "bmp_x2.bmp"):
         assert Image.open(tmp_path / "out" / name).tobytes() == expected.tobytes()
-    assert "1 other files left alone" in caplog.text
+    assert "1 other files ignored" in caplog.text
     assert "8 of 8 written to" in caplog.text
 
 
@@ -126,7 +128,7 @@ def test_results_that_are_there_are_refused_skipped_or_replaced(folder, tmp_path
     inputs = (folder / "png.png", folder / "jpg.jpg")
     assert command(*inputs) == 1
     assert names(there.parent) == ["png_x2.png"]
-    assert "there already; --exist skip or --exist overwrite" in caplog.text
+    assert "results exist already; add --exist skip or --exist overwrite:" in caplog.text
     caplog.set_level(logging.INFO)
     assert command(*inputs, "--exist", "skip") == 0
     assert "1 of 2 skipped" in caplog.text
@@ -137,7 +139,9 @@ def test_results_that_are_there_are_refused_skipped_or_replaced(folder, tmp_path
 
 
 def jobs(*sources, out="out", suffix=None, exist="error"):
-    return [job.target.name for job in plan([Path(s) for s in sources], Path(out), 3, suffix, exist)]
+    sources, out = [Path(source) for source in sources], Path(out)
+    check_output(sources, out, suffix)
+    return [job.target.name for job in plan(sources, out, 3, suffix, exist)]
 
 
 def test_names_say_the_scale_and_keep_the_suffix():
@@ -153,15 +157,15 @@ def test_names_say_the_scale_and_keep_the_suffix():
 @pytest.mark.parametrize(
     ("sources", "options", "message"),
     [
-        (("a/p.png", "b/p.png", "c.png"), {}, "a/p.png -> out/p_x3.png, as of another input\n  b/p.png"),
+        (("a/p.png", "b/p.png", "c.png"), {}, "a/p.png -> out/p_x3.png, as from another input\n  b/p.png"),
         (("p.png", "p.jpg"), {"suffix": "webp"}, "p.jpg -> out/p_x3.webp"),
         (("p.png", "p_x3.png"), {"out": "."}, "p.png -> p_x3.png, which is an input"),
         (("p.png", "q.png"), {"out": "big.png"}, "2 inputs cannot become one file; give a folder"),
-        (("p.png",), {"out": "big.png", "suffix": "jpg"}, "big.png and --format jpg say different formats"),
-        (("p.png",), {"out": "big.mp4"}, "p.png becomes one of .png"),
-        (("p.png",), {"out": "big.gif"}, "p.png becomes one of .png"),
-        (("p.mp4",), {"out": "big.avi"}, "p.mp4 becomes one of .m4v"),
-        (("p.png",), {"out": __file__}, "a file is there; give a folder"),
+        (("p.png",), {"out": "big.png", "suffix": "jpg"}, "big.png and --format jpg name different formats"),
+        (("p.png",), {"out": "big.mp4"}, "the result of p.png can be one of .png"),
+        (("p.png",), {"out": "big.gif"}, "the result of p.png can be one of .png"),
+        (("p.mp4",), {"out": "big.avi"}, "the result of p.mp4 can be one of .m4v"),
+        (("p.png",), {"out": __file__}, "this is a file; give a folder"),
     ],
 )
 def test_results_that_would_collide_are_refused(sources, options, message):
@@ -195,8 +199,8 @@ def test_inputs_that_are_not_there_are_all_named(folder, tmp_path):
     lines = str(caught.value).splitlines()[1:]
     assert [line.split(": ")[1].split(";")[0] for line in lines] == [
         "no such file or folder",
-        "matches no picture and no video",
-        "no picture and no video in this folder",
+        "matches no image and no video",
+        "no image and no video in this folder",
     ]
 
 
@@ -204,7 +208,7 @@ def test_inputs_that_are_not_there_are_all_named(folder, tmp_path):
     ("words", "message"),
     [
         (["--quality", "0"], "--quality 0: from 1 to 100"),
-        (["--tile", "7"], f"tile=7: auto, 0 .the whole image. or at least {MIN_TILE}"),
+        (["--tile", "7"], f"tile=7: choose auto, 0 .the whole image. or at least {MIN_TILE}"),
     ],
 )
 def test_wrong_options_end_the_command(words, message, folder, tmp_path, command, caplog):
@@ -227,7 +231,7 @@ def test_folders_that_cannot_be_read_or_written_are_named_before_the_work(
     (tmp_path / "file").write_text("")
     assert command(folder / "png.png", "-o", tmp_path / "file" / "sub") == 1
     assert f"{tmp_path / 'file'} is a file; give a folder" in caplog.text
-    monkeypatch.setattr(upscale.os, "access", lambda path, mode: False)  # root may do everything
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do everything
     assert command(folder / "png.png") == 1
     assert f"no permission to write into {tmp_path}" in caplog.text
     assert not (tmp_path / "out").exists()
@@ -250,7 +254,7 @@ def test_folders_that_cannot_be_read_or_written_are_named_before_the_work(
             lambda c: c["hyper_parameters"]["model"].update(
                 network={"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
             ),
-            "holds a torch.nn.Linear, which enlarges nothing",
+            "holds a torch.nn.Linear, which does not upscale",
         ),
         (lambda c: next(iter(c["state_dict"].values())).fill_(torch.nan), "1 of its weights are not finite"),
     ],
@@ -266,9 +270,9 @@ def test_a_spoilt_checkpoint_is_said_to_be_one(spoil, message, trained, folder, 
 
 def test_a_wrong_checkpoint_ends_the_command(folder, tmp_path, command, caplog):
     assert command(folder / "png.png", ckpt=folder / "png.png") == 1
-    assert "cannot be read as a checkpoint" in caplog.text
+    assert "png.png is damaged, or holds more than tensors" in caplog.text
     assert command(folder / "png.png", ckpt=tmp_path) == 1
-    assert "is a folder" in caplog.text
+    assert f"{tmp_path} is a folder without a checkpoint" in caplog.text
 
 
 def test_the_self_ensemble_is_the_same_for_a_turned_picture(folder, tmp_path, command):
@@ -280,7 +284,7 @@ def test_the_self_ensemble_is_the_same_for_a_turned_picture(folder, tmp_path, co
 
 
 def test_many_pictures_larger_than_what_may_wait_are_all_written(tmp_path, command, monkeypatch):
-    monkeypatch.setattr(upscale, "WAITING", 300)
+    monkeypatch.setattr(pipeline, "MAX_PENDING_PIXELS", 300)
     for i in range(12):
         Image.new("L", (10 + i, 10), i).save(tmp_path / f"{i}.png")
     assert command(*(tmp_path / f"{i}.png" for i in range(12))) == 0
@@ -300,7 +304,7 @@ def test_an_interrupted_command_leaves_whole_files(folder, tmp_path, command, mo
 
     monkeypatch.setattr(Upscaler, "upscale", enlarge)
     assert command(folder) == 130
-    assert "--exist skip goes on from there" in caplog.text
+    assert "--exist skip continues from there" in caplog.text
     for path in (tmp_path / "out").iterdir():
         Image.open(path).load()
     assert len(names(tmp_path / "out")) <= 2
@@ -321,7 +325,7 @@ def test_memory_that_runs_out_is_said_and_the_picture_is_done(folder, tmp_path, 
 
     monkeypatch.setattr(ESPCN, "forward", small_only)
     assert command(tmp_path / "large.png", "--exist", "overwrite") == 0
-    assert "out of memory: going on in tiles of 35" in caplog.text
+    assert "out of memory: continuing with tiles of 35" in caplog.text
     result = np.asarray(Image.open(tmp_path / "out" / "large_x2.png")).astype(int)
     assert np.abs(result - np.frombuffer(expected, np.uint8).reshape(result.shape)).max() <= 1
 
@@ -337,7 +341,7 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "python -m sr_lightning.upscale photo.jpg -c outputs/RUN -o big" in done.stdout
+    assert "sr-upscale photo.jpg -c outputs/RUN -o big" in done.stdout
 
 
 def test_the_command_line_ends_with_its_code_and_without_a_traceback(folder, tmp_path, trained):

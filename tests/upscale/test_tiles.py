@@ -108,7 +108,7 @@ def test_memory_that_runs_out_halves_the_tile_and_says_so(error, caplog):
         sr, sizes = tiled(Repeat(900, error), lr, None, 0)
     torch.testing.assert_close(sr, lr.repeat_interleave(2, -1).repeat_interleave(2, -2))
     assert [record.getMessage() for record in caplog.records] == [
-        f"out of memory: going on in tiles of {tile}" for tile in (60, 30)
+        f"out of memory: continuing with tiles of {tile}" for tile in (60, 30)
     ]
     assert sizes[0] == (70, 120)
     assert max(height * width for height, width in sizes[2:]) <= 900

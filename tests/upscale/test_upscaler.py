@@ -208,7 +208,7 @@ def test_the_whole_image_is_taken_where_every_pixel_depends_on_it(caplog):
     tiled = Upscaler(network, "rcan", tile=20, device="cpu").upscale(image)
     assert tiled.shape == (3, 80, 100)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "RCAN looks at the whole image, which its tiles do not" in caplog.text
+    assert "RCAN sees the whole image, and its tiles do not" in caplog.text
 
 
 class Counting(nn.Module):
@@ -261,9 +261,9 @@ def test_the_inference_form_of_a_network_is_used():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "tpu"}, "device='tpu': auto, cpu or cuda"),
-        ({"precision": "float16"}, "precision='float16': auto, float32 or bfloat16"),
-        ({"tile": 8}, "tile=8: auto, 0 .* or at least 16"),
+        ({"device": "tpu"}, "device='tpu': choose auto, cpu or cuda"),
+        ({"precision": "float16"}, "precision='float16': choose auto, float32 or bfloat16"),
+        ({"tile": 8}, "tile=8: choose auto, 0 .* or at least 16"),
         ({"tile": "big"}, "tile='big'"),
         ({"tile": -1, "precision": "double"}, "precision='double'.*; tile=-1"),
     ],
@@ -275,7 +275,7 @@ def test_wrong_options_are_named(options, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_said():
-    with pytest.raises(InputError, match="torch finds no GPU here"):
+    with pytest.raises(InputError, match="torch finds no GPU; choose auto or cpu"):
         Upscaler(Bicubic(scale=2), "bicubic", device="cuda")
 
 
@@ -303,9 +303,9 @@ def test_a_runs_directory_stands_for_its_best_checkpoint(trained, tmp_path):
     (tmp_path / "run" / "checkpoints" / "best.ckpt").write_bytes(trained.read_bytes())
     assert load(tmp_path / "run").name == "tiny"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty is a folder"):
+    with pytest.raises(InputError, match="empty is a folder without a checkpoint"):
         load(tmp_path / "empty")
-    with pytest.raises(InputError, match="there is no checkpoint"):
+    with pytest.raises(InputError, match=r"there is no file or folder .*none\.ckpt"):
         load(tmp_path / "none.ckpt")
 
 
