@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 log = logging.getLogger(__name__)
 
-LEAST = 4  # rivals: fewer say nothing
+MIN_RIVALS = 4  # rivals: fewer say nothing
 
 
 class Pruning(pl.Callback):
@@ -42,7 +42,7 @@ class Pruning(pl.Callback):
     def is_hopeless(self, step: int) -> bool:
         """Whether enough rivals have come to a step, and most had more than this cell."""
         rivals, mine = self.rivals(step), best_until(self.run_dir / "metrics.csv", step)
-        if len(rivals) < LEAST or mine >= median(rivals):
+        if len(rivals) < MIN_RIVALS or mine >= median(rivals):
             return False
         log.info("stopped at step %d: %.2f dB; %d others had a median of %.2f", step, mine, len(rivals), median(rivals))
         return True

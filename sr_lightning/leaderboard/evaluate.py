@@ -14,7 +14,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.evaluation.report import Versions, write_evaluation_report
 from sr_lightning.evaluation.score_table import write_results
 from sr_lightning.leaderboard.costs import MEASURED, Costs
-from sr_lightning.leaderboard.plots import looks_of, plot_costs, plot_validation
+from sr_lightning.leaderboard.plots import plot_costs, plot_validation, styles
 from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
 from sr_lightning.leaderboard.scores import Failed, Rows, Scores
 from sr_lightning.leaderboard.table import (
@@ -224,7 +224,7 @@ def write(cfg: DictConfig, rows: Rows, left_out: Rows) -> None:
 
 def plot(folder: Path, rows: Rows, groups: Sequence[Group]) -> None:
     """Write the plots: PSNR against costs, and the validation curves of all runs that have begun."""
-    looks = looks_of(one.label for one in groups)
+    looks = styles(one.label for one in groups)
     plot_costs(folder / "psnr_parameters.png", rows, "parameters", "parameters", looks)
     measured = f"milliseconds for {WIDTH}x{HEIGHT} on {machine()}"
     plot_costs(folder / "psnr_milliseconds.png", rows, "milliseconds", measured, looks)

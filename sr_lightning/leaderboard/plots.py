@@ -30,7 +30,7 @@ Curve = Sequence[tuple[int, float]]
 Looks = dict[str, tuple[str, str, str]]  # model -> colour, marker, dashes
 
 
-def looks_of(models: Iterable[str]) -> Looks:
+def styles(models: Iterable[str]) -> Looks:
     """A look for each model, the same in all pictures: where the colours end, markers and dashes go on."""
     names = list(dict.fromkeys(models))
     return {

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sr_lightning.errors import InputError
-from sr_lightning.runs.fingerprint import bearing_settings
+from sr_lightning.runs.fingerprint import result_settings
 from sr_lightning.runs.result import FINISHED, RESULT, read_result
 from sr_lightning.sweeps.invocation import relative
 
@@ -56,7 +56,7 @@ class Run:
         if path.is_file():
             try:
                 config = OmegaConf.load(path)
-                bearing_settings(config), config.name, config.scale, config.seed, config.model.network._target_
+                result_settings(config), config.name, config.scale, config.seed, config.model.network._target_
             except (OSError, YAMLError, OmegaConfBaseException, AttributeError, TypeError) as error:
                 config, problem = None, f"config.yaml: {_in_words(error)}"
         reason = result.get("error", "").split("\n")[0]
@@ -84,7 +84,7 @@ class Run:
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """All settings with a bearing on the result but the seed, wherever it is handed on to."""
-        settings, seed = bearing_settings(self.config), self.config.seed
+        settings, seed = result_settings(self.config), self.config.seed
         return {k: value for k, value in settings.items() if k.rpartition(".")[2] != "seed" or value != seed}
 
     @functools.cached_property

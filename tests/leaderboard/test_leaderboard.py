@@ -418,7 +418,7 @@ def test_pictures_have_a_panel_for_every_scale_and_labels_that_hide_nothing(root
         Figure, "savefig", lambda f, path, **how: figures.update({Path(path).name: f}) or save(f, path, **how)
     )
     names = [f"a network called {i}" for i in range(9)]
-    looks = plots.looks_of(names)
+    looks = plots.styles(names)
     assert len(set(looks.values())) == 9
     base = {"benchmark": "Set5", "psnr_y_deviation": 0.01}
     rows = [
