@@ -1,6 +1,5 @@
 """Runs below a folder, and groups of runs that differ only in the seed."""
 
-import csv
 import functools
 import json
 import logging
@@ -17,6 +16,8 @@ from yaml import YAMLError
 
 from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import result_settings
+from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.metrics_csv import last_step, validation_psnr
 from sr_lightning.runs.result import FINISHED, RESULT, read_result
 from sr_lightning.sweeps.invocation import relative
 
@@ -52,7 +53,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             return cls(directory, "unreadable", f"{RESULT}: {_first_line(error)}", {}, None)
         config, problem = None, ""
-        path = directory / "config.yaml"
+        path = RunFolder(directory).config
         if path.is_file():
             try:
                 config = OmegaConf.load(path)
@@ -64,7 +65,7 @@ class Run:
             reason = _progress(directory, config)
         elif status == FINISHED and config is None:
             status, reason = ("unreadable", problem) if problem else (status, "there is no config.yaml")
-        elif status == FINISHED and not (directory / "checkpoints" / "best.ckpt").is_file():
+        elif status == FINISHED and not RunFolder(directory).best.is_file():
             reason = "there is no checkpoints/best.ckpt"
         return cls(directory, status, reason, result, config)
 
@@ -73,8 +74,12 @@ class Run:
         return self.status == FINISHED and not self.reason
 
     @property
+    def files(self) -> RunFolder:
+        return RunFolder(self.directory)
+
+    @property
     def checkpoint(self) -> Path:
-        return self.directory / "checkpoints" / "best.ckpt"
+        return self.files.best
 
     @property
     def data(self) -> str:
@@ -94,12 +99,7 @@ class Run:
 
     def validation(self) -> list[tuple[int, float]]:
         """Read (step, PSNR on the validation images) from metrics.csv."""
-        path = self.directory / "metrics.csv"
-        if not path.is_file():
-            return []
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [(int(row["step"]), float(row["val/psnr"])) for row in rows if row.get("val/psnr")]
+        return validation_psnr(self.files.metrics)
 
 
 def _first_line(error: Exception) -> str:
@@ -107,12 +107,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _progress(directory: Path, config: DictConfig | None) -> str:
-    path = directory / "metrics.csv"
-    if config is None or not path.is_file():
-        return "before its first step"
-    with open(path, newline="") as file:
-        steps = [row["step"] for row in csv.DictReader(file)]
-    return f"{int(steps[-1]):,} of {config.max_steps:,} steps trained" if steps else "before its first step"
+    step = 0 if config is None else last_step(RunFolder(directory).metrics)
+    return f"{step:,} of {config.max_steps:,} steps trained" if step else "before its first step"
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
