@@ -17,7 +17,7 @@ from sr_lightning.cli import help_if_asked, task
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @task
 def main(cfg: DictConfig) -> float:
-    from sr_lightning.sweeps import in_charge_of, in_sweep, run_cell
+    from sr_lightning.sweeps import in_sweep, run_cell, run_lock
 
     if cfg.dry_run:
         from sr_lightning.training.dry_run import dry_run
@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> float:
         return dry_run(cfg)
     if in_sweep():
         return run_cell(cfg)
-    with in_charge_of(cfg.run_dir):
+    with run_lock(cfg.run_dir):
         from sr_lightning.training.checks import checked
 
         cfg = checked(cfg)  # before torch is imported: wrong input is named at once

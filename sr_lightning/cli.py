@@ -20,7 +20,7 @@ from sr_lightning.errors import find_input_error
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.result import record_failure
 from sr_lightning.sweeps.devices import visible_devices
-from sr_lightning.sweeps.processes import end_with_parent, is_cell
+from sr_lightning.sweeps.processes import exit_with_parent, is_cell
 from sr_lightning.sweeps.run import CellFailed, in_sweep
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     @functools.wraps(function)
     def wrapper(cfg: DictConfig) -> Any:
         if is_cell():
-            end_with_parent()
+            exit_with_parent()
         try:
             return function(cfg)
         except CellFailed:

@@ -1,4 +1,4 @@
-"""What happens around training."""
+"""Lightning callbacks."""
 
 from sr_lightning.callbacks.alarms import Alarms
 from sr_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint

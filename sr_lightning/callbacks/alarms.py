@@ -1,4 +1,4 @@
-"""What goes wrong in adversarial training, said by name while it can still be mended."""
+"""Early detection of common failures of GAN training: saturated or blind discriminator, falling PSNR."""
 
 import logging
 from typing import Any
@@ -11,23 +11,23 @@ log = logging.getLogger(__name__)
 
 
 class Alarms(pl.Callback):
-    """Watches a GANModule and warns, or stops the run with the checkpoints of before.
+    """Monitor a GANModule; warn, or stop the run and keep the earlier checkpoints.
 
-    - saturated: the discriminator tells hr from sr without fail; the generator learns nothing more from it.
-    - blind: it tells them apart no better than by chance, which is good only if sr is perfect.
-    - degraded: val/psnr has fallen too far below the warm start's, which is validated before the first step.
+    - saturated: the discriminator separates hr from sr perfectly, so the generator's gradient vanishes.
+    - blind: it separates them no better than by chance, which is good only if sr is perfect.
+    - degraded: val/psnr is too far below that of the warm start, which is validated before the first step.
 
-    Losses and weights that are no numbers end every run (`SRModule`), with the checkpoints of before as well.
+    NaN or infinite losses and weights end every run (`SRModule`), also with the earlier checkpoints kept.
 
     Args:
-        saturated: Difference of train/d_hr and train/d_sr above which the discriminator is.
-        blind: Difference below which it is.
-        patience: So many logged values in a row make an alarm of these two.
+        saturated: Difference of train/d_hr and train/d_sr above which the discriminator counts as saturated.
+        blind: Difference below which it counts as blind.
+        patience: Consecutive logged values before either alarm fires.
         psnr_drop: In dB. Adversarial training lowers PSNR: SRGAN's published is 2.65 dB below SRResNet's on Set5.
         action: "warn" or "stop".
 
     Raises:
-        InputError: A setting that is none of the above.
+        InputError: A setting outside of these values.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Alarms(pl.Callback):
         if action not in ("warn", "stop"):
             raise InputError(f"model.alarms.action={action}: choose warn or stop")
         if not 0 <= blind < saturated <= 1:
-            raise InputError(f"model.alarms: 0 <= blind < saturated <= 1, not blind={blind}, saturated={saturated}")
+            raise InputError(f"model.alarms: blind={blind}, saturated={saturated}: set 0 <= blind < saturated <= 1")
         self.limits = {"saturated": saturated, "blind": blind}
         self.patience, self.psnr_drop, self.action = patience, psnr_drop, action
         self.in_a_row = {"saturated": 0, "blind": 0}
@@ -56,7 +56,7 @@ class Alarms(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if pl_module.warm_start is None and trainer.is_global_zero:
             log.warning(
-                "the generator starts from random weights: adversarial training seldom comes to anything so. "
+                "the generator starts from random weights: adversarial training from random weights usually fails. "
                 "Train it on a pixel loss first and give model.warm_start=RUN_DIR"
             )
 
@@ -64,19 +64,19 @@ class Alarms(pl.Callback):
         if (batch_idx + 1) % pl_module.log_every:
             if batch_idx == 0 and trainer.is_global_zero:
                 terms = ", ".join(f"{k.removeprefix('train/')} {v:.3g}" for k, v in pl_module.recorded.items())
-                log.info("at the first step: %s", terms)
+                log.info("losses at the first step: %s", terms)
             return
         d_hr, d_sr = pl_module.latest["train/d_hr"], pl_module.latest["train/d_sr"]
         found = {
             "saturated": d_hr - d_sr > self.limits["saturated"],
             "blind": abs(d_hr - d_sr) < self.limits["blind"],
         }
-        for name, is_so in found.items():
-            self.in_a_row[name] = self.in_a_row[name] + 1 if is_so else 0
+        for name, fires in found.items():
+            self.in_a_row[name] = self.in_a_row[name] + 1 if fires else 0
             if self.in_a_row[name] == self.patience:
                 advice = "a smaller model.discriminator_optimizer.lr" if name == "saturated" else "a larger one"
                 self.alarm(
-                    f"the discriminator is {name}: it takes HR for real to {d_hr:.3f} and SR to {d_sr:.3f}, for "
+                    f"the discriminator is {name}: D(HR) = {d_hr:.3f} and D(SR) = {d_sr:.3f}, for "
                     f"{self.patience} logged values in a row; try {advice}",
                     batch_idx + 1,
                 )
@@ -97,4 +97,4 @@ class Alarms(pl.Callback):
         if self.action == "warn":
             log.warning("step %d: %s", step, message)
         else:
-            raise InputError(f"stopped at step {step}: {message}. The checkpoints of before are kept")
+            raise InputError(f"stopped at step {step}: {message}. Earlier checkpoints are kept")

@@ -1,4 +1,4 @@
-"""best.ckpt, which is scored, and last.ckpt, where a stopped run goes on."""
+"""best.ckpt, which is scored, and last.ckpt, from which a stopped run resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, but a run that was moved remembers its best score when it is resumed."""
+    """ModelCheckpoint that keeps its best score when a run directory was moved before resuming."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def moved(value: Any) -> Any:
@@ -21,14 +21,14 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves every N batches and after the last one, each time over the same file.
+    """Save every N batches and after the last one, each time to the same file.
 
-    Where a validation follows the batch, it saves after the validation: Lightning would not make it up on resuming,
-    and the best checkpoint could be missed. (ModelCheckpoint(every_n_train_steps=...) saves before it.) The last batch
-    is always validated: what the whole schedule has led to must not be missed.
+    If a validation follows the batch, the checkpoint is saved after it: Lightning would not repeat the validation on
+    resuming, and the best checkpoint could be missed. (ModelCheckpoint(every_n_train_steps=...) saves before it.) The
+    last batch is always validated, so that the end of the schedule is scored.
 
     Args:
-        path: The file.
+        path: The checkpoint file.
         every: Batches between two checkpoints.
         max_steps: Batches of the whole training.
     """

@@ -1,4 +1,4 @@
-"""Pictures of the same places of the same validation images, through the whole training."""
+"""Comparison pictures of fixed crops of the validation images, drawn during training."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from sr_lightning.networks import Bicubic
 
 
 class ValidationPictures(pl.Callback):
-    """Writes LR, bicubic, SR and HR side by side, where bicubic is furthest from HR, and tells the loggers.
+    """Draw LR, bicubic, SR and HR side by side, at the crop where bicubic differs most from HR, and log them.
 
-    With several processes those of process 0 are drawn.
+    With several processes only the images of process 0 are drawn.
 
     Args:
-        folder: Each image gets a folder of its own in it, with a file per step.
+        folder: Contains a folder per image, with a file per step.
         every: Batches between two pictures; validations at other steps draw none.
-        count: How many images, the first ones.
+        count: Number of images, from the first.
     """
 
     def __init__(self, folder: str | Path, every: int, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a line per validation everywhere."""
+"""Progress of training: a bar on a terminal, and a log line per validation."""
 
 import logging
 import sys
@@ -11,12 +11,12 @@ log = logging.getLogger(__name__)
 
 
 class Progress(pl.Callback):
-    """Loss, PSNR, patches per second and time left; the seconds of training so far are kept in checkpoints.
+    """Show loss, PSNR, patches per second and time left; save the seconds of training so far in checkpoints.
 
     Args:
         max_steps: Batches of the whole training.
         batch_size: Patches in a batch, over all processes.
-        refresh: Batches between two looks at the clock.
+        refresh: Batches between two updates of the bar.
     """
 
     def __init__(self, max_steps: int, batch_size: int, refresh: int = 20) -> None:
@@ -24,7 +24,7 @@ class Progress(pl.Callback):
         self.seconds_before, self.start = 0.0, None
 
     def state_dict(self) -> dict[str, float]:
-        """Seconds of training and validation that led here, over all resumed parts."""
+        """Return the seconds of training and validation so far, over all resumed parts."""
         return {"seconds": self.seconds_before + (0.0 if self.start is None else time.monotonic() - self.start)}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
@@ -49,7 +49,7 @@ class Progress(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         psnr = pl_module.latest["val/psnr"]
         if trainer.sanity_checking:
-            log.info("step 0  psnr %.2f dB: the weights it starts from", psnr)
+            log.info("step 0  psnr %.2f dB: the initial weights", psnr)
             return
         before = trainer.checkpoint_callback.best_model_score  # also of the part before resuming; None at first
         best = psnr if before is None else max(psnr, before.item())

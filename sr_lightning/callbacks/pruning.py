@@ -1,6 +1,5 @@
-"""Stops a sweep's cell that does worse than its rivals did."""
+"""Stop a cell of a sweep that does worse than most other cells did."""
 
-import csv
 import logging
 from pathlib import Path
 from statistics import median
@@ -9,22 +8,24 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
+from sr_lightning.runs.metrics_csv import validation_psnr
+
 log = logging.getLogger(__name__)
 
-LEAST = 4  # rivals: fewer say nothing
+MIN_RIVALS = 4  # the median of fewer is not reliable
 
 
 class Pruning(pl.Callback):
-    """Stops training where the best PSNR so far lies below the median of what the rivals had at the same step.
+    """Stop training if the best PSNR so far is below the median of the rivals' at the same step.
 
     The median stopping rule (Golovin et al. 2017, "Google Vizier", section 3.2.2), Optuna's MedianPruner. Rivals are
     the sweep's other cells of the same data, scale, protocol and max_steps: finished, stopped or running. They are
-    known by their config.yaml and metrics.csv, so it works under every sweeper and launcher. A stopped cell leaves a
-    last.ckpt from which it can go on.
+    read from their config.yaml and metrics.csv, so pruning works with every sweeper and launcher. A stopped cell leaves
+    a last.ckpt from which it can be resumed.
 
     Args:
         run_dir: The cell's directory, beside those of its rivals.
-        after: Steps before which no cell is stopped.
+        after: First step at which a cell may be stopped.
     """
 
     def __init__(self, run_dir: str | Path, after: int) -> None:
@@ -36,19 +37,19 @@ class Pruning(pl.Callback):
         if trainer.sanity_checking or trainer.should_stop or step < self.after:
             return
         hopeless = trainer.is_global_zero and self.is_hopeless(step)
-        if trainer.strategy.broadcast(hopeless):  # the first process has looked, and all do the same
+        if trainer.strategy.broadcast(hopeless):  # the first process decides for all
             trainer.should_stop = True  # after LastCheckpoint has saved once more
 
     def is_hopeless(self, step: int) -> bool:
-        """Whether enough rivals have come to a step, and most had more than this cell."""
+        """Return True if enough rivals have reached a step, and most had a higher PSNR than this cell."""
         rivals, mine = self.rivals(step), best_until(self.run_dir / "metrics.csv", step)
-        if len(rivals) < LEAST or mine >= median(rivals):
+        if len(rivals) < MIN_RIVALS or mine >= median(rivals):
             return False
         log.info("stopped at step %d: %.2f dB; %d others had a median of %.2f", step, mine, len(rivals), median(rivals))
         return True
 
     def rivals(self, step: int) -> list[float]:
-        """The best PSNR up to a step of every other cell that has come so far, in dB."""
+        """Best PSNR in dB up to a step, of every other cell that has reached it."""
         found = []
         for config in self.run_dir.parent.glob("*/config.yaml"):
             if config.parent != self.run_dir and self._terms_of(config) == self._terms_of(self.run_dir / "config.yaml"):
@@ -57,7 +58,7 @@ class Pruning(pl.Callback):
         return found
 
     def _terms_of(self, config: Path) -> list[Any]:
-        """What two cells must have in common to be compared."""
+        """Settings that two cells must have in common to be compared."""
         if config not in self._terms:
             cfg = OmegaConf.load(config)
             self._terms[config] = [cfg.choices.data, cfg.scale, cfg.max_steps, cfg.protocol]
@@ -65,11 +66,8 @@ class Pruning(pl.Callback):
 
 
 def best_until(metrics: Path, step: int) -> float | None:
-    """The highest val/psnr up to a step, in dB; None where the run has not come to it."""
-    if not metrics.exists():
-        return None
-    with open(metrics, newline="") as file:
-        validated = [(int(row["step"]), float(row["val/psnr"])) for row in csv.DictReader(file) if row.get("val/psnr")]
+    """Highest val/psnr in dB up to a step; None if the run has not reached it."""
+    validated = validation_psnr(metrics)
     if not validated or validated[-1][0] < step:
         return None
     return max(psnr for at, psnr in validated if at <= step)

@@ -326,7 +326,7 @@ def _writable(cache_dir: Path) -> Path:
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{cache_dir}: cannot make this folder ({error.strerror}); set another cache_dir") from None
+        raise InputError(f"{cache_dir}: cannot create this folder ({error.strerror}); set another cache_dir") from None
     if not os.access(cache_dir, os.W_OK):
         raise InputError(f"{cache_dir}: no permission to write into this folder; set another cache_dir")
     return cache_dir

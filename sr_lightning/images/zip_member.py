@@ -15,11 +15,11 @@ _READING = threading.Lock()  # an archive is one open file
 
 @dataclass(frozen=True)
 class ZipMember:
-    """As much of a `Path` as reading an image takes.
+    """File in a zip archive, with the methods of `Path` that reading an image needs.
 
     Attributes:
         archive: The zip file.
-        member: The file's path inside.
+        member: Path of the file in the archive.
     """
 
     archive: Path
@@ -29,42 +29,42 @@ class ZipMember:
         return f"{self.archive}/{self.member}"
 
     def read_bytes(self) -> bytes:
-        """The content.
+        """Read the file.
 
         Raises:
             OSError: The archive cannot be read.
-            InputError: It is damaged there.
+            InputError: The file is damaged.
         """
         try:
             with _READING:
                 return _open(self.archive).read(self.member)
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
-            raise InputError(f"{self}: cannot be unpacked ({error}); get the archive again") from None
+            raise InputError(f"{self}: cannot be unpacked ({error}); download the archive again") from None
 
     def stat(self) -> SimpleNamespace:
-        """`st_size` of the file and `st_mtime_ns` of the archive.
+        """Return `st_size` of the file and `st_mtime_ns` of the archive.
 
         Raises:
-            OSError: The archive is not there.
+            OSError: The archive does not exist.
         """
         archive = _open(self.archive)
         return SimpleNamespace(st_size=archive.getinfo(self.member).file_size, st_mtime_ns=archive.mtime_ns)
 
 
 def members(archive: Path) -> list[str]:
-    """Paths of the files in an archive.
+    """List the paths of the files in an archive.
 
     Raises:
-        InputError: No archive, or a damaged one.
+        InputError: The archive is missing or damaged.
     """
     try:
         return [name for name in _open(archive).namelist() if not name.endswith("/")]
     except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{archive}: no zip archive that can be read ({error}); get it again") from None
+        raise InputError(f"{archive}: not a readable zip archive ({error}); download it again") from None
 
 
 def _open(archive: Path) -> zipfile.ZipFile:
-    """The archive as it is on the disk now; it stays open."""
+    """Open the archive in its current version on disk; it stays open."""
     status = archive.stat()
     return _opened(archive, status.st_mtime_ns, status.st_size)
 

@@ -1,4 +1,4 @@
-"""All runs below a folder in one table."""
+"""Leaderboard: all runs below a folder in one table."""
 
 from sr_lightning.leaderboard.evaluate import evaluate
 

@@ -1,4 +1,4 @@
-"""What networks cost: counted, and measured on this machine, each network once."""
+"""Costs of networks: parameters and multiply-adds counted, time measured on this machine, once per network."""
 
 import json
 import logging
@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from sr_lightning.leaderboard.score_cache import Kept
+from sr_lightning.leaderboard.score_cache import ScoreCache
 from sr_lightning.network_costs import HEIGHT, WIDTH, count, lr_size, machine, measure
 
 log = logging.getLogger(__name__)
 
-BUDGET = 5.0  # seconds: a network that needs more for an image is not measured
+BUDGET = 5.0  # seconds per image; slower networks are not measured
 MEASURED = (
     f"ms: the median of three images of {WIDTH}x{HEIGHT} after enlargement, float32, on {{machine}}; empty if over "
     f"about {1000 * BUDGET:,.0f}"
@@ -25,16 +25,18 @@ class Costs:
     def __init__(self) -> None:
         self.known: dict[str, dict[str, Any]] = {}
 
-    def of(self, network: dict[str, Any], kept: Sequence[Kept] = (), self_ensemble: bool = False) -> dict[str, Any]:
-        """parameters, multiply_adds and milliseconds, the last None where it is over the budget.
+    def measure(
+        self, network: dict[str, Any], caches: Sequence[ScoreCache] = (), self_ensemble: bool = False
+    ) -> dict[str, Any]:
+        """Return parameters, multiply_adds and milliseconds, the last None if over the budget.
 
         Args:
-            network: How a config describes it.
-            kept: What is known of runs with this network; costs are looked for there, and put there.
-            self_ensemble: Of the network on all flips and rotations.
+            network: The network's part of a config.
+            caches: Caches of the runs with this network, which are read and updated.
+            self_ensemble: Measure the network on all flips and rotations.
 
         Raises:
-            InputError: The description names no network.
+            InputError: The config names no network.
         """
         height, width = lr_size(network["scale"])
         size = {"output": [WIDTH, HEIGHT], "self_ensemble": self_ensemble}
@@ -42,18 +44,18 @@ class Costs:
         times = {"kind": "milliseconds", "machine": machine(), "torch": torch.__version__} | size
         name = json.dumps([network, self_ensemble], sort_keys=True)
         if name not in self.known:
-            costs = _first(kept, counts) or _count(network, height, width, self_ensemble)
-            costs |= _first(kept, times) or _measure(network, height, width, self_ensemble)
+            costs = _first(caches, counts) or _count(network, height, width, self_ensemble)
+            costs |= _first(caches, times) or _measure(network, height, width, self_ensemble)
             self.known[name] = costs
-        for one in kept:
+        for cache in caches:
             for key, names in ((counts, ("parameters", "multiply_adds")), (times, ("milliseconds",))):
-                if one.get(key) is None:
-                    one.put(key, {cost: self.known[name][cost] for cost in names})
+                if cache.get(key) is None:
+                    cache.put(key, {cost: self.known[name][cost] for cost in names})
         return self.known[name]
 
 
-def _first(kept: Sequence[Kept], key: dict[str, Any]) -> dict[str, Any] | None:
-    return next((dict(value) for one in kept if (value := one.get(key)) is not None), None)
+def _first(caches: Sequence[ScoreCache], key: dict[str, Any]) -> dict[str, Any] | None:
+    return next((dict(value) for cache in caches if (value := cache.get(key)) is not None), None)
 
 
 def _count(network: dict[str, Any], height: int, width: int, self_ensemble: bool) -> dict[str, Any]:

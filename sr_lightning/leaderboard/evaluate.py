@@ -1,4 +1,4 @@
-"""The leaderboard: every finished run below a folder, scored on benchmarks, in one table with pictures of it."""
+"""Leaderboard of all finished runs below a folder: scores on benchmarks in one table, with plots."""
 
 import logging
 import shlex
@@ -14,7 +14,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.evaluation.report import Versions, write_evaluation_report
 from sr_lightning.evaluation.score_table import write_results
 from sr_lightning.leaderboard.costs import MEASURED, Costs
-from sr_lightning.leaderboard.plots import looks_of, plot_costs, plot_validation
+from sr_lightning.leaderboard.plots import plot_costs, plot_validation, styles
 from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
 from sr_lightning.leaderboard.scores import Failed, Rows, Scores
 from sr_lightning.leaderboard.table import (
@@ -37,7 +37,7 @@ BICUBIC = {"_target_": "sr_lightning.networks.Bicubic"}
 
 @dataclass(frozen=True)
 class Page:
-    """What report.html shows: rows of scores, and the images behind them."""
+    """Contents of report.html: rows of scores, and their images."""
 
     rows: Rows = field(default_factory=list)
     versions: list[Versions] = field(default_factory=list)
@@ -52,8 +52,7 @@ def evaluate(cfg: DictConfig) -> float:
         Mean PSNR of the table's first row, in dB.
 
     Raises:
-        InputError: Words that do not go together, folders without runs, benchmarks that are not there, or no run that
-            could be scored.
+        InputError: Conflicting settings, folders without runs, missing benchmarks, or no run that could be scored.
     """
     runs = requested_runs(cfg)
     groups, repeated = group([run for run in runs if run.config is not None])
@@ -72,7 +71,7 @@ def evaluate(cfg: DictConfig) -> float:
     ]
     if not known:
         lines = "".join(f"\n  {': '.join(filter(None, one.values()))}" for one in left_out)
-        raise InputError(f"runs: there is nothing to score:{lines}")
+        raise InputError(f"runs: no run can be scored:{lines}")
     rows = ranked(scores, groups, known)
     write(cfg, rows, left_out)
     write_results(Path(cfg.run_dir, "results.csv"), all_rows(scores, groups, known))
@@ -87,13 +86,13 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def requested_runs(cfg: DictConfig) -> list[Run]:
-    """The runs of `runs=`, of one scale where `scale=` is given.
+    """Find the runs of `runs=`, of one scale if `scale=` is given.
 
     Raises:
-        InputError: Other words beside it that say what to score, a folder without runs, or no run of that scale.
+        InputError: `ckpt=` or `model=` beside it, a folder without runs, or no run of that scale.
     """
-    if others := [word for word in ("ckpt", "model") if cfg.get(word) is not None]:
-        raise InputError(f"runs= says what to score, each run is what it is: leave {' and '.join(others)} out")
+    if others := [key for key in ("ckpt", "model") if cfg.get(key) is not None]:
+        raise InputError(f"runs= selects the networks to score: leave {' and '.join(others)} out")
     if not cfg.benchmarks:
         raise InputError("benchmarks=[]: name at least one to rank by, such as benchmarks=[Set5]")
     folders = [str(folder) for folder in (cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs])]
@@ -105,15 +104,15 @@ def requested_runs(cfg: DictConfig) -> list[Run]:
     scales = sorted({run.config.scale for run in runs if run.config is not None})
     if cfg.scale not in scales:
         there = ", ".join(f"x{scale}" for scale in scales)
-        raise InputError(f"scale=x{cfg.scale} was asked, but the runs are of {there or 'no known scale'}")
+        raise InputError(f"scale=x{cfg.scale} was requested, but the runs are of {there or 'no known scale'}")
     return [run for run in runs if run.config is None or run.config.scale == cfg.scale]
 
 
 def benchmark_sets(cfg: DictConfig, scales: Sequence[int]) -> dict[int, dict[str, list[Pair]]]:
-    """The images to score on: scale -> benchmark -> images.
+    """List the images to score on: scale -> benchmark -> images.
 
     Raises:
-        InputError: Names all benchmarks that are not there, or lack files of a scale.
+        InputError: Names all benchmarks that are missing, or lack files of a scale.
     """
     sets: dict[int, dict[str, list[Pair]]] = {scale: {} for scale in scales}
     problems: dict[str, None] = {}
@@ -129,7 +128,7 @@ def benchmark_sets(cfg: DictConfig, scales: Sequence[int]) -> dict[int, dict[str
 
 
 def scored_with_pictures(scores: Scores, groups: Sequence[Group], failed: Failed) -> Page:
-    """Score one run of each group with the images to look at; runs that cannot be read are added to `failed`."""
+    """Score one run of each group and write its images; runs that cannot be read are added to `failed`."""
     page = Page()
     for scale in scores.sets:
         models = {}
@@ -144,11 +143,11 @@ def scored_with_pictures(scores: Scores, groups: Sequence[Group], failed: Failed
 
 
 def score_all(scores: Scores, groups: Sequence[Group], failed: Failed) -> dict[Path, dict[str, Rows]]:
-    """Directory -> benchmark -> rows. Whatever is wrong with one run is added to `failed`, and the others go on."""
+    """Score all runs, directory -> benchmark -> rows. A run that fails is added to `failed`."""
     known = {}
     for run in (run for one in groups for run in one.runs if run.directory not in failed):
         try:
-            known[run.directory] = scores.of(run)
+            known[run.directory] = scores.scores_of_run(run)
         except InputError as error:
             failed[run.directory] = "not scored", str(error)
         except Exception as error:
@@ -158,7 +157,7 @@ def score_all(scores: Scores, groups: Sequence[Group], failed: Failed) -> dict[P
 
 
 def ranked(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping[str, Rows]]) -> Rows:
-    """The leaderboard's rows, by benchmark, scale and PSNR, the best first; bicubic among them."""
+    """Make the leaderboard's rows, bicubic included, by benchmark, scale and PSNR, the best first."""
     costs, self_ensemble = Costs(), scores.cfg.self_ensemble
     rows = []
     for benchmark in scores.cfg.benchmarks:
@@ -167,7 +166,7 @@ def ranked(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping
             who = {"benchmark": benchmark, "scale": scale, "model": "bicubic", "data": ""}
             network = BICUBIC | {"scale": scale}
             config = {"model": {"network": network}}
-            found = [make_row(who, [baseline], baseline, config, costs.of(network))]
+            found = [make_row(who, [baseline], baseline, config, costs.measure(network))]
             for one in groups:
                 runs = [run for run in one.runs if run.directory in known and run.config.scale == scale]
                 if runs:
@@ -177,7 +176,7 @@ def ranked(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping
                             [known[run.directory][benchmark][-1] for run in runs],
                             baseline,
                             None if self_ensemble else OmegaConf.to_container(runs[0].config, resolve=True),
-                            costs.of(runs[0].network, [scores.kept_of(run) for run in runs], self_ensemble),
+                            costs.measure(runs[0].network, [scores.cache_of(run) for run in runs], self_ensemble),
                             [run.result.get("seconds") for run in runs],
                         )
                     )
@@ -186,7 +185,7 @@ def ranked(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping
 
 
 def all_rows(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping[str, Rows]]) -> Rows:
-    """Every score of every run, image by image, as results.csv has them."""
+    """List every score of every run, image by image, for results.csv."""
     rows = []
     for (scale, benchmark), baseline in scores.bicubic.items():
         tables = {"bicubic": baseline} | {
@@ -201,7 +200,7 @@ def all_rows(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mappi
 
 
 def write(cfg: DictConfig, rows: Rows, left_out: Rows) -> None:
-    """Write leaderboard.md, .csv and .json into run_dir, and print the first."""
+    """Write leaderboard.md, .csv and .json into run_dir, and log the Markdown."""
     protocols: dict[str, dict[str, None]] = {}  # -> the benchmarks scored under it
     for row in rows:
         protocols.setdefault(row["protocol"], {})[row["benchmark"]] = None
@@ -223,13 +222,13 @@ def write(cfg: DictConfig, rows: Rows, left_out: Rows) -> None:
 
 
 def plot(folder: Path, rows: Rows, groups: Sequence[Group]) -> None:
-    """Write the plots: PSNR against costs, and the validation curves of all runs that have begun."""
-    looks = looks_of(one.label for one in groups)
-    plot_costs(folder / "psnr_parameters.png", rows, "parameters", "parameters", looks)
+    """Write the plots: PSNR against costs, and the validation curves of all runs."""
+    model_styles = styles(one.label for one in groups)
+    plot_costs(folder / "psnr_parameters.png", rows, "parameters", "parameters", model_styles)
     measured = f"milliseconds for {WIDTH}x{HEIGHT} on {machine()}"
-    plot_costs(folder / "psnr_milliseconds.png", rows, "milliseconds", measured, looks)
+    plot_costs(folder / "psnr_milliseconds.png", rows, "milliseconds", measured, model_styles)
     curves = []
     for one in groups:
         if of_group := [curve for run in one.runs if (curve := run.validation())]:
             curves.append((one.runs[0].config.scale, one.label, of_group))
-    plot_validation(folder / "validation.png", curves, looks)
+    plot_validation(folder / "validation.png", curves, model_styles)

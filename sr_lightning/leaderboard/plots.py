@@ -1,4 +1,4 @@
-"""The leaderboard in pictures. Matplotlib is imported when something is drawn, and needs no screen."""
+"""Plots of the leaderboard. Matplotlib is imported when something is drawn, and needs no screen."""
 
 import itertools
 import statistics
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which all kinds of colour vision tell apart, without the yellow: too light for lines
+# Okabe and Ito's colours, which are distinct for all kinds of colour vision, without yellow: too light for lines
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, DASHES = "os^DvPX*", ("-", "--", ":", "-.")
 STYLE = {
@@ -25,13 +25,13 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "0.92",
 }
-LEGEND_INSIDE = 6  # models: the legend of more is beside the panel
+LEGEND_INSIDE = 6  # models; the legend of more is beside the panel
 Curve = Sequence[tuple[int, float]]
-Looks = dict[str, tuple[str, str, str]]  # model -> colour, marker, dashes
+Styles = dict[str, tuple[str, str, str]]  # model -> colour, marker, dashes
 
 
-def looks_of(models: Iterable[str]) -> Looks:
-    """A look for each model, the same in all pictures: where the colours end, markers and dashes go on."""
+def styles(models: Iterable[str]) -> Styles:
+    """Assign colour, marker and dashes to each model, the same in all plots."""
     names = list(dict.fromkeys(models))
     return {
         name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i // len(COLOURS) % len(DASHES)])
@@ -39,15 +39,15 @@ def looks_of(models: Iterable[str]) -> Looks:
     }
 
 
-def plot_costs(path: Path, rows: Sequence[dict[str, Any]], cost: str, words: str, looks: Looks) -> None:
-    """PSNR against what it costs, a panel for each benchmark and scale; a line joins those that no cheaper one reaches.
+def plot_costs(path: Path, rows: Sequence[dict[str, Any]], cost: str, label: str, styles: Styles) -> None:
+    """Plot PSNR against a cost, a panel per benchmark and scale; a line joins the networks that no cheaper one reaches.
 
     Args:
-        path: Of the PNG.
-        rows: The leaderboard's.
-        cost: The rows' key for the x axis; rows without it are left out, and no picture is written if these are all.
-        words: Names the x axis.
-        looks: Of every model.
+        path: The PNG file.
+        rows: Rows of the leaderboard.
+        cost: Key of the x axis; rows without a value are left out, and without any row no file is written.
+        label: Label of the x axis.
+        styles: Style of every model.
     """
     drawn = [row for row in rows if row["model"] != "bicubic" and row[cost]]
     if not drawn:
@@ -61,16 +61,16 @@ def plot_costs(path: Path, rows: Sequence[dict[str, Any]], cost: str, words: str
             here = [row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)]
             axes.set_xscale("log")
             axes.set_xlim(low / room, high * room)
-            _draw_costs(axes, here, cost, looks)
+            _draw_costs(axes, here, cost, styles)
             axes.set_title(f"{benchmark} ×{scale}", loc="left", fontweight="bold")
-            axes.set(xlabel=words if i == len(benchmarks) - 1 else "", ylabel="" if j else "PSNR, dB")
-        figure.draw_without_rendering()  # lays out
+            axes.set(xlabel=label if i == len(benchmarks) - 1 else "", ylabel="" if j else "PSNR, dB")
+        figure.draw_without_rendering()  # computes the layout
         figure.set_layout_engine("none")
         for axes in itertools.chain(*panels):
             _place_labels(axes)
 
 
-def _draw_costs(axes: "Axes", rows: Sequence[dict[str, Any]], cost: str, looks: Looks) -> None:
+def _draw_costs(axes: "Axes", rows: Sequence[dict[str, Any]], cost: str, styles: Styles) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
@@ -85,7 +85,7 @@ def _draw_costs(axes: "Axes", rows: Sequence[dict[str, Any]], cost: str, looks: 
     front = [row for i, row in enumerate(points) if all(row[psnr] > other[psnr] for other in points[:i])]
     axes.plot([row[cost] for row in front], [row[psnr] for row in front], color="0.75", zorder=2)
     for row in points:
-        colour, marker, _ = looks[row["model"]]
+        colour, marker, _ = styles[row["model"]]
         deviation = row[f"{psnr}_deviation"] or 0
         axes.errorbar(row[cost], row[psnr], deviation, color=colour, marker=marker, markersize=6, capsize=3, zorder=3)
         at, line = (row[cost], row[psnr]), {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkB": 4}
@@ -101,7 +101,7 @@ def _thousands(value: float, _: int) -> str:
 
 
 def _place_labels(axes: "Axes") -> None:
-    """Move each point's label to where it hides least: beside its point, inside the panel, off all other labels."""
+    """Place each point's label beside the point, where it overlaps other labels and lines least."""
     from matplotlib.text import Annotation, Text
     from matplotlib.transforms import Bbox
 
@@ -134,19 +134,19 @@ def _place_labels(axes: "Axes") -> None:
 
 
 def _overlap(a: Any, b: Any) -> float:
-    """The area in common of two boxes."""
+    """Area of the intersection of two boxes."""
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return width * height if width > 0 and height > 0 else 0.0
 
 
-def plot_validation(path: Path, curves: Sequence[tuple[int, str, Sequence[Curve]]], looks: Looks) -> None:
-    """PSNR on the validation images over the steps, a panel for each scale, a colour for each model, a line per seed.
+def plot_validation(path: Path, curves: Sequence[tuple[int, str, Sequence[Curve]]], styles: Styles) -> None:
+    """Plot PSNR on the validation images over the steps: a panel per scale, a colour per model, a line per seed.
 
     Args:
-        path: Of the PNG; none is written without a curve.
-        curves: (scale, model, its runs' curves).
-        looks: Of every model.
+        path: The PNG file; not written without a curve.
+        curves: (scale, model, curves of its runs).
+        styles: Style of every model.
     """
     scales = sorted({scale for scale, _, _ in curves})
     if not scales:
@@ -161,19 +161,19 @@ def plot_validation(path: Path, curves: Sequence[tuple[int, str, Sequence[Curve]
                 axes.set_visible(False)
                 continue
             of_scale = [(model, runs) for s, model, runs in curves if s == scale]
-            _draw_curves(axes, of_scale, looks)
+            _draw_curves(axes, of_scale, styles)
             axes.set_title(f"×{scale}", loc="left", fontweight="bold")
             axes.set_xlabel("steps")
         for line in panels:
             line[0].set_ylabel("PSNR on the validation images, dB")
 
 
-def _draw_curves(axes: "Axes", models: Sequence[tuple[str, Sequence[Curve]]], looks: Looks) -> None:
+def _draw_curves(axes: "Axes", models: Sequence[tuple[str, Sequence[Curve]]], styles: Styles) -> None:
     from matplotlib.ticker import FuncFormatter
 
     last = {model: statistics.fmean(run[-1][1] for run in runs) for model, runs in models}
     for model, runs in sorted(models, key=lambda item: -last[item[0]]):
-        colour, marker, dashes = looks[model]
+        colour, marker, dashes = styles[model]
         for i, run in enumerate(runs):
             few = len(run) < 12
             seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
@@ -188,7 +188,7 @@ def _draw_curves(axes: "Axes", models: Sequence[tuple[str, Sequence[Curve]]], lo
             )
     values = sorted(value for _, runs in models for run in runs for _, value in run)
     top, middle = values[-1], statistics.median(values)
-    # Every end is shown; what lies far below is the first moments of a training.
+    # All final values are shown; values far below are from the first steps and are cut off.
     low = min([max(values[0], middle - 2 * (top - middle)), *(run[-1][1] for _, runs in models for run in runs)])
     space = 0.05 * (top - low) or 0.1
     axes.set_ylim(low - space, top + space)
@@ -203,7 +203,7 @@ def _draw_curves(axes: "Axes", models: Sequence[tuple[str, Sequence[Curve]]], lo
 def _picture(
     path: Path, lines: int, columns: int, size: tuple[float, float], **how: Any
 ) -> Iterator[tuple["Figure", list[list["Axes"]]]]:
-    """A figure of lines x columns panels, each `size` inches, that is written to `path` at the end of the block."""
+    """Open a figure of lines x columns panels, each `size` inches, and write it to `path` at the end of the block."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Published scores, and which run is to be compared with which: published.csv and systems.yaml."""
+"""Published scores, and the systems that runs are compared with: published.csv and systems.yaml."""
 
 import csv
 import functools
@@ -21,7 +21,7 @@ class Published:
     Attributes:
         system: As in published.csv.
         psnr: In dB.
-        differs: Settings in which the run is not that system, "num_features [64, 64, 32] (published: [64, 32])".
+        differs: Settings in which the run differs from that system, "num_features [64, 64, 32] (published: [64, 32])".
     """
 
     system: str
@@ -30,13 +30,13 @@ class Published:
 
 
 def published_score(config: Mapping[str, Any], scale: int, benchmark: str, protocol: str) -> Published | None:
-    """What a run on a benchmark is compared with; None where nothing fits.
+    """Find the published score to compare a run with; None if there is none.
 
     Args:
-        config: The run's, plain containers.
+        config: The run's config, in plain containers.
         scale: The factor.
         benchmark: Such as "Set5".
-        protocol: The name of the run's; one with other pixels, border, rounding or SSIM is not compared.
+        protocol: Name of the run's protocol; scores with other pixels, border, rounding or SSIM are not compared.
     """
     own = flatten(config)
     for entry in _systems():

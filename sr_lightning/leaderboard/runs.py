@@ -1,6 +1,5 @@
-"""The runs below a folder, and those among them that differ only in the seed."""
+"""Runs below a folder, and groups of runs that differ only in the seed."""
 
-import csv
 import functools
 import json
 import logging
@@ -16,13 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sr_lightning.errors import InputError
-from sr_lightning.runs.fingerprint import bearing_settings
+from sr_lightning.runs.fingerprint import result_settings
+from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.metrics_csv import last_step, validation_psnr
 from sr_lightning.runs.result import FINISHED, RESULT, read_result
 from sr_lightning.sweeps.invocation import relative
 
 log = logging.getLogger(__name__)
 
-SIGNS = (RESULT, "config.yaml", "checkpoints", "train.log")  # a run's directory has at least one of them
+RUN_FILES = (RESULT, "config.yaml", "checkpoints", "train.log")  # a run's directory has at least one of them
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Run:
     """A run's directory.
 
     Attributes:
-        directory: Where it lies.
-        status: As in result.json; "unfinished" without one, "unreadable" where it or config.yaml is none.
-        reason: What is to be said of a run that cannot be scored; empty of one that can.
-        result: The content of result.json; empty without one.
-        config: The run's; None where there is none, or none that can be read.
+        directory: The path.
+        status: As in result.json; "unfinished" without one, "unreadable" if it or config.yaml is damaged.
+        reason: Reason why the run cannot be scored; empty if it can.
+        result: Contents of result.json; empty without one.
+        config: The run's config; None if it is missing or unreadable.
     """
 
     directory: Path
@@ -45,26 +46,26 @@ class Run:
 
     @classmethod
     def read(cls, directory: Path) -> "Run":
-        """Look at a run's directory; whatever is wrong with it becomes its `reason`."""
+        """Read a run's directory; any problem becomes its `reason`."""
         try:
             result = read_result(directory) or {}
             status = result["status"] if result else "unfinished"
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return cls(directory, "unreadable", f"{RESULT}: {_in_words(error)}", {}, None)
+            return cls(directory, "unreadable", f"{RESULT}: {_first_line(error)}", {}, None)
         config, problem = None, ""
-        path = directory / "config.yaml"
+        path = RunFolder(directory).config
         if path.is_file():
             try:
                 config = OmegaConf.load(path)
-                bearing_settings(config), config.name, config.scale, config.seed, config.model.network._target_
+                result_settings(config), config.name, config.scale, config.seed, config.model.network._target_
             except (OSError, YAMLError, OmegaConfBaseException, AttributeError, TypeError) as error:
-                config, problem = None, f"config.yaml: {_in_words(error)}"
+                config, problem = None, f"config.yaml: {_first_line(error)}"
         reason = result.get("error", "").split("\n")[0]
         if status == "unfinished":
             reason = _progress(directory, config)
         elif status == FINISHED and config is None:
             status, reason = ("unreadable", problem) if problem else (status, "there is no config.yaml")
-        elif status == FINISHED and not (directory / "checkpoints" / "best.ckpt").is_file():
+        elif status == FINISHED and not RunFolder(directory).best.is_file():
             reason = "there is no checkpoints/best.ckpt"
         return cls(directory, status, reason, result, config)
 
@@ -73,62 +74,57 @@ class Run:
         return self.status == FINISHED and not self.reason
 
     @property
+    def files(self) -> RunFolder:
+        return RunFolder(self.directory)
+
+    @property
     def checkpoint(self) -> Path:
-        return self.directory / "checkpoints" / "best.ckpt"
+        return self.files.best
 
     @property
     def data(self) -> str:
-        """The choice of data; empty of runs from before it was written down."""
+        """Option of `data=`; empty for runs of versions that did not record it."""
         return (OmegaConf.select(self.config, "choices.data") or "") if self.config else ""
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """All settings with a bearing on the result but the seed, wherever it is handed on to."""
-        settings, seed = bearing_settings(self.config), self.config.seed
+        """Settings that affect the result, without the seed, which several of them repeat."""
+        settings, seed = result_settings(self.config), self.config.seed
         return {k: value for k, value in settings.items() if k.rpartition(".")[2] != "seed" or value != seed}
 
     @functools.cached_property
     def network(self) -> dict[str, Any]:
-        """How the config describes the network, in plain containers."""
+        """The config's network, in plain containers."""
         return OmegaConf.to_container(self.config.model.network, resolve=True)
 
     def validation(self) -> list[tuple[int, float]]:
-        """(step, PSNR on the validation images) of metrics.csv."""
-        path = self.directory / "metrics.csv"
-        if not path.is_file():
-            return []
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [(int(row["step"]), float(row["val/psnr"])) for row in rows if row.get("val/psnr")]
+        """Read (step, PSNR on the validation images) from metrics.csv."""
+        return validation_psnr(self.files.metrics)
 
 
-def _in_words(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0] or type(error).__name__
 
 
 def _progress(directory: Path, config: DictConfig | None) -> str:
-    path = directory / "metrics.csv"
-    if config is None or not path.is_file():
-        return "before its first step"
-    with open(path, newline="") as file:
-        steps = [row["step"] for row in csv.DictReader(file)]
-    return f"{int(steps[-1]):,} of {config.max_steps:,} steps trained" if steps else "before its first step"
+    step = 0 if config is None else last_step(RunFolder(directory).metrics)
+    return f"{step:,} of {config.max_steps:,} steps trained" if step else "before its first step"
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """All runs in and below folders, each once, by path.
+    """List all runs in and below folders, each once, by path.
 
     Raises:
-        InputError: Folders that are not there, or in which there is no run; names all.
+        InputError: Names all folders that do not exist or contain no run.
     """
-    found: dict[Path, Path] = {}  # where it really lies -> how it was found
+    found: dict[Path, Path] = {}  # resolved path -> path as found
     problems = []
     for folder in map(Path, folders):
         below = list(_directories(folder.expanduser())) if folder.expanduser().is_dir() else []
         if not folder.expanduser().is_dir():
             problems.append(f"there is no folder {folder}")
         elif not below:
-            problems.append(f"there is no run in {folder} (a run's directory has {', '.join(SIGNS[:-1])})")
+            problems.append(f"there is no run in {folder} (a run's directory contains {', '.join(RUN_FILES[:-1])})")
         for directory in below:
             found.setdefault(directory.resolve(), directory)
     if problems:
@@ -137,8 +133,8 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _directories(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The runs' directories at and below a folder; there is no run inside a run."""
-    if any((folder / sign).exists() for sign in SIGNS):
+    """Yield the runs' directories in and below a folder; runs do not contain runs."""
+    if any((folder / name).exists() for name in RUN_FILES):
         yield folder
         return
     seen |= {folder.resolve()}
@@ -157,7 +153,7 @@ class Group:
     """Runs that differ only in the seed.
 
     Attributes:
-        label: Their name, and what tells them apart from others of this name and scale.
+        label: Their name, and the settings that distinguish them from others of this name and scale.
         runs: At least one, the lowest seed first, each seed once.
     """
 
@@ -165,19 +161,19 @@ class Group:
     runs: list[Run]
 
     def name_of(self, run: Run) -> str:
-        """The label, with the seed where there are several."""
+        """Return the label, with the seed if there are several."""
         return self.label if len(self.runs) == 1 else f"{self.label} seed {run.config.seed}"
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
-    """Put runs that differ only in the seed together, and give each group a label of its own.
+    """Group runs that differ only in the seed, and give each group a distinct label.
 
     Args:
-        runs: With a config.
+        runs: Runs that have a config.
 
     Returns:
-        Groups; and the runs left out because another has the same settings and seed, directory -> why: where one of
-        them can be scored, it is not left out.
+        Groups; and directory -> reason of the runs left out because another has the same settings and seed. Of such
+        runs one that can be scored is preferred.
     """
     together: dict[tuple[int, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: not run.is_scorable):
@@ -187,18 +183,18 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], dict[Path, str]]:
     for same in together.values():
         by_seed: dict[int, Run] = {}
         for run in same:
-            kept = by_seed.setdefault(run.config.seed, run)
-            if kept is not run:
-                repeated[run.directory] = f"the settings and seed of {relative(kept.directory)}"
+            first = by_seed.setdefault(run.config.seed, run)
+            if first is not run:
+                repeated[run.directory] = f"the settings and seed of {relative(first.directory)}"
         groups.append([by_seed[seed] for seed in sorted(by_seed)])
     return [Group(label, runs) for label, runs in zip(labels(groups), groups, strict=True)], repeated
 
 
 def labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A label for each group of runs: its name, and what tells it apart at its scale.
+    """Make a distinct label for each group of runs: its name, and what distinguishes it at its scale.
 
-    That is the data set where it differs, then up to three settings, such as "espcn t91 optimizer.lr=0.003"; the name
-    of the first run's directory where that is not enough.
+    That is the data set if it differs, then up to three settings, such as "espcn t91 optimizer.lr=0.003"; the name of
+    the first run's directory if that is not enough.
     """
     firsts = [runs[0] for runs in groups]
     result = [run.config.name for run in firsts]
@@ -208,8 +204,8 @@ def labels(groups: Sequence[Sequence[Run]]) -> list[str]:
             buckets.setdefault((run.config.scale, result[i]), []).append(i)
         for (_, label), members in buckets.items():
             if len(members) > 1 or label == "bicubic":  # the baseline's
-                for i, words in zip(members, extend([firsts[i] for i in members]), strict=True):
-                    result[i] = f"{label} {words}".strip()
+                for i, suffix in zip(members, extend([firsts[i] for i in members]), strict=True):
+                    result[i] = f"{label} {suffix}".strip()
     return result
 
 
@@ -222,20 +218,20 @@ def _by_path(runs: Sequence[Run]) -> list[str]:
 
 
 def _by_settings(runs: Sequence[Run]) -> list[str]:
-    """The settings in which runs differ, one for each that vary together; nothing where there are more than three."""
+    """Join the settings in which runs differ, one for each set that varies together; empty if more than three."""
     keys = sorted({key for run in runs for key in run.settings}, key=lambda key: (key.count("."), len(key)))
-    differing: dict[str, str] = {}  # the values over all runs -> the first key that has them
+    differing: dict[str, str] = {}  # values over all runs -> first key with these values
     for key in keys:
         values = json.dumps([run.settings.get(key) for run in runs], default=str)
         if len({json.dumps(run.settings.get(key), default=str) for run in runs}) > 1:
             differing.setdefault(values, key)
     if len(differing) > 3:
         return [""] * len(runs)
-    return [" ".join(_word(key, run.settings.get(key), keys) for key in differing.values()) for run in runs]
+    return [" ".join(_short_setting(key, run.settings.get(key), keys) for key in differing.values()) for run in runs]
 
 
-def _word(key: str, value: Any, keys: Sequence[str]) -> str:
-    """optimizer.lr=0.003: a setting by the shortest end of its key that no other has; a class by its name."""
+def _short_setting(key: str, value: Any, keys: Sequence[str]) -> str:
+    """Format a setting with the shortest unique end of its key, such as optimizer.lr=0.003; a class by its name."""
     if key.endswith("._target_"):
         key, value = key.removesuffix("._target_"), str(value).rpartition(".")[2]
     parts = key.split(".")
@@ -245,7 +241,7 @@ def _word(key: str, value: Any, keys: Sequence[str]) -> str:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the sample's standard deviation from two values on."""
+    """Return the mean, and the sample standard deviation; None for a single value."""
     mean = statistics.fmean(values)
     if len(values) == 1:
         return mean, None

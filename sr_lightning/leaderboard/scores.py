@@ -1,4 +1,4 @@
-"""The scores of runs, computed once: each run's directory keeps its own."""
+"""Scores of runs, computed once and cached in each run's directory."""
 
 import hashlib
 import json
@@ -18,40 +18,40 @@ from sr_lightning.evaluation.report import Versions
 from sr_lightning.evaluation.scoring import ScoredModel, Scorer
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.leaderboard.runs import Run
-from sr_lightning.leaderboard.score_cache import Kept
+from sr_lightning.leaderboard.score_cache import ScoreCache
 
 log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
-Failed = dict[Path, tuple[str, str]]  # a run's directory -> its status, and why it is not in the table
+Failed = dict[Path, tuple[str, str]]  # a run's directory -> its status, and the reason why it is not in the table
 
 
 class Scores:
     """Scores of runs on benchmarks, and of bicubic on the same images.
 
     Args:
-        cfg: Of evaluate.py.
+        cfg: Config of evaluate.py.
         sets: Scale -> benchmark -> images.
     """
 
     def __init__(self, cfg: DictConfig, sets: Mapping[int, Mapping[str, Sequence[Pair]]]) -> None:
         self.scorer = Scorer.from_config(cfg)
         self.cfg, self.sets = cfg, sets
-        self.kept: dict[Path, Kept] = {}
+        self.caches: dict[Path, ScoreCache] = {}
         self.bicubic: dict[tuple[int, str], Rows] = {}
         settings = OmegaConf.to_container(cfg, resolve=True)
-        self.how = {key: settings[key] for key in ("protocol", "degradation", "self_ensemble")}
-        self.how["measures"] = list(self.scorer.measures)
+        self.settings = {key: settings[key] for key in ("protocol", "degradation", "self_ensemble")}
+        self.settings["measures"] = list(self.scorer.measures)
 
-    def of(self, run: Run) -> dict[str, Rows]:
-        """Benchmark -> rows of a run, computed where they are not known: one network in memory, one image at a time.
+    def scores_of_run(self, run: Run) -> dict[str, Rows]:
+        """Score a run, benchmark -> rows, unless cached; one network in memory, one image at a time.
 
         Raises:
-            InputError: Its checkpoint cannot be read, or images cannot be scored.
+            InputError: The checkpoint cannot be read, or images cannot be scored.
         """
         network = None
         for benchmark, pairs in self.sets[run.config.scale].items():
-            if self._known(run, benchmark) is None:
+            if self._cached(run, benchmark) is None:
                 if network is None:
                     log.info("scoring %s", run.directory)
                     network = self._load(run)
@@ -60,19 +60,19 @@ class Scores:
                     {benchmark: pairs},
                     baseline=(run.config.scale, benchmark) not in self.bicubic,
                 )
-                self._keep(run, benchmark, rows, "model")
-        return {benchmark: self._known(run, benchmark) for benchmark in self.sets[run.config.scale]}
+                self._cache(run, benchmark, rows, "model")
+        return {benchmark: self._cached(run, benchmark) for benchmark in self.sets[run.config.scale]}
 
     def with_pictures(self, scale: int, runs: Mapping[str, Run], failed: Failed) -> tuple[Rows, list[Versions]]:
         """Score runs side by side, all in memory and one image at a time, and write pictures.
 
         Args:
-            scale: Of all.
+            scale: The factor of all runs.
             runs: Name -> run.
-            failed: Directory -> why; runs whose checkpoints cannot be read are added.
+            failed: Directory -> status and reason; runs whose checkpoints cannot be read are added.
 
         Returns:
-            As `score_sets`, and what report.html shows.
+            Rows as of `score_sets`, and the images of report.html.
 
         Raises:
             InputError: Images cannot be scored.
@@ -89,7 +89,7 @@ class Scores:
         rows = self.scorer.score_sets(models, self.sets[scale], images)
         for model in models:
             for benchmark in self.sets[scale]:
-                self._keep(runs[model.name], benchmark, [r for r in rows if r["dataset"] == benchmark], model.name)
+                self._cache(runs[model.name], benchmark, [r for r in rows if r["dataset"] == benchmark], model.name)
         return rows, images.versions
 
     def _load(self, run: Run) -> torch.nn.Module:
@@ -97,34 +97,34 @@ class Scores:
         return SelfEnsemble(network) if self.cfg.self_ensemble else network
 
     def _key(self, scale: int, benchmark: str) -> dict[str, Any]:
-        """What scores depend on beside the checkpoint. Images are told by name and size, wherever they lie."""
+        """Everything that scores depend on but the checkpoint; images are identified by name and size."""
         pairs = self.sets[scale][benchmark]
         sizes = [(p.name, p.hr.stat().st_size, p.lr.stat().st_size if p.lr else None) for p in pairs]
         digest = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:16]
-        return {"kind": "scores", "benchmark": benchmark, "images": digest} | self.how
+        return {"kind": "scores", "benchmark": benchmark, "images": digest} | self.settings
 
-    def _known(self, run: Run, benchmark: str) -> Rows | None:
-        value = self.kept_of(run).get(self._key(run.config.scale, benchmark))
+    def _cached(self, run: Run, benchmark: str) -> Rows | None:
+        value = self.cache_of(run).get(self._key(run.config.scale, benchmark))
         if value is None:
             return None
         self.bicubic.setdefault((run.config.scale, benchmark), value["bicubic"])
         return value["model"]
 
-    def _keep(self, run: Run, benchmark: str, rows: Rows, name: str) -> None:
+    def _cache(self, run: Run, benchmark: str, rows: Rows, name: str) -> None:
         scale = run.config.scale
         if baseline := [_bare(row) for row in rows if row["model"] == "bicubic"]:
             self.bicubic.setdefault((scale, benchmark), baseline)
         own = [_bare(row) for row in rows if row["model"] == name]
         value = {"bicubic": self.bicubic[scale, benchmark], "model": own}
-        self.kept_of(run).put(self._key(scale, benchmark), value)
+        self.cache_of(run).put(self._key(scale, benchmark), value)
 
-    def kept_of(self, run: Run) -> Kept:
-        """The run's own file."""
-        if run.directory not in self.kept:
-            self.kept[run.directory] = Kept(run.directory, run.checkpoint)
-        return self.kept[run.directory]
+    def cache_of(self, run: Run) -> ScoreCache:
+        """Return the cache of a run."""
+        if run.directory not in self.caches:
+            self.caches[run.directory] = ScoreCache(run.directory, run.checkpoint)
+        return self.caches[run.directory]
 
 
 def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without what its place says."""
+    """Copy a row without the columns that its place in the cache implies."""
     return {key: value for key, value in row.items() if key not in ("model", "scale", "dataset")}

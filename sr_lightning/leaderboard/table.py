@@ -26,18 +26,18 @@ def make_row(
     costs: Mapping[str, Any],
     seconds: Sequence[float | None] = (),
 ) -> Row:
-    """One line of the leaderboard.
+    """Make one row of the leaderboard.
 
     Args:
         who: benchmark, scale, model and data.
-        means: The average over the images, of each run.
-        bicubic: The baseline's.
-        config: Of a run, to find what it is compared with; None: nothing.
+        means: Average over the images, one per run.
+        bicubic: Average of the baseline.
+        config: Config of a run, to find its published score; None: no comparison.
         costs: parameters, multiply_adds, milliseconds.
-        seconds: Of training, of each run.
+        seconds: Training time, one per run.
 
     Returns:
-        `who`; the mean over runs of each score and, where there are several, its deviation (psnr_y, psnr_y_deviation,
+        `who`; the mean over runs of each score and, with several runs, its deviation (psnr_y, psnr_y_deviation,
         ...); gain, over bicubic; published, distance, compared_with and differs; `costs`; seconds; seeds; protocol.
     """
     row = dict(who)
@@ -58,22 +58,22 @@ def make_row(
 
 
 def psnr_key(row: Mapping[str, Any]) -> str:
-    """psnr_y or psnr_rgb, whichever the row has."""
+    """Return psnr_y or psnr_rgb, whichever the row has."""
     return next(key for key in row if key.startswith("psnr") and not key.endswith("_deviation"))
 
 
 def score_keys(row: Mapping[str, Any]) -> list[str]:
-    """The scores of a row, PSNR first."""
+    """List the scores of a row, PSNR first."""
     return [key for key in row if f"{key}_deviation" in row]
 
 
 def markdown(rows: Sequence[Row], left_out: Sequence[Row], notes: Sequence[str]) -> str:
-    """The table, what is to be said about it, and the runs that are not in it.
+    """Format the table, its notes, and the runs that are not in it.
 
     Args:
-        rows: Of `make_row`.
+        rows: Results of `make_row`.
         left_out: run, status and reason.
-        notes: Lines.
+        notes: Lines below the table.
     """
     scores = score_keys(rows[0])
     titles = [key.split("_")[0].upper() if key.startswith(("psnr", "ssim")) else key for key in scores]
@@ -83,14 +83,14 @@ def markdown(rows: Sequence[Row], left_out: Sequence[Row], notes: Sequence[str])
     if starred := remarks(rows):
         parts.append("\n".join(f"* {line}" for line in starred))
     if left_out:
-        lines = [["not in the table", "status", "why"], *([r["run"], r["status"], r["reason"]] for r in left_out)]
+        lines = [["not in the table", "status", "reason"], *([r["run"], r["status"], r["reason"]] for r in left_out)]
         parts.append(_table(lines))
     return "\n\n".join(parts) + "\n"
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """What the stars in a table stand for."""
-    lines = [f"{r['model']} is not quite {r['compared_with']}: {r['differs']}" for r in rows if r["differs"]]
+    """Explain the stars in a table."""
+    lines = [f"{r['model']} differs from {r['compared_with']}: {r['differs']}" for r in rows if r["differs"]]
     return list(dict.fromkeys(lines))
 
 
@@ -122,14 +122,14 @@ def _number(value: float | None, form: str, by: float = 1) -> str:
 
 
 def _short(value: float | None) -> str:
-    """Three digits that count, or all before the point."""
+    """Format with three significant digits, or all digits before the point."""
     if value is None:
         return ""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line per row, in full precision; empty where there is nothing."""
+    """Write one line per row, in full precision; None is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -138,13 +138,13 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Complete or not at all."""
+    """Write a text file, complete or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Complete or not at all; what is no finite number is null."""
+    """Write a JSON file, complete or not at all; infinite numbers and NaN become null."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -157,7 +157,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def for_page(rows: Sequence[Row]) -> list[Row]:
-    """The rows as report.html shows them: units people read, and no column that is empty throughout."""
+    """Convert the rows for report.html: readable units, no empty columns."""
     shown = []
     for row in rows:
         line = {"model": row["model"], "set": f"{row['benchmark']} ×{row['scale']}", "data": row["data"]}

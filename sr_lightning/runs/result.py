@@ -1,4 +1,4 @@
-"""result.json: what came of a run, written as the last thing it does. Sweeps and tables read it."""
+"""result.json: the outcome of a run, written last. Sweeps and tables read it."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
 
 
 def describe(cfg: DictConfig) -> dict[str, Any]:
-    """What a run is: name, model, data, experiment, scale, seed, sweep and max_steps."""
-    places = ("name", "choices.model", "choices.data", "choices.experiment", "scale", "seed", "sweep", "max_steps")
-    return {place.removeprefix("choices."): OmegaConf.select(cfg, place) for place in places}
+    """Describe a run by its name, model, data, experiment, scale, seed, sweep and max_steps."""
+    keys = ("name", "choices.model", "choices.data", "choices.experiment", "scale", "seed", "sweep", "max_steps")
+    return {key.removeprefix("choices."): OmegaConf.select(cfg, key) for key in keys}
 
 
 def write_result(run_dir: str | Path, status: str, cfg: DictConfig, **numbers: Any) -> None:
@@ -25,19 +25,19 @@ def write_result(run_dir: str | Path, status: str, cfg: DictConfig, **numbers: A
         run_dir: The run's directory.
         status: "finished", "pruned" or "failed".
         cfg: The run's config.
-        **numbers: What is known beyond `describe`; with "failed" at least `error`.
+        **numbers: Further fields; `error` is required if the status is "failed".
     """
     with replacing(Path(run_dir, RESULT)) as temporary:
         temporary.write_text(json.dumps({"status": status} | describe(cfg) | numbers, indent=1) + "\n")
 
 
 def record_failure(cfg: DictConfig, error: str) -> None:
-    """Write result.json of a run that raised, unless another of its processes has."""
+    """Write result.json of a run that raised, unless another of its processes has written it."""
     if read_result(cfg.run_dir) is None:
         write_result(cfg.run_dir, FAILED, cfg, error=error)
 
 
 def read_result(run_dir: str | Path) -> dict[str, Any] | None:
-    """The content of result.json; None where a run has not come to its end."""
+    """Read result.json; None if the run has not ended."""
     path = Path(run_dir, RESULT)
     return json.loads(path.read_text()) if path.is_file() else None

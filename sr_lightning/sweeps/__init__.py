@@ -1,7 +1,7 @@
-"""Many runs from one command. Light: imported before Hydra runs, so torch is not."""
+"""Sweeps: many runs from one command. Imported before Hydra runs, so it must not import torch."""
 
 from sr_lightning.sweeps.callback import Sweeps
-from sr_lightning.sweeps.processes import in_charge_of
+from sr_lightning.sweeps.processes import run_lock
 from sr_lightning.sweeps.run import in_sweep, run_cell
 
-__all__ = ["Sweeps", "in_charge_of", "in_sweep", "run_cell"]
+__all__ = ["Sweeps", "in_sweep", "run_cell", "run_lock"]

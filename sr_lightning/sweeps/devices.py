@@ -1,6 +1,6 @@
-"""A machine's GPUs, each lent to one cell at a time, first come, first served.
+"""Device queue: each GPU of a machine trains one cell at a time, first come, first served.
 
-Everything is held by file locks, which end with the process that holds them, however that ends.
+Devices are held by file locks, which the operating system releases when the process ends, even if it is killed.
 """
 
 import json
@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from sr_lightning.errors import InputError
 from sr_lightning.utils.atomic_files import replacing
 
-PAUSE = 0.1  # seconds between two looks for a free device
+PAUSE = 0.1  # seconds between two attempts to lock a device
 
 
 def visible_devices() -> list[str]:
-    """The devices that processes started from here may use: CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
+    """List the devices that child processes may use: CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
@@ -34,45 +34,45 @@ def visible_devices() -> list[str]:
     return re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE) if listed.returncode == 0 else []
 
 
-def devices_wanted(trainer: DictConfig, there: Sequence[str]) -> int:
-    """How many devices a cell trains on; 0 where it trains on the CPU.
+def devices_wanted(trainer: DictConfig, available: Sequence[str]) -> int:
+    """Number of devices that a cell trains on; 0 on the CPU.
 
     Args:
         trainer: The config's trainer.
-        there: The devices there are.
+        available: Names of the devices.
 
     Raises:
-        InputError: More than there are, or a list of certain ones.
+        InputError: More devices than available, or a list of certain devices.
     """
-    if trainer.accelerator == "cpu" or not there:
+    if trainer.accelerator == "cpu" or not available:
         return 0
     wanted = str(trainer.devices)
     if wanted in ("-1", "auto"):
-        return len(there)
-    if not wanted.isdigit() or not 1 <= int(wanted) <= len(there):
+        return len(available)
+    if not wanted.isdigit() or not 1 <= int(wanted) <= len(available):
         raise InputError(
-            f"trainer.devices={wanted}: in a sweep give the number of devices for each cell, from 1 to {len(there)} "
-            f"(there are {', '.join(there)}), or -1 for all"
+            f"trainer.devices={wanted}: in a sweep give the number of devices of each cell, from 1 to {len(available)} "
+            f"(available: {', '.join(available)}), or -1 for all"
         )
     return int(wanted)
 
 
 @contextmanager
-def lent(count: int, devices: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
+def acquire_devices(count: int, devices: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
     """Wait for free devices and hold them during the block.
 
-    Who waits first gets first, however many it needs; only those behind it wait that want some of the same devices.
+    Requests for the same devices are served in the order of arrival, whatever their size.
 
     Args:
-        count: How many.
+        count: Number of devices.
         devices: Names to choose from.
-        folder: Of the locks; None: one of this user and machine.
+        folder: Folder of the locks; None: one per user and machine.
     """
     folder = folder or Path(tempfile.gettempdir(), f"sr_lightning_{os.getuid()}", "devices")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         mine: list[str] = []
-        with _turn(devices, folder):
+        with _queue_turn(devices, folder):
             while len(mine) < count:
                 for name in devices:
                     if name not in mine and len(mine) < count:
@@ -89,10 +89,11 @@ def lent(count: int, devices: Sequence[str], folder: Path | None = None) -> Iter
 
 
 @contextmanager
-def _turn(devices: Sequence[str], folder: Path) -> Iterator[None]:
-    """Be the first of those that want some of these devices.
+def _queue_turn(devices: Sequence[str], folder: Path) -> Iterator[None]:
+    """Wait for the first place in the queue of all processes that want some of these devices.
 
-    Each draws a number and locks the file of that number; it waits until the files of lower numbers are unlocked.
+    Each process takes a number and locks the file of that number; it waits until the files of lower numbers are
+    unlocked.
     """
     with FileLock(folder / "numbers.lock"):
         numbers = {int(path.stem): json.loads(path.read_text()) for path in folder.glob("*.wants")}
@@ -104,13 +105,13 @@ def _turn(devices: Sequence[str], folder: Path) -> Iterator[None]:
     try:
         for earlier in sorted(number for number, wants in numbers.items() if set(wants) & set(devices)):
             FileLock(folder / f"{earlier}.lock").acquire(poll_interval=PAUSE).lock.release()
-            _forget(earlier, folder)  # its process has gone on, or has been killed
+            _leave_queue(earlier, folder)  # its process has its devices, or was killed
         yield
     finally:
-        _forget(number, folder)
+        _leave_queue(number, folder)
         mine.release()
 
 
-def _forget(number: int, folder: Path) -> None:
+def _leave_queue(number: int, folder: Path) -> None:
     for suffix in ("wants", "lock"):
         (folder / f"{number}.{suffix}").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A call: one run of a sweep's command. What its jobs must know, and what has become of each."""
+"""Invocation of a sweep's command: state that its jobs share, and the outcome of each job."""
 
 import functools
 import json
@@ -20,45 +20,45 @@ from sr_lightning.sweeps.processes import PAUSE
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.markdown import markdown_table
 
-VARIABLE = "SR_LIGHTNING_CALL"  # in the environment of all jobs: the call's directory
-ENDED = ("finished", "resumed", "pruned", "skipped", "failed")
+VARIABLE = "SR_LIGHTNING_CALL"  # in the environment of all jobs: the invocation's directory
+FINAL_STATUSES = ("finished", "resumed", "pruned", "skipped", "failed")
 
 _alive: list[FileLock] = []  # held until this process ends
-_watched: set[Path] = set()  # calls that this process ends with
+_watched: set[Path] = set()  # invocations with which this process exits
 
 
 @dataclass(frozen=True)
-class Call:
+class SweepInvocation:
     """One run of a sweep's command.
 
     Attributes:
-        directory: <sweep>/.sweep/<time>_<process>. Holds call.json and one file per job, which only that job writes.
+        directory: <sweep>/.sweep/<time>_<process>. Contains call.json and one file per job, written by that job only.
     """
 
     directory: Path
 
     @classmethod
-    def begin(cls, sweep_dir: Path, devices: Sequence[str] | None) -> "Call":
-        """Start a call and tell the jobs to come by the environment.
+    def begin(cls, sweep_dir: Path, devices: Sequence[str] | None) -> "SweepInvocation":
+        """Begin an invocation; its jobs find it by an environment variable.
 
         Args:
             sweep_dir: The sweep's directory.
-            devices: The machine's devices, for which cells queue; None where a scheduler hands them out.
+            devices: The machine's devices, for which cells queue; None if a scheduler assigns them.
         """
-        call = cls(sweep_dir.absolute() / ".sweep" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
-        call.directory.mkdir(parents=True)
-        _alive.append(FileLock(call.directory / "alive.lock"))
+        invocation = cls(sweep_dir.absolute() / ".sweep" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
+        invocation.directory.mkdir(parents=True)
+        _alive.append(FileLock(invocation.directory / "alive.lock"))
         _alive[-1].acquire()
         command = [str(Path(sys.argv[0]).absolute()), *sys.argv[1:]]
         facts = {"command": command, "host": socket.gethostname(), "process": os.getpid(), "devices": devices}
-        with replacing(call.directory / "call.json") as temporary:
+        with replacing(invocation.directory / "call.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n")
-        os.environ[VARIABLE] = str(call.directory)
-        return call
+        os.environ[VARIABLE] = str(invocation.directory)
+        return invocation
 
     @classmethod
-    def current(cls) -> "Call":
-        """The call that this job belongs to."""
+    def current(cls) -> "SweepInvocation":
+        """Return the invocation that this job belongs to."""
         return cls(Path(os.environ[VARIABLE]))
 
     @property
@@ -67,11 +67,11 @@ class Call:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """What `begin` wrote down: command, host, process, devices."""
+        """Contents of call.json: command, host, process, devices."""
         return json.loads((self.directory / "call.json").read_text())
 
     def abandoned(self) -> bool:
-        """Whether the process that began the call has ended; never where a scheduler runs the jobs."""
+        """Return True if the process that began the invocation has ended; never under a scheduler."""
         if self.facts["devices"] is None:
             return False
         try:
@@ -80,75 +80,76 @@ class Call:
             return False
         return True
 
-    def end_with_it(self) -> None:
-        """End this job's process, whatever it waits for, soon after the process that began the call has ended."""
+    def exit_with_invocation(self) -> None:
+        """Exit this job's process soon after the process that began the invocation has ended, whatever it waits for."""
 
         def watch() -> None:
             while not self.abandoned():
                 time.sleep(PAUSE)
-            os._exit(1)  # and the cell's process ends with this one
+            os._exit(1)  # the cell's process exits with this one
 
         if os.getpid() != self.facts["process"] and self.directory not in _watched:
             _watched.add(self.directory)
             threading.Thread(target=watch, daemon=True).start()
 
     def report(self, number: int, **facts: Any) -> None:
-        """Write down where a job stands: cell, status, and what else is known. Adds to what was reported before."""
+        """Update a job's file with its cell, status and other facts."""
         path = self.directory / f"{number:05d}.json"
         known = json.loads(path.read_text()) if path.exists() else {"number": number}
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(known | facts) + "\n")
 
     def reports(self) -> list[dict[str, Any]]:
-        """The latest report of every job, by number."""
+        """Read the latest report of every job, by number."""
         files = [path for path in self.directory.glob("*.json") if re.fullmatch(r"\d+", path.stem)]
         return [json.loads(path.read_text()) for path in sorted(files)]
 
 
-def summary(call: Call) -> str:
-    """Every cell of a call, and what became of it, as a Markdown table under a line of counts."""
-    reports = call.reports()
+def summary(invocation: SweepInvocation) -> str:
+    """Format the outcome of every cell as a Markdown table under a line of counts."""
+    reports = invocation.reports()
     for report in reports:
-        if report["status"] not in ENDED:
+        if report["status"] not in FINAL_STATUSES:
             report["status"] = "interrupted"
     statuses = [report["status"] for report in reports]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    lines = [["cell", "settings", "status", "PSNR", "steps", "time", "what went wrong"]]
-    for report, settings in zip(reports, what_differs(reports), strict=True):
-        forms = {"psnr": "{:.2f}".format, "steps": "{:,d}".format, "seconds": clock}
-        shown = ["" if report.get(key) is None else form(report[key]) for key, form in forms.items()]
-        lines.append([report["cell"], settings, report["status"], *shown, first_line(report)])
-    return f"sweep {relative(call.sweep_dir)}: {len(reports)} cells, {counts}\n{table(lines)}"
+    lines = [["cell", "settings", "status", "PSNR", "steps", "time", "error"]]
+    for report, settings in zip(reports, distinguishing_overrides(reports), strict=True):
+        formats = {"psnr": "{:.2f}".format, "steps": "{:,d}".format, "seconds": clock}
+        shown = ["" if report.get(key) is None else text(report[key]) for key, text in formats.items()]
+        lines.append([report["cell"], settings, report["status"], *shown, first_error_line(report)])
+    return f"sweep {relative(invocation.sweep_dir)}: {len(reports)} cells, {counts}\n{table(lines)}"
 
 
-def what_differs(reports: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each cell the words of its command that not all have, and that its name does not say."""
-    common = set.intersection(*(set(report["words"]) for report in reports))
-    said = ("model", "data", "scale", "seed", "name")
-    return [" ".join(w for w in r["words"] if w not in common and w.split("=")[0] not in said) for r in reports]
+def distinguishing_overrides(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Join each cell's overrides that not all cells have and that are not part of its name."""
+    overrides = [report["words"] for report in reports]
+    common = set.intersection(*map(set, overrides))
+    in_name = ("model", "data", "scale", "seed", "name")
+    return [" ".join(o for o in own if o not in common and o.split("=")[0] not in in_name) for own in overrides]
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the header first, as a Markdown table without the columns that are empty."""
-    kept = [i for i, column in enumerate(zip(*lines, strict=True)) if any(column[1:])]
-    return markdown_table([[line[i] for i in kept] for line in lines])
+    """Format rows, the header first, as a Markdown table without empty columns."""
+    filled = [i for i, column in enumerate(zip(*lines, strict=True)) if any(column[1:])]
+    return markdown_table([[line[i] for i in filled] for line in lines])
 
 
 def clock(seconds: float) -> str:
-    """Seconds as hours:minutes:seconds, after days if there are any."""
+    """Format seconds as hours:minutes:seconds, with days in front if there are any."""
     return str(timedelta(seconds=round(seconds)))
 
 
-def first_line(report: dict[str, Any]) -> str:
-    """Of what went wrong, if anything did."""
+def first_error_line(report: dict[str, Any]) -> str:
+    """Return the first line of a report's error; empty without one."""
     return report.get("error", "").strip().split("\n")[0]
 
 
 def plan(reports: Sequence[dict[str, Any]]) -> str:
-    """What cells would take, as a Markdown table over a line of sums; those that cannot be are named below."""
+    """Format the estimates of a dry run as a Markdown table over a line of totals; invalid cells are named below."""
     lines = [["cell", "settings", "parameters", "steps", "patches", "memory", "time"]]
     fine = [report for report in reports if report["status"] == "fine"]
-    for report, settings in zip(reports, what_differs(reports), strict=True):
+    for report, settings in zip(reports, distinguishing_overrides(reports), strict=True):
         if report not in fine:
             continue
         counts = [f"{report[key]:,}" for key in ("parameters", "steps", "patches")]
@@ -156,10 +157,10 @@ def plan(reports: Sequence[dict[str, Any]]) -> str:
         lines.append([report["cell"], settings, *counts, memory, clock(report["seconds"])])
     sums = f"{len(reports)} cells, {clock(sum(report['seconds'] for report in fine))} in all, estimated"
     bad = [report for report in reports if report["status"] != "fine"]
-    named = "".join(f"\n  {report['cell']}: {first_line(report)}" for report in bad)
-    return f"{table(lines)}\n{sums}" + (f"\n{len(bad)} CANNOT BE:{named}" if bad else "")
+    named = "".join(f"\n  {report['cell']}: {first_error_line(report)}" for report in bad)
+    return f"{table(lines)}\n{sums}" + (f"\n{len(bad)} INVALID:{named}" if bad else "")
 
 
 def relative(path: Path) -> Path:
-    """The path from the working directory where it lies below, else as it is."""
+    """Make a path relative to the working directory if it is below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""Trainers as processes: one per run directory, gone with the sweep that started them."""
+"""Training processes: one per run directory, and none outlives the sweep that started it."""
 
 import os
 import signal
@@ -14,20 +14,20 @@ from filelock import FileLock, Timeout
 
 from sr_lightning.errors import InputError
 
-PARENT = "SR_LIGHTNING_PARENT"  # in a cell's environment: the process without which it is to end
-PAUSE = 0.5  # seconds between two looks whether the parent lives
+PARENT = "SR_LIGHTNING_PARENT"  # in a cell's environment: the process with which it exits
+PAUSE = 0.5  # seconds between two checks that the parent is alive
 
 
 @contextmanager
-def in_charge_of(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
-    """Only one training is in the block for a run directory; further ranks of the same training are let through.
+def run_lock(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
+    """Lock a run directory, so that only one training at a time uses it; further ranks of that training may enter.
 
     Args:
-        run_dir: The directory.
+        run_dir: The run's directory.
         patience: Seconds to wait for a process that is about to end.
 
     Raises:
-        InputError: Another process is in charge; names it.
+        InputError: Another process holds the lock; the message names it.
     """
     rank = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0")
     if rank != "0":
@@ -39,7 +39,7 @@ def in_charge_of(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
         lock.acquire(timeout=patience)
     except Timeout:
         other = owner.read_text() if owner.exists() else "another process"
-        raise InputError(f"{run_dir} is in use by {other}: wait for it, or end it") from None
+        raise InputError(f"{run_dir} is in use by {other}: wait until it ends, or end it") from None
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}")
         yield
@@ -49,12 +49,12 @@ def in_charge_of(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
 
 
 def is_cell() -> bool:
-    """Whether this process trains a cell for a sweep."""
+    """Return True if this process trains a cell of a sweep."""
     return PARENT in os.environ
 
 
-def end_with_parent() -> None:
-    """Watch the process that started this one, and end with it, however it ends."""
+def exit_with_parent() -> None:
+    """Exit with the process that started this one, even if that is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -65,12 +65,12 @@ def end_with_parent() -> None:
 
     parent = int(os.environ[PARENT])
     os.environ[PARENT] = str(os.getpid())  # further ranks are started by this process
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM tells every process of a job; the sweep's job answers
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM signals every process of a job; the sweep's job handles it
     threading.Thread(target=watch, daemon=True).start()
 
 
 def stop(process: subprocess.Popen, grace: float = 3.0) -> None:
-    """End a process that leads a group, and the group; at first politely."""
+    """Terminate the leader of a process group, then kill the group."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What a sweep does for each cell: find out what is left to do, wait for devices, train in a process of its own."""
+"""Task of a sweep's jobs: skip, resume or start a cell, wait for devices, train in a subprocess."""
 
 import logging
 import os
@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import changed_settings
 from sr_lightning.runs.result import FAILED, FINISHED, PRUNED, RESULT, read_result, write_result
-from sr_lightning.sweeps.devices import devices_wanted, lent
-from sr_lightning.sweeps.invocation import Call, relative
+from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
+from sr_lightning.sweeps.invocation import SweepInvocation, relative
 from sr_lightning.sweeps.processes import PARENT, stop
 from sr_lightning.utils.atomic_files import one_at_a_time
 
@@ -27,35 +27,35 @@ log = logging.getLogger(__name__)
 
 
 class CellFailed(CompactHydraException):
-    """A cell that came to nothing. What there is to say has been said: Hydra prints no traceback of it."""
+    """A cell failed. Its error is already logged, so Hydra prints no traceback."""
 
 
 def in_sweep() -> bool:
-    """True in a job of Hydra's multirun."""
+    """Return True in a job of Hydra's multirun."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_cell(cfg: DictConfig) -> float:
-    """The task of a sweep's job: train one cell, or what is left of it.
+    """Train one cell of a sweep, or the rest of it.
 
     Returns:
-        The cell's `psnr`, of this call or an earlier one.
+        The cell's `psnr`, from this invocation or an earlier one.
 
     Raises:
-        CellFailed: It raised, was killed, or has settings that cannot be.
+        CellFailed: The training raised or was killed, or the settings are invalid.
     """
     hydra = HydraConfig.get()
-    call, cell = Call.current(), Path(hydra.runtime.output_dir)
-    report = Reporter(call, hydra.job.num, cell.name, list(hydra.overrides.task))
-    call.end_with_it()
+    invocation, cell = SweepInvocation.current(), Path(hydra.runtime.output_dir)
+    report = Reporter(invocation, hydra.job.num, cell.name, list(hydra.overrides.task))
+    invocation.exit_with_invocation()
     try:
         if cfg.resume is not None:
-            raise InputError("resume goes on with one run: leave -m out. A sweep goes on by its own command")
+            raise InputError("resume continues a single run: leave -m out. A sweep is resumed by its own command")
         report("waiting")
-        locks = call.sweep_dir / ".sweep" / "cells"
+        locks = invocation.sweep_dir / ".sweep" / "cells"
         locks.mkdir(exist_ok=True)
         with one_at_a_time(locks / f"{cell.name}.lock", str(relative(cell))):
-            return train_cell(cfg, call, cell, report)
+            return train_cell(cfg, invocation, cell, report)
     except CellFailed:
         raise
     except InputError as error:
@@ -69,51 +69,51 @@ def run_cell(cfg: DictConfig) -> float:
 
 
 class Reporter:
-    """Writes down what becomes of one cell.
+    """Write the status of one cell to its job's file.
 
     Args:
-        call: The call.
-        number: The job's.
-        cell: Its name.
-        words: Of the job's command.
+        invocation: The sweep's invocation.
+        number: The job's number.
+        cell: The cell's name.
+        overrides: The job's overrides, "key=value"; in the file they are called "words".
     """
 
-    def __init__(self, call: Call, number: int, cell: str, words: Sequence[str]) -> None:
-        self.call, self.number, self.facts = call, number, {"cell": cell, "words": words}
+    def __init__(self, invocation: SweepInvocation, number: int, cell: str, overrides: Sequence[str]) -> None:
+        self.invocation, self.number, self.facts = invocation, number, {"cell": cell, "words": overrides}
 
     def __call__(self, status: str, **facts: Any) -> None:
-        """Report a status and whatever else is known."""
-        self.call.report(self.number, **self.facts, status=status, **facts)
+        """Report a status and further facts."""
+        self.invocation.report(self.number, **self.facts, status=status, **facts)
 
 
-def train_cell(cfg: DictConfig, call: Call, cell: Path, report: Reporter) -> float:
-    """`run_cell`, once no other process works on the cell.
+def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report: Reporter) -> float:
+    """Train a cell that no other process is training.
 
     Raises:
-        InputError: The directory holds a run with other settings, or the devices asked for do not exist.
+        InputError: The directory contains a run with other settings, or the requested devices do not exist.
         CellFailed: The training ended without a result.
     """
     config = cell / "config.yaml"
     if config.exists() and (changed := changed_settings(OmegaConf.load(config), cfg)):
         lines = "".join(f"\n  {line}" for line in changed)
-        raise InputError(f"{relative(cell)} holds a run with other settings; move it away:{lines}")
+        raise InputError(f"{relative(cell)} contains a run with other settings; move it away:{lines}")
     result = read_result(cell)
     if result and (result["status"] == FINISHED or (result["status"] == PRUNED and cfg.prune_after is not None)):
-        log.info("%s: %s before, %.2f dB", cell.name, result["status"], result["psnr"])
+        log.info("%s: already %s, %.2f dB", cell.name, result["status"], result["psnr"])
         report("skipped", **numbers(result))
         return result["psnr"]
     resume = (cell / "checkpoints" / "last.ckpt").is_file()
-    there = call.facts["devices"]
-    count = 0 if there is None else devices_wanted(cfg.trainer, there)
-    with lent(count, there or []) as devices:
+    available = invocation.facts["devices"]
+    count = 0 if available is None else devices_wanted(cfg.trainer, available)
+    with acquire_devices(count, available or []) as devices:
         report("running", devices=devices, started=time.time())
         place = f" on {'GPU' if count == 1 else 'GPUs'} {', '.join(devices)}" if devices else ""
         log.info("%s: %s%s", cell.name, "resumed" if resume else "started", place)
-        code = train_apart(cfg, call, cell, devices, resume)
+        code = run_in_subprocess(cfg, invocation, cell, devices, resume)
         ended = time.time()
     result = read_result(cell)
     if result is None or result["status"] == FAILED:
-        error = result["error"] if result else how_it_ended(code)
+        error = result["error"] if result else exit_reason(code)
         if result is None:
             write_result(cell, FAILED, cfg, error=error)
         report("failed", error=error, ended=ended)
@@ -127,19 +127,21 @@ def train_cell(cfg: DictConfig, call: Call, cell: Path, report: Reporter) -> flo
 
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
-    """What a report takes over from a result."""
+    """Select the fields of a result that a report repeats."""
     return {key: result[key] for key in ("psnr", "steps", "seconds")}
 
 
-def train_apart(cfg: DictConfig, call: Call, cell: Path, devices: Sequence[str], resume: bool) -> int:
-    """Train a cell in a process of its own, and wait for it.
+def run_in_subprocess(
+    cfg: DictConfig, invocation: SweepInvocation, cell: Path, devices: Sequence[str], resume: bool
+) -> int:
+    """Train a cell in a subprocess, and wait for it.
 
     Args:
         cfg: The cell's config.
-        call: Which program to run.
-        cell: Its directory.
-        devices: Those it is to see; none leaves the environment as it is.
-        resume: Go on from its last checkpoint.
+        invocation: Names the program to run.
+        cell: The cell's directory.
+        devices: The only devices visible to it; if empty, CUDA_VISIBLE_DEVICES is not changed.
+        resume: Continue from its last checkpoint.
 
     Returns:
         The exit code, negative for a signal.
@@ -147,24 +149,24 @@ def train_apart(cfg: DictConfig, call: Call, cell: Path, devices: Sequence[str],
     hydra = HydraConfig.get()
     flags = [f"--config-dir={s.path}" for s in hydra.runtime.config_sources if s.provider == "command-line"]
     flags += [f"--config-name={hydra.job.config_name}"]
-    words = [*hydra.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={quoted(cell)}"]
-    words += [f"sweep={quoted(cfg.sweep or call.sweep_dir.name)}"]
-    words += [f"resume={quoted(cell)}"] if resume else []
+    overrides = [*hydra.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={quoted(cell)}"]
+    overrides += [f"sweep={quoted(cfg.sweep or invocation.sweep_dir.name)}"]
+    overrides += [f"resume={quoted(cell)}"] if resume else []
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}  # one process
     environment |= {PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    if call.abandoned():  # while this job waited for devices
+    if invocation.abandoned():  # while this job waited for devices
         os._exit(1)
-    (cell / RESULT).unlink(missing_ok=True)  # of a failure before
+    (cell / RESULT).unlink(missing_ok=True)  # of an earlier failure
     with open(cell / "train.log", "ab") as file:
         if shares_terminal():
             streams = {}
         else:
             streams = {"stdout": file, "stderr": subprocess.STDOUT}
-            words += ["hydra.job_logging.root.handlers=[console]"]  # which goes to the file
+            overrides += ["hydra.job_logging.root.handlers=[console]"]  # redirected to the file
         process = subprocess.Popen(
-            [sys.executable, call.facts["command"][0], *flags, *words],
+            [sys.executable, invocation.facts["command"][0], *flags, *overrides],
             env=environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -177,12 +179,12 @@ def train_apart(cfg: DictConfig, call: Call, cell: Path, devices: Sequence[str],
 
 
 def shares_terminal() -> bool:
-    """Whether cells write to the sweep's own output: under the launcher that runs one after the other."""
+    """Return True if cells write to the sweep's own output: the launcher runs one after the other."""
     return HydraConfig.get().launcher._target_.endswith("BasicLauncher")
 
 
-def how_it_ended(code: int) -> str:
-    """What can be said of a process that left no result."""
+def exit_reason(code: int) -> str:
+    """Describe the exit of a process that left no result."""
     if code >= 0:
         return f"ended with exit code {code} and without a result"
     name = signal.Signals(-code).name
@@ -190,12 +192,12 @@ def how_it_ended(code: int) -> str:
 
 
 def last_lines(path: Path, count: int = 8) -> list[str]:
-    """The last lines of a text file."""
+    """Read the last lines of a text file."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 8192))
         return file.read().decode(errors="replace").splitlines()[-count:]
 
 
 def quoted(value: object) -> str:
-    """A value as Hydra's command line takes it, whatever characters it has."""
+    """Quote a value for Hydra's command line."""
     return "'" + str(value).replace("'", r"\'") + "'"

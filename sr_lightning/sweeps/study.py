@@ -1,4 +1,4 @@
-"""Optuna's studies, made to go on: Hydra's sweeper starts its count anew and forgets what was under way."""
+"""Resume interrupted Optuna studies: Hydra's sweeper restarts its count and forgets running trials."""
 
 import logging
 from pathlib import Path
@@ -12,35 +12,35 @@ from sr_lightning.runs.fingerprint import fingerprint
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = "interrupted"  # a trial's attribute: it ended with its sweep, and its settings are tried again
+INTERRUPTED = "interrupted"  # attribute of a trial that ended with its sweep; its settings are tried again
 
-_mine: list[FileLock] = []  # held until this process ends
+_locks: list[FileLock] = []  # held until this process ends
 
 
 def prepare_study(config: DictConfig) -> None:
-    """Take a study up where its last call left it, before Hydra's Optuna sweeper does.
+    """Prepare a study for its next invocation, before Hydra's Optuna sweeper opens it.
 
-    Trials that were under way are tried again with the same settings, which resumes their cells, and n_trials becomes
-    the number of trials that are missing.
+    Trials that were running are tried again with the same settings, which resumes their cells, and n_trials becomes
+    the number of missing trials.
 
     Args:
-        config: Of the sweep; changed in place.
+        config: The sweep's config; changed in place.
 
     Raises:
-        InputError: The study is being searched by another process, or the settings are Hydra's own.
+        InputError: Another process is searching the study, or Hydra's own settings are used.
     """
     import optuna
 
     settings = config.hydra.sweeper
     if settings.storage is None or "minimize" in str(settings.direction):
-        raise InputError("hydra/sweeper=optuna alone forgets its trials and looks for the lowest PSNR: search=optuna")
+        raise InputError("hydra/sweeper=optuna alone keeps no study and minimises PSNR; use search=optuna")
     lock = FileLock(Path(config.hydra.sweep.dir, ".sweep", "study.lock"))
     try:
         lock.acquire(timeout=5)
     except Timeout:
         raise InputError(f"{config.hydra.sweep.dir}: another process is searching this study") from None
-    _mine.append(lock)
-    HydraConfig.instance().set_config(config)  # as it is in a job: the settings refer to it
+    _locks.append(lock)
+    HydraConfig.instance().set_config(config)  # as in a job: the settings refer to it
     with read_write(config.hydra):
         settings.study_name = settings.study_name or fingerprint(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -56,8 +56,8 @@ def prepare_study(config: DictConfig) -> None:
     trials = [trial for trial in study.get_trials(deepcopy=False) if INTERRUPTED not in trial.user_attrs]
     ended = sum(trial.state.is_finished() for trial in trials)
     if trials:
-        log.info("study %s: %d of %d trials were made before", settings.study_name, ended, settings.n_trials)
+        log.info("study %s: %d of %d trials already done", settings.study_name, ended, settings.n_trials)
     with read_write(config.hydra):
         settings.n_trials = max(0, settings.n_trials - ended)
         if settings.sampler.get("seed") is not None:
-            settings.sampler.seed += len(trials)  # or the first trials would be drawn again
+            settings.sampler.seed += len(trials)  # otherwise the first trials would be drawn again

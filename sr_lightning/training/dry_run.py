@@ -29,7 +29,7 @@ from sr_lightning.evaluation.evaluate import sets_of_run
 from sr_lightning.images.files import image_size, in_threads
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.fingerprint import cell_name
-from sr_lightning.sweeps.invocation import Call, plan
+from sr_lightning.sweeps.invocation import SweepInvocation, plan
 from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
 from sr_lightning.training.checks import check_numbers, check_warm_start
 from sr_lightning.training.trainer import choose_precision
@@ -54,7 +54,7 @@ def dry_run(cfg: DictConfig) -> float:
     if not in_sweep():
         log.info("\n%s", plan([{"cell": name, "words": [], "status": "fine"} | estimate(cfg)]))
         return 0.0
-    report = Reporter(Call.current(), hydra.job.num, name, list(hydra.overrides.task))
+    report = Reporter(SweepInvocation.current(), hydra.job.num, name, list(hydra.overrides.task))
     try:
         report("fine", **estimate(cfg))
     except Exception as error:
@@ -210,7 +210,7 @@ class Meter(TorchDispatchMode):
 
 
 def metered(function: Callable[[], None]) -> Meter:
-    """Call a function with tensors that have shapes and no content."""
+    """SweepInvocation a function with tensors that have shapes and no content."""
     with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
         function()
     return meter

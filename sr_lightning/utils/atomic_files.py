@@ -1,4 +1,4 @@
-"""Files that are complete or not there, made by one process at a time."""
+"""Atomic writing of files, and locks for work that one process does at a time."""
 
 import logging
 import os
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it takes the place of `path` when the block ends well.
+    """Yield a temporary path to write to; it replaces `path` when the block ends without an error.
 
-    The content is on the disk before the rename, so that a kill or a crash leaves the old file or the new one.
+    The content is flushed to the disk before the rename, so a killed process leaves the old file or the new one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,9 +31,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def one_at_a_time(lock_file: str | Path, what: str) -> Iterator[None]:
-    """Only one process is in the block; others wait, and say that they wait for `what`.
+    """Let only one process at a time run the block; others log that they wait for `what`.
 
-    The lock ends with the process that holds it, however that ends.
+    The lock is released when its process ends, even if it is killed.
     """
     lock = FileLock(lock_file)
     try:

@@ -1,4 +1,4 @@
-"""Files from the net and out of archives: complete and verified, or not there."""
+"""Downloads and archives: a file or folder is complete and verified, or it does not exist."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ from sr_lightning.utils.atomic_files import one_at_a_time
 log = logging.getLogger(__name__)
 
 RETRIES = 4  # in a row without a new byte; pauses of 1, 2, 4, 8 s
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers worth another try
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes worth a retry
 BROKEN = (
     EOFError,
     RuntimeError,  # an encrypted zip
@@ -47,48 +47,48 @@ def download(
     size: int | None = None,
     timeout: float = 30.0,
 ) -> Path:
-    """Fetches `url` to `path`, going on where an earlier attempt stopped.
+    """Download `url` to `path`, resuming an interrupted attempt.
 
-    Bytes arrive in `<path>.part`, which survives a kill and is renamed only when everything is right. A lock beside it
-    makes several processes fetch once. A file already at `path` is verified and used, so one fetched by hand will do.
+    Bytes are written to `<path>.part`, which is renamed after verification. A lock lets several processes download
+    once. A file already at `path` is verified and used, also one downloaded by hand.
 
     Args:
         url: http, https or file.
-        path: The file to make.
+        path: The file to write.
         sha256: Expected digest, hexadecimal.
         md5: Expected digest, hexadecimal.
         size: Expected length in bytes.
-        timeout: Seconds of silence that count as a broken connection.
+        timeout: Seconds without data after which a connection counts as broken.
 
     Returns:
         `path`.
 
     Raises:
-        InputError: No connection, a refusal, a web page in place of the file, a wrong length or digest, a full disk, or
-            a folder that cannot be made or written to.
+        InputError: No connection, an HTTP error, a web page instead of the file, a wrong length or digest, a full disk,
+            or a folder that cannot be created or written to.
     """
     path = Path(path)
     if urlsplit(url).scheme not in ("http", "https", "file"):
-        raise InputError(f"{url} is no address: it must begin with https://, http:// or file://")
-    by_hand = f"Or fetch {url} by hand, put it at {path} and run again."
+        raise InputError(f"{url} is not a URL: it must begin with https://, http:// or file://")
+    by_hand = f"Or download {url} by hand to {path} and run again."
     with _alone(path):
         if path.exists():
             if wrong := _mismatch(path, sha256, md5, size):
-                raise InputError(f"{path}: {wrong}. Delete or replace it, then run again to fetch {url}")
+                raise InputError(f"{path}: {wrong}. Delete or replace it, then run again to download {url}")
             return path
         part = path.with_name(f"{path.name}.part")
         old_part = part.exists()
         _fetch_all(url, part, size, timeout, by_hand)
         wrong = _mismatch(part, sha256, md5, size)
-        if wrong and old_part:  # its beginning may be of another version of the file
-            log.warning("%s: %s. Its beginning was from an earlier run: fetching all of it again", part, wrong)
+        if wrong and old_part:  # its first part may be of another version of the file
+            log.warning("%s: %s. Its first part is from an earlier run: downloading all of it again", part, wrong)
             part.unlink()
             _fetch_all(url, part, size, timeout, by_hand)
             wrong = _mismatch(part, sha256, md5, size)
         if wrong:
             part.unlink()
             raise InputError(
-                f"{url}: what arrived is not the expected file: {wrong}. It has been removed. "
+                f"{url}: the downloaded file is not the expected one: {wrong}. It has been removed. "
                 f"The server or a proxy may have changed it: run again. {by_hand}"
             )
         os.replace(part, path)
@@ -96,10 +96,10 @@ def download(
 
 
 def extract(archive: str | Path, folder: str | Path) -> Path:
-    """Unpacks a zip or tar archive as `folder`, all of it or nothing.
+    """Unpack a zip or tar archive to `folder`, completely or not at all.
 
-    Outer folders that hold nothing else are dropped: `set/X2/1.png`, `set/X2/2.png` become `<folder>/1.png` and
-    `<folder>/2.png`. A folder that already has content is taken as done (another process may have been quicker).
+    Outer folders that contain nothing else are dropped: `set/X2/1.png`, `set/X2/2.png` become `<folder>/1.png` and
+    `<folder>/2.png`. A folder that already has content is used (another process may have unpacked it).
 
     Returns:
         `folder`.
@@ -120,35 +120,35 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
             elif tarfile.is_tarfile(archive):
                 _untar(archive, temporary)
             else:
-                raise InputError(f"{archive} is neither a zip nor a tar file. Delete it and fetch it again")
+                raise InputError(f"{archive} is neither a zip nor a tar file. Delete it and download it again")
             content = temporary
             while len(inside := [entry for entry in content.iterdir() if entry.name != "__MACOSX"]) == 1:
                 if not inside[0].is_dir():
                     break
                 content = inside[0]
             if folder.is_dir():
-                folder.rmdir()  # empty; Windows renames onto no folder
+                folder.rmdir()  # empty; Windows cannot replace a folder
             os.replace(content, folder)
         except BROKEN as error:
-            raise InputError(f"{archive} cannot be unpacked ({error}). Delete it and fetch it again") from error
+            raise InputError(f"{archive} cannot be unpacked ({error}). Delete it and download it again") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def _alone(path: Path) -> AbstractContextManager[None]:
-    """Only one process makes `path`."""
+    """Let only one process at a time create `path`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path.parent}: cannot make this folder ({error.strerror}); choose another") from error
+        raise InputError(f"{path.parent}: cannot create this folder ({error.strerror}); choose another") from error
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path.parent}: no permission to write into this folder; choose another")
     return one_at_a_time(path.with_name(f".{path.name}.lock"), str(path))
 
 
 def _mismatch(path: Path, sha256: str | None, md5: str | None, size: int | None) -> str | None:
-    """What is wrong with a file, cheapest check first."""
+    """Describe the mismatch of a file with its expected size or digest, cheapest check first; None without one."""
     length = path.stat().st_size
     if size is not None and length != size:
         return f"expected {size} bytes, got {length}"
@@ -166,32 +166,32 @@ def _length(path: Path) -> int:
 
 
 def _fetch_all(url: str, part: Path, size: int | None, timeout: float, by_hand: str) -> None:
-    """`_fetch` until the file is complete; gives up after RETRIES connections in a row that bring nothing new."""
+    """Repeat `_fetch` until the file is complete; give up after RETRIES connections in a row without new data."""
     failures = 0
     while True:
         before = _length(part)
         try:
             return _fetch(url, part, size, timeout)
         except HTTPError as error:
-            if error.code not in PASSING:
-                raise InputError(f"{url}: the server answers {error.code} {error.reason}. {by_hand}") from error
+            if error.code not in TRANSIENT:
+                raise InputError(f"{url}: the server responds {error.code} {error.reason}. {by_hand}") from error
             problem = error
         except InvalidURL as error:
-            raise InputError(f"{url} is no address: {error}") from error
+            raise InputError(f"{url} is not a URL: {error}") from error
         except (URLError, ConnectionError, TimeoutError, HTTPException, ssl.SSLError) as error:
             problem = error
         failures = 0 if _length(part) > before else failures + 1
         if failures > RETRIES:
             raise InputError(
-                f"{url}: no connection ({problem}). What has arrived, {_length(part)} bytes, is kept for the next run. "
+                f"{url}: no connection ({problem}). The {_length(part)} bytes received are kept for the next run. "
                 f"{by_hand}"
             ) from problem
-        log.warning("%s: %s. Trying again", url, problem)
+        log.warning("%s: %s. Retrying", url, problem)
         time.sleep(2 ** max(0, failures - 1))
 
 
 def _fetch(url: str, part: Path, size: int | None, timeout: float) -> None:
-    """One connection. Appends what is missing, or starts over where the server cannot go on."""
+    """Open one connection; append the missing bytes, or start over if the server cannot resume."""
     have = _length(part)
     if size is not None and have == size:
         return
@@ -204,7 +204,7 @@ def _fetch(url: str, part: Path, size: int | None, timeout: float) -> None:
     except HTTPError as error:
         if error.code != 416 or not have:
             raise
-        if error.headers.get("Content-Range") == f"bytes */{have}":  # nothing is missing
+        if error.headers.get("Content-Range") == f"bytes */{have}":  # complete
             return
         part.unlink()
         raise ConnectionError("the server cannot continue the partial file, which has been dropped") from error
@@ -213,15 +213,15 @@ def _fetch(url: str, part: Path, size: int | None, timeout: float) -> None:
             have = 0
         if response.headers.get_content_type() == "text/html" and not part.stem.endswith((".html", ".htm")):
             raise InputError(
-                f"{url}: the server sent a web page in place of the file (a login, a notice, or a page with the real "
-                "link). Open it in a browser and fetch the file by hand"
+                f"{url}: the server sent a web page instead of the file (a login, a notice, or a page with the real "
+                "link). Open it in a browser and download the file by hand"
             )
         total = response.headers.get("Content-Length")
         total = size if total is None else have + int(total)
         if size is not None and total != size:
-            raise InputError(f"{url}: the server offers {total} bytes, expected {size}: another file, or a broken one")
+            raise InputError(f"{url}: the server offers {total} bytes, expected {size}: another or damaged file")
         if total is not None:
-            _need_space(part.parent, total - have, f"fetching {url}")
+            _need_space(part.parent, total - have, f"downloading {url}")
         with (
             part.open("ab" if have else "wb") as file,
             tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True, disable=None) as bar,
@@ -242,14 +242,14 @@ def _need_space(folder: Path, size: int, action: str) -> None:
 
 
 def _refuse_escapes(archive: Path, names: list[str]) -> None:
-    """Names that would be written outside the folder; zipfile mends them silently, but such an archive is not ours."""
+    """Refuse members outside of the folder. zipfile renames them silently, but no archive used here has any."""
     bad = [
         name
         for name in names
         if ".." in PurePosixPath(name.replace("\\", "/")).parts or name.startswith(("/", "\\")) or name[1:2] == ":"
     ]
     if bad:
-        raise InputError(f"{archive} has members that point outside of it, nothing was unpacked: {', '.join(bad[:5])}")
+        raise InputError(f"{archive} has members outside of its folder, nothing was unpacked: {', '.join(bad[:5])}")
 
 
 def _unzip(archive: Path, folder: Path) -> None:
@@ -267,4 +267,4 @@ def _untar(archive: Path, folder: Path) -> None:
         _refuse_escapes(archive, [member.name for member in members])
         _need_space(folder, sum(member.size for member in members), f"unpacking {archive}")
         for member in tqdm(members, desc=f"unpacking {archive.name}", disable=None):
-            file.extract(member, folder, filter="data")  # refuses links to the outside and devices
+            file.extract(member, folder, filter="data")  # refuses devices, and links out of the folder

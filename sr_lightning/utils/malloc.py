@@ -1,15 +1,15 @@
-"""What the C library does with memory that is freed."""
+"""Settings of glibc's malloc."""
 
 import ctypes
 import sys
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory instead of giving it back; True where it did.
+    """Make glibc keep freed memory instead of returning it to the system; return True if that worked.
 
-    Each training step, and each image or tile, frees and takes the same megabytes. Given back, they are new to the
-    process each time, and the page faults cost a CPU a fifth of SRCNN's training step and up to half of the time for an
-    image (tests/benchmarks: bench_training.py memory, bench_inference.py). The process keeps the most it ever needed.
+    Each training step, and each image or tile, frees and allocates the same megabytes. If they are returned, page
+    faults cost a CPU a fifth of SRCNN's training step and up to half of the time for an image (tests/benchmarks:
+    bench_training.py memory, bench_inference.py). The process keeps its peak memory.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,10 +1,10 @@
-"""Tables for the terminal that are Markdown as they are."""
+"""Markdown tables, aligned for the terminal."""
 
 from collections.abc import Sequence
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the header first, all of one length -> an aligned Markdown table."""
+    """Format rows of equal length, the header first, as an aligned Markdown table."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     header, *rest = lines
     rows = [header, ["-" * width for width in widths], *rest]

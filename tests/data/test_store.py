@@ -135,7 +135,7 @@ def test_wrong_requests_say_what_to_do(tmp_path):
     with pytest.raises(InputError, match=r"(?s)2 of 2 files .*absent\.png: No such file.*gone\.png: No such file"):
         ImageStore.open([Pair("a", tmp_path / "absent.png", tmp_path / "gone.png")], 2, None, tmp_path / "cache")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot make this folder .*set another cache_dir"):
+    with pytest.raises(InputError, match=r"cannot create this folder .*set another cache_dir"):
         ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "file" / "cache")
 
 

@@ -384,9 +384,9 @@ def test_the_distance_is_to_the_published_number(root, tmp_path):
     assert rows["bicubic"]["published"] == "33.66"
     text = (tmp_path / "out" / "leaderboard.md").read_text()
     assert re.search(r"\| skip .* SRCNN-915\* ", text) and re.search(r"\| paper .* SRCNN-915 ", text)
-    assert "* skip is not quite SRCNN-915: global_skip True (published: False)" in text
+    assert "* skip differs from SRCNN-915: global_skip True (published: False)" in text
     page = (tmp_path / "out" / "report.html").read_text()
-    assert '"*":"skip is not quite SRCNN-915: global_skip True (published: False)"' in page
+    assert '"*":"skip differs from SRCNN-915: global_skip True (published: False)"' in page
     ensembles = board_of(root, tmp_path / "out", tmp_path / "runs", "self_ensemble=true")
     assert {row["published"] for row in ensembles if row["model"] != "bicubic"} == {""}
 
@@ -418,7 +418,7 @@ def test_pictures_have_a_panel_for_every_scale_and_labels_that_hide_nothing(root
         Figure, "savefig", lambda f, path, **how: figures.update({Path(path).name: f}) or save(f, path, **how)
     )
     names = [f"a network called {i}" for i in range(9)]
-    looks = plots.looks_of(names)
+    looks = plots.styles(names)
     assert len(set(looks.values())) == 9
     base = {"benchmark": "Set5", "psnr_y_deviation": 0.01}
     rows = [
@@ -458,7 +458,7 @@ def test_pictures_have_a_panel_for_every_scale_and_labels_that_hide_nothing(root
         (["model=espcn", "ckpt=a.ckpt"], "leave ckpt and model out"),
         (["benchmarks=[Set5,Yours,Theirs]"], "no test set Theirs (available: Mine, Set5)"),
         (["benchmarks=[]"], "name at least one"),
-        (["scale=x4"], "scale=x4 was asked, but the runs are of x2"),
+        (["scale=x4"], "scale=x4 was requested, but the runs are of x2"),
         (["measures=[beauty]"], "measures: beauty"),
         (["report=-1"], "report=-1: how many images"),
     ],
@@ -473,7 +473,7 @@ def test_wrong_words_are_refused(words, message, root, tmp_path):
 
 def test_nothing_to_score_is_an_error_that_lists_the_runs(root, tmp_path):
     make_run(tmp_path / "runs" / "a", status="failed")
-    with pytest.raises(InputError, match=r"nothing to score:\n  .*a: failed: boom"):
+    with pytest.raises(InputError, match=r"no run can be scored:\n  .*a: failed: boom"):
         evaluate(config(root, tmp_path / "out", tmp_path / "runs"))
 
 

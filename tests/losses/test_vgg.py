@@ -257,7 +257,7 @@ def test_the_official_file_is_fetched_once_into_the_cache(server, published, tmp
 
 def test_an_interrupted_download_goes_on_where_it_stopped(server, published, tmp_path):
     server.drop_after = [1000] + [0] * 100
-    with pytest.raises(InputError, match="1000 bytes, is kept for the next run"):
+    with pytest.raises(InputError, match="The 1000 bytes received are kept for the next run"):
         VGGLoss({"1_2": 1.0}, weights="download", cache_dir=tmp_path)
     assert left_behind(tmp_path) == ["vgg19-dcbb9e9d.pth.part"]
     server.drop_after, server.asked = [], []
@@ -268,7 +268,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server, published, tmp
 
 def test_a_file_of_another_digest_is_not_used_and_not_kept(server, published, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "SHA256", "dcbb9e9d" + "0" * 56)
-    with pytest.raises(InputError, match=r"expected sha256 dcbb9e9d0.*put it at .*vgg19-dcbb9e9d.pth"):
+    with pytest.raises(InputError, match=r"expected sha256 dcbb9e9d0.*by hand to .*vgg19-dcbb9e9d.pth"):
         VGGLoss({"1_2": 1.0}, weights="download", cache_dir=tmp_path)
     assert left_behind(tmp_path) == []
 

@@ -204,8 +204,8 @@ def test_a_saturated_and_a_blind_discriminator_are_named_after_a_while(caplog):
     watch(Alarms(patience=3), [(0.999, 0.002)] * 5)
     watch(Alarms(patience=3), [(0.5, 0.5)] * 5)
     first, second = [record.message for record in caplog.records]
-    assert first.startswith("step 3: the discriminator is saturated: it takes HR for real to 0.999 and SR to 0.002")
-    assert second.startswith("step 3: the discriminator is blind: it takes HR for real to 0.500 and SR to 0.500")
+    assert first.startswith("step 3: the discriminator is saturated: D(HR) = 0.999 and D(SR) = 0.002")
+    assert second.startswith("step 3: the discriminator is blind: D(HR) = 0.500 and D(SR) = 0.500")
     with pytest.raises(InputError, match="stopped at step 2: the discriminator is saturated"):
         watch(Alarms(patience=2, action="stop"), [(1.0, 0.0)] * 2)
 
@@ -219,7 +219,7 @@ def test_psnr_that_falls_far_below_the_warm_start_is_an_alarm_also_after_resumin
     assert "from the warm start's 30.00 dB to 27.90 dB" in record.message
     resumed = Alarms(psnr_drop=2.0, action="stop")
     resumed.load_state_dict(alarms.state_dict())
-    with pytest.raises(InputError, match="checkpoints of before are kept"):
+    with pytest.raises(InputError, match="Earlier checkpoints are kept"):
         resumed.on_validation_end(Trainer(), module)
 
 

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
-from sr_lightning.runs.fingerprint import NO_BEARING, bearing_settings, cell_name, changed_settings, fingerprint
+from sr_lightning.runs.fingerprint import IRRELEVANT_SETTINGS, cell_name, changed_settings, fingerprint, result_settings
 from tests.helpers import ROOT
 
 
@@ -46,9 +46,20 @@ def test_what_bears_on_the_result_makes_another_cell(word):
 
 
 def test_of_each_setting_it_is_said_whether_it_bears_on_the_result():
-    """A new one of train.yaml is listed here, or in NO_BEARING if a cell stays the same whatever it says."""
-    bearing = {"name", "seed", "max_steps", "val_every", "scale", "model", "data", "degradation", "protocol", "trainer"}
-    assert set(composed()) - set(NO_BEARING) == bearing
+    """A new one of train.yaml is listed here, or in IRRELEVANT_SETTINGS if a cell stays the same whatever it says."""
+    relevant = {
+        "name",
+        "seed",
+        "max_steps",
+        "val_every",
+        "scale",
+        "model",
+        "data",
+        "degradation",
+        "protocol",
+        "trainer",
+    }
+    assert set(composed()) - set(IRRELEVANT_SETTINGS) == relevant
 
 
 def test_a_setting_added_later_and_off_changes_no_name():
@@ -60,8 +71,8 @@ def test_a_config_read_from_a_runs_directory_is_the_cell_that_wrote_it():
     saved = OmegaConf.create(OmegaConf.to_container(composed("data_root=/there", "choices=null"), resolve=False))
     saved = OmegaConf.create({k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
                               for k, v in saved.items()})  # fmt: skip
-    assert bearing_settings(saved) == bearing_settings(cfg)
-    assert bearing_settings(cfg)["data.train.hr"] == "<data_root>/T91"
+    assert result_settings(saved) == result_settings(cfg)
+    assert result_settings(cfg)["data.train.hr"] == "<data_root>/T91"
 
 
 def test_what_was_changed_is_named_with_both_values():
@@ -75,3 +86,13 @@ def test_a_name_says_what_the_cell_is_and_is_safe_for_every_file_system():
     odd = cell_name(composed("name='a=b/c d\"é'", "seed=5"))
     assert re.fullmatch(r"a-b-c-d-_t91_x2_seed5_[0-9a-f]{8}", odd)
     assert len(cell_name(composed(f"name={'long' * 100}"))) < 100
+
+
+def test_the_documentation_lists_every_irrelevant_setting():
+    """All but those that name the run itself: `choices`, `run_dir`, `resume` and `dry_run`."""
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8").partition("## Identity of a cell")[2]
+    listed = re.search(r"whatever the values of:\s+`([^`]+)`", text)[1].split()
+    aliases = {"model.log_every": "log_every", "data.cache_dir": "cache_dir"}  # set by the same key
+    internal = {"choices", "run_dir", "resume", "dry_run"}
+    expected = {aliases.get(key, key) for key in IRRELEVANT_SETTINGS} - internal
+    assert len(listed) == len(set(listed)) and set(listed) == expected

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from sr_lightning.cli import in_sweep, task
 from sr_lightning.errors import InputError
 from sr_lightning.runs.result import write_result
-from sr_lightning.sweeps import in_charge_of, run_cell
+from sr_lightning.sweeps import run_cell, run_lock
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="train")
@@ -23,7 +23,7 @@ from sr_lightning.sweeps import in_charge_of, run_cell
 def main(cfg: DictConfig) -> float:
     if in_sweep():
         return run_cell(cfg)
-    with in_charge_of(cfg.run_dir):
+    with run_lock(cfg.run_dir):
         print(f"pretending on {os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
         if cfg.seed == 13:
             raise RuntimeError("thirteen")

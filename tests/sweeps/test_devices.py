@@ -1,4 +1,4 @@
-"""Devices are lent to one cell at a time, first come, first served."""
+"""Devices train one cell at a time, first come, first served."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sr_lightning.errors import InputError
-from sr_lightning.sweeps.devices import devices_wanted, lent, visible_devices
+from sr_lightning.sweeps.devices import acquire_devices, devices_wanted, visible_devices
 from tests.helpers import ROOT
 
 
@@ -22,7 +22,7 @@ class Borrowers:
 
     def come(self, name, count, devices):
         def borrow():
-            with lent(count, devices, self.folder) as mine:
+            with acquire_devices(count, devices, self.folder) as mine:
                 self.got[name] = mine
                 self.events.append((name, "got"))
                 assert self.may_end[name].wait(30)
@@ -93,8 +93,8 @@ def test_who_waits_for_other_devices_holds_nobody_up(borrowers):
 
 def test_a_killed_process_gives_back_its_devices_and_its_place(borrowers, tmp_path):
     code = (
-        "from pathlib import Path; from sr_lightning.sweeps.devices import lent\n"
-        f"with lent(2, ['0', '1'], Path({str(tmp_path)!r})): print('got', flush=True); input()"
+        "from pathlib import Path; from sr_lightning.sweeps.devices import acquire_devices\n"
+        f"with acquire_devices(2, ['0', '1'], Path({str(tmp_path)!r})): print('got', flush=True); input()"
     )
     words, pipe = [sys.executable, "-c", code], subprocess.PIPE
     holder = subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe)

@@ -5,7 +5,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
-from sr_lightning.callbacks.pruning import LEAST, Pruning, best_until
+from sr_lightning.callbacks.pruning import MIN_RIVALS, Pruning, best_until
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.runs.result import read_result
 from sr_lightning.sweeps.processes import PARENT
@@ -30,16 +30,16 @@ def test_the_best_so_far_counts_and_only_of_who_has_come_so_far(tmp_path):
 
 
 def test_a_cell_below_the_median_of_its_rivals_is_hopeless(tmp_path):
-    for i in range(LEAST):  # 31, 32, 33, 34: a median of 32.5
+    for i in range(MIN_RIVALS):  # 31, 32, 33, 34: a median of 32.5
         cell(tmp_path, f"rival{i}", [20.0, 31.0 + i, 40.0])
     assert Pruning(cell(tmp_path, "worse", [29.0, 32.4]), after=10).is_hopeless(20)
     assert not Pruning(cell(tmp_path, "better", [29.0, 32.6]), after=10).is_hopeless(20)
 
 
 def test_few_rivals_and_those_of_another_scale_say_nothing(tmp_path):
-    for i in range(LEAST - 1):
+    for i in range(MIN_RIVALS - 1):
         cell(tmp_path, f"rival{i}", [30.0, 40.0])
-    for i in range(LEAST):
+    for i in range(MIN_RIVALS):
         cell(tmp_path, f"other_scale{i}", [30.0, 40.0], scale=3)
     mine = Pruning(cell(tmp_path, "mine", [29.0, 29.0]), after=10)
     assert not mine.is_hopeless(20)
@@ -62,7 +62,7 @@ def test_a_stopped_cell_says_so_and_goes_on_when_pruning_is_off(command, tmp_pat
 
     monkeypatch.setenv(PARENT, "1")
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # and afterwards
-    for i in range(LEAST):
+    for i in range(MIN_RIVALS):
         rival = cell(tmp_path / "sweep", f"rival{i}", [0.0, 20.0, 99.0])
         protocol = {"protocol": OmegaConf.to_container(OmegaConf.load(ROOT / "conf/protocol/standard.yaml"))}
         OmegaConf.save(OmegaConf.merge(OmegaConf.load(rival / "config.yaml"), protocol), rival / "config.yaml")

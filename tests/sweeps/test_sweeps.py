@@ -13,7 +13,7 @@ import pytest
 
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.errors import InputError
-from sr_lightning.sweeps import in_charge_of
+from sr_lightning.sweeps import run_lock
 from tests.helpers import ROOT, rows_of, run
 from tests.training.test_resume import assert_same
 
@@ -94,7 +94,7 @@ def test_the_same_command_skips_what_is_finished_retries_what_failed_and_overwri
     statuses = {report["cell"].split("_")[3]: report["status"] for report in reports(sweep)}
     assert statuses == {"seed1": "skipped", "seed13": "failed", "seed2": "skipped", "seed3": "finished"}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert "finished before, 30.10 dB" in done.stdout
+    assert "already finished, 30.10 dB" in done.stdout
     assert [report["psnr"] for report in reports(sweep) if report["status"] != "failed"] == [30.1, 30.2, 30.3]
 
 
@@ -105,7 +105,7 @@ def test_a_directory_with_a_run_of_other_settings_is_refused(app, mixed):
     (cell / "config.yaml").write_text(config.replace("max_steps: 30", "max_steps: 31"))
     done = run(*words, "seed=2", f"hydra.sweep.dir={sweep}", check=False)
     assert done.returncode == 1
-    assert "holds a run with other settings; move it away" in done.stdout
+    assert "contains a run with other settings; move it away" in done.stdout
     assert "max_steps: was 31, asked 30" in done.stdout
 
 
@@ -118,7 +118,7 @@ def test_nothing_outlives_a_launcher_that_is_killed(app):
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait()
     wait_for(lambda: not Path(f"/proc/{trainer}").exists())
-    with in_charge_of(owner.parent):
+    with run_lock(owner.parent):
         assert not (owner.parent / "result.json").exists()
 
 
@@ -161,9 +161,9 @@ def test_a_study_survives_failing_trials_and_its_own_death(app):
 
 def test_one_directory_is_trained_into_by_one_process(tmp_path):
     message = rf"{tmp_path} is in use by process {os.getpid()} on "
-    with in_charge_of(tmp_path), pytest.raises(InputError, match=message), in_charge_of(tmp_path, patience=0):
+    with run_lock(tmp_path), pytest.raises(InputError, match=message), run_lock(tmp_path, patience=0):
         pass
-    with in_charge_of(tmp_path, patience=0):
+    with run_lock(tmp_path, patience=0):
         pass
 
 
@@ -179,7 +179,7 @@ def test_a_dry_run_counts_what_cells_would_take_and_names_those_that_cannot_be(c
         cells = [cell.strip() for cell in rows[name].split("|")[2:6]]
         assert cells == ["data.patch_size=8", f"{parameters:,}", "30", "120"]
     assert "4 cells" in done.stdout
-    assert "2 CANNOT BE" in done.stdout
+    assert "2 INVALID" in done.stdout
     assert "patch_size=1000 (LR pixels) does not fit into" in done.stdout
     assert not (tmp_path / "sweep").exists()
 
