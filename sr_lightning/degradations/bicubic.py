@@ -155,11 +155,9 @@ def _working_dtype(image: Tensor, scale: int) -> torch.dtype:
     Upscaling has coarser weights. A GPU, autocast and torch.set_float32_matmul_precision may multiply float32 in TF32
     or bfloat16, which is too imprecise; they do not affect float64.
     """
-    true_float32 = (
-        image.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
-    )
+    # pyright does not see `matmul`, which torch sets at run time
+    precision = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
+    true_float32 = image.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and precision in ("none", "ieee")
     return torch.float32 if image.dtype == torch.uint8 and scale in (2, 3, 4) and true_float32 else torch.float64
 
 

@@ -182,7 +182,8 @@ class Blur:
 def _grid() -> tuple[Tensor, Tensor]:
     """Coordinates x and y of the kernel's pixels, relative to its centre: (21, 21) float64 each."""
     axis = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
-    return torch.meshgrid(axis, axis, indexing="xy")
+    x, y = torch.meshgrid(axis, axis, indexing="xy")
+    return x, y
 
 
 def _squared_distance(sigma: Tensor, angle: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ class RandomDegradation:
         if hr.dtype != torch.uint8 or hr.ndim != 3:
             raise InputError(f"degradation {self.name} takes uint8 (3, H, W), got {hr.dtype} {tuple(hr.shape)}")
         colour = hr.expand(3, -1, -1).contiguous()
-        digest = hashlib.sha256(colour.cpu().numpy()).digest()
+        digest = hashlib.sha256(colour.cpu().numpy().data).digest()
         generator = np.random.Philox(key=np.frombuffer(digest[:16], "<u8"), counter=[0, 0, 0, 2])
         with _WHOLE_IMAGE:
             random_bits = generator.random_raw(_num_draws(self.steps))[None]

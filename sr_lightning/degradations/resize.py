@@ -91,7 +91,8 @@ class Resize:
         u = uniform(random_bits)
         low, high = self.factor
         direction = sample_index(u[:, 0], (self.up, self.down, max(0.0, 1 - self.up - self.down)))
-        factor = np.choose(direction, (scale_to_range(u[:, 1], (1, high)), scale_to_range(u[:, 1], (low, 1)), 1.0))
+        larger, smaller = scale_to_range(u[:, 1], (1, high)), scale_to_range(u[:, 1], (low, 1))
+        factor = np.choose(direction, (larger, smaller, np.ones_like(larger)))
         base = batch.sizes if self.relative_to == "input" else lr_sizes
         new_sizes = np.maximum(np.floor(base * factor[:, None] + 0.5).astype(np.int64), 1)
         method = sample_index(u[:, 2], np.ones(len(METHODS)))
