@@ -63,7 +63,9 @@ class Alarms(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         if (batch_idx + 1) % pl_module.log_every:
             if batch_idx == 0 and trainer.is_global_zero:
-                terms = ", ".join(f"{k.removeprefix('train/')} {v:.3g}" for k, v in pl_module.recorded.items())
+                terms = ", ".join(
+                    f"{k.removeprefix('train/')} {v:.3g}" for k, v in pl_module.running_means.sums.items()
+                )
                 log.info("losses at the first step: %s", terms)
             return
         d_hr, d_sr = pl_module.latest["train/d_hr"], pl_module.latest["train/d_sr"]

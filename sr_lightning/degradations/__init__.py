@@ -1,4 +1,4 @@
-"""hr -> lr."""
+"""Degradations: HR to LR."""
 
 from sr_lightning.degradations.bicubic import Bicubic, crop_to_multiple, downscale, upscale
 from sr_lightning.degradations.blur import Blur

@@ -1,8 +1,8 @@
-"""JPEG compression and decompression in one: ITU-T T.81 with 4:2:0 chroma, in batches.
+"""JPEG compression and decompression of batches on any device: ITU-T T.81 with 4:2:0 chroma.
 
-Bit for bit what libjpeg (and Pillow with it) makes of an image: the quantisation tables of annex K scaled by its rule,
-its fixed point, its edge padding and its "fancy" chroma upsampling, which images of up to 4 pixels' width do without
-there, but not here.
+The result equals libjpeg's (and so Pillow's) bit for bit: quantisation tables of annex K scaled by libjpeg's rule, its
+fixed-point arithmetic, its edge padding and its "fancy" chroma upsampling. Exception: libjpeg does not use fancy
+upsampling for images up to 4 pixels wide; this module does.
 """
 
 import math
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from sr_lightning.degradations.padded_batch import (
-    Canvas,
+    PaddedBatch,
+    apply_where,
     check,
-    choose,
+    gather_pixels,
     is_probability,
     is_range,
     per_image,
-    some,
-    take,
+    sample_index,
     to_levels,
     uniform,
 )
@@ -47,7 +47,7 @@ CHROMA = (
     *((99,) * 8,) * 4,
 )
 
-# jfdctint.c and jidctint.c, multiplied out: frequency by row, the left four of eight values by column.
+# Matrix of jfdctint.c and jidctint.c, rows are frequencies; left half only, the right half follows by symmetry.
 _ISLOW = (
     (8192, 8192, 8192, 8192),
     (11363, 9633, 6437, 2260),
@@ -61,12 +61,12 @@ _ISLOW = (
 
 
 def jpeg(images: Tensor, quality: np.ndarray, sizes: np.ndarray) -> Tensor:
-    """What is left of images after they were saved as JPEG and opened again.
+    """Compress images as JPEG and decompress them.
 
     Args:
         images: (N, 3, H, W) float64, RGB in [0, 1]; rounded to 8 bits first.
-        quality: (N,) whole numbers 1..100.
-        sizes: (N, 2), of the images in their planes.
+        quality: (N,) integers 1..100.
+        sizes: (N, 2) height and width of each image, see `PaddedBatch`.
 
     Returns:
         (N, 3, H, W), multiples of 1/255.
@@ -75,56 +75,66 @@ def jpeg(images: Tensor, quality: np.ndarray, sizes: np.ndarray) -> Tensor:
     ycbcr = _to_ycbcr(to_levels(images))
     size = per_image(sizes, images, 2)
     chroma_size = (size + 1) // 2
-    # Whole units of 16 x 16 pixels. The last row and column go on; of chroma, the last row after it was halved.
+    # Pad to units of 16 x 16 pixels by repeating the last row and column; chroma rows are repeated after subsampling.
     row, column = (torch.arange(math.ceil(side / 16) * 16, device=images.device) for side in (height, width))
     rows, columns = (torch.minimum(at, size[:, i, None] - 1) for i, at in enumerate((row, column)))
     chroma_rows = torch.minimum(row // 2, chroma_size[:, 0, None] - 1) * 2 + row % 2
     chroma_rows = torch.minimum(chroma_rows, size[:, 0, None] - 1)
-    luma = _through_blocks(take(ycbcr[:, :1], rows, columns), quality_table(LUMA, quality))
-    chroma = _through_blocks(_halve(take(ycbcr[:, 1:], chroma_rows, columns)), quality_table(CHROMA, quality))
+    luma = _quantise_blocks(gather_pixels(ycbcr[:, :1], rows, columns), quality_table(LUMA, quality))
+    chroma = _quantise_blocks(_halve(gather_pixels(ycbcr[:, 1:], chroma_rows, columns)), quality_table(CHROMA, quality))
     luma = luma[..., :height, :width]
     return _to_rgb(luma, _double(chroma, chroma_size, height, width)).mul_(1 / 255)
 
 
 def quality_table(table: Sequence[Sequence[int]], quality: np.ndarray) -> np.ndarray:
-    """A quantisation table for each quality (N,) of 1..100, by libjpeg's rule: (N, 8, 8) of 1..255."""
+    """Scale a quantisation table by libjpeg's rule for each quality (N,) in 1..100: (N, 8, 8) in 1..255."""
     percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     return np.clip((np.array(table) * percent[:, None, None] + 50) // 100, 1, 255)
 
 
 @dataclass(frozen=True)
 class JPEG:
-    """Compresses at a random quality.
+    """Random step: JPEG compression at a random quality.
 
     Attributes:
-        quality: The lowest and the highest, each whole number between them as likely.
-        probability: Of being applied at all.
+        quality: Lowest and highest quality; each integer between them is equally likely.
+        probability: Probability that an image is compressed.
+
+    Raises:
+        InputError: One or more settings are invalid; the message lists all of them.
+
+    Example:
+        >>> batch = PaddedBatch(torch.full((1, 3, 8, 8), 0.3, dtype=torch.float64), np.array([[8, 8]]))
+        >>> random_bits = np.zeros((1, JPEG.num_draws), np.uint64)
+        >>> images, _ = JPEG(quality=(50, 50))(batch, random_bits, lr_sizes=np.array([[4, 4]]))
+        >>> images.mul(255).unique()
+        tensor([76.], dtype=torch.float64)
     """
 
     quality: Sequence[int] = (30, 95)
     probability: float = 1.0
-    words: ClassVar[int] = 2
+    num_draws: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         whole = is_range(self.quality, 1, 100) and all(isinstance(value, int) for value in self.quality)
         check(
             "jpeg",
             {
-                f"quality={self.quality}: two ordered whole numbers from 1 to 100": not whole,
-                f"probability={self.probability}: from 0 to 1": not is_probability(self.probability),
+                f"quality={self.quality}: give [low, high], integers from 1 to 100": not whole,
+                f"probability={self.probability}: give a number from 0 to 1": not is_probability(self.probability),
             },
         )
 
-    def __call__(self, canvas: Canvas, words: np.ndarray, lr_sizes: np.ndarray) -> Canvas:
-        u = uniform(words)
+    def __call__(self, batch: PaddedBatch, random_bits: np.ndarray, lr_sizes: np.ndarray) -> PaddedBatch:
+        u = uniform(random_bits)
         low, high = self.quality
-        quality = low + choose(u[:, 1], np.ones(high - low + 1))
+        quality = low + sample_index(u[:, 1], np.ones(high - low + 1))
         applied = u[:, 0] < self.probability
-        return canvas._replace(images=some(applied, canvas.images, jpeg, quality, canvas.sizes))
+        return batch._replace(images=apply_where(applied, batch.images, jpeg, quality, batch.sizes))
 
 
 def _to_ycbcr(rgb: Tensor) -> Tensor:
-    """JFIF's, full range, in libjpeg's fixed point of 16 bits: whole numbers 0..255 -> 0..255, (N, 3, H, W)."""
+    """JFIF's full-range YCbCr in libjpeg's 16-bit fixed point: integers 0..255 -> 0..255, (N, 3, H, W)."""
     r, g, b = rgb.unbind(1)
     y = 19595 * r + 38470 * g + 7471 * b + 32768
     cb = -11058 * r - 21710 * g + 32768 * b + (128 * 65536 + 32767)
@@ -133,16 +143,16 @@ def _to_ycbcr(rgb: Tensor) -> Tensor:
 
 
 def _to_rgb(y: Tensor, chroma: Tensor) -> Tensor:
-    """Back, likewise, and clamped: (N, 1, H, W), (N, 2, H, W) -> (N, 3, H, W)."""
+    """Inverse of `_to_ycbcr`, clamped to 0..255: (N, 1, H, W), (N, 2, H, W) -> (N, 3, H, W)."""
     cb, cr = (chroma - 128).unbind(1)
     change = torch.stack([91881 * cr, -22554 * cb - 46802 * cr, 116130 * cb], dim=1)
     return change.add_(32768).mul_(2.0**-16).floor_().add_(y).clamp_(0, 255)
 
 
 def _halve(chroma: Tensor) -> Tensor:
-    """Means of 2 x 2; what falls on a quarter or a half is rounded down in even columns and up in odd ones, by halves.
+    """Average 2 x 2 pixels, (N, 2, P, Q) -> (N, 2, P/2, Q/2), with libjpeg's alternating rounding bias.
 
-    (N, 2, P, Q) -> (N, 2, P/2, Q/2).
+    The mean is floor((sum + bias) / 4), with bias 1 in even columns and 2 in odd columns.
     """
     total = chroma.unflatten(-1, (-1, 2)).sum(-1).unflatten(-2, (-1, 2)).sum(-2)
     bias = 1 + torch.arange(total.shape[-1], device=total.device) % 2
@@ -150,46 +160,46 @@ def _halve(chroma: Tensor) -> Tensor:
 
 
 def _double(chroma: Tensor, size: Tensor, height: int, width: int) -> Tensor:
-    """The triangle filter, 3 parts of the nearer and 1 of the farther: (N, 2, P, Q) -> (N, 2, height, width)."""
-    places = []
+    """Upsample by libjpeg's triangle filter (3/4 nearer, 1/4 farther): (N, 2, P, Q) -> (N, 2, height, width)."""
+    neighbours = []
     for i, side in enumerate((height, width)):
         at = torch.arange(side, device=chroma.device)
         last = size[:, i, None] - 1
         near = torch.minimum(at // 2, last)
         far = torch.minimum((near + 2 * (at % 2) - 1).clamp(min=0), last)
-        places.append((near, far))
-    (near_rows, far_rows), (near, far) = places
+        neighbours.append((near, far))
+    (near_rows, far_rows), (near, far) = neighbours
     every = torch.arange(chroma.shape[-1], device=chroma.device).expand(len(chroma), -1)
-    columns = 3 * take(chroma, near_rows, every) + take(chroma, far_rows, every)  # (N, 2, height, Q)
+    columns = 3 * gather_pixels(chroma, near_rows, every) + gather_pixels(chroma, far_rows, every)  # (N, 2, height, Q)
     every = torch.arange(height, device=chroma.device).expand(len(chroma), -1)
-    total = 3 * take(columns, every, near) + take(columns, every, far)
+    total = 3 * gather_pixels(columns, every, near) + gather_pixels(columns, every, far)
     bias = 8 - torch.arange(width, device=chroma.device) % 2
     return total.add_(bias).mul_(1 / 16).floor_()
 
 
-def _through_blocks(planes: Tensor, table: np.ndarray) -> Tensor:
-    """Cosine transform of 8 x 8 blocks, quantisation and back: levels (N, C, P, Q), table (N, 8, 8) -> levels."""
+def _quantise_blocks(planes: Tensor, table: np.ndarray) -> Tensor:
+    """Transform 8 x 8 blocks, quantise, and transform back: levels (N, C, P, Q), table (N, 8, 8) -> levels."""
     dct, step = _dct(planes.device), per_image(table, planes, 3)[:, None, None, None].double()
     blocks = planes.unflatten(-2, (-1, 8)).unflatten(-1, (-1, 8)).transpose(-3, -2)  # (N, C, P/8, Q/8, 8, 8)
-    coefficients = _descaled(dct @ _descaled((blocks - 128) @ dct.T, 11), 15)  # of 8 times the orthonormal transform
+    coefficients = _descaled(dct @ _descaled((blocks - 128) @ dct.T, 11), 15)  # 8 times the orthonormal DCT
     quantised = coefficients.abs().add_(4 * step).div_(8 * step).floor_().mul_(coefficients.sign())
     blocks = _descaled(_descaled(dct.T @ (quantised * step), 11) @ dct, 18).add_(128).clamp_(0, 255)
     return blocks.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
 
 def _descaled(values: Tensor, bits: int) -> Tensor:
-    """Whole numbers divided by 2^bits and rounded, halves up."""
+    """Divide integers by 2^bits and round half up."""
     return values.add_(2.0 ** (bits - 1)).mul_(2.0**-bits).floor_()
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what is kept here must serve later calls outside of it, too
+@torch.inference_mode(False)  # the cached tensor must also work outside inference mode
 def _dct(device: torch.device) -> Tensor:
-    """The whole numbers that libjpeg's exact transform ("islow") multiplies with, in effect: (8, 8) float64.
+    """Integer matrix of libjpeg's accurate transform ("islow"): (8, 8) float64.
 
-    Its constants have 13 bits; each entry is a sum of them, and so up to 1 off a rounded cosine. Products with levels
-    are whole numbers far below 2^53: float64 holds them all.
+    Entries are sums of libjpeg's 13-bit constants, so they differ by up to 1 from a rounded cosine. Products with
+    levels are integers far below 2^53, so float64 is exact.
     """
     half = torch.tensor(_ISLOW, dtype=torch.float64)
-    sign = 1 - 2 * (torch.arange(8) % 2)[:, None]  # the right half mirrors the left one, odd rows with the other sign
+    sign = 1 - 2 * (torch.arange(8) % 2)[:, None]  # the right half is the mirrored left half, negated in odd rows
     return torch.cat([half, sign * half.flip(1)], dim=1).to(device)

@@ -1,6 +1,6 @@
-"""Resizing without antialiasing, as OpenCV and `torch.nn.functional.interpolate` do it.
+"""Resizing without antialiasing, as in OpenCV and `torch.nn.functional.interpolate`.
 
-It aliases and overshoots: what images on the web have been through.
+It produces the aliasing and overshoot of images on the web.
 """
 
 from collections.abc import Sequence
@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 
 from sr_lightning.degradations.padded_batch import (
-    Canvas,
-    between,
+    PaddedBatch,
     check,
-    choose,
     is_probability,
     is_range,
+    sample_index,
+    scale_to_range,
     uniform,
 )
 
 METHODS = ("area", "bilinear", "bicubic")
-_CUBIC_A = -0.75  # of OpenCV and PyTorch; MATLAB's is -0.5
+_CUBIC_A = -0.75  # OpenCV and PyTorch; MATLAB has -0.5
 
 
 def resize(images: Tensor, sizes: np.ndarray, new_sizes: np.ndarray, method: np.ndarray) -> Tensor:
-    """Resize each image to a size of its own.
+    """Resize each image to its own new size.
 
     Args:
         images: (N, C, H, W) float64.
-        sizes: (N, 2), of the images in their planes.
-        new_sizes: (N, 2).
-        method: (N,) index into `METHODS`. "area" averages what lies under a new pixel; the others interpolate from
-            two or four pixels a side.
+        sizes: (N, 2) height and width of each image, see `PaddedBatch`.
+        new_sizes: (N, 2) new height and width of each image.
+        method: (N,) index into `METHODS`. "area" averages the pixels under a new pixel, "bilinear" and "bicubic"
+            interpolate between 2 and 4 pixels per axis.
 
     Returns:
         (N, C, H', W') with H' and W' the largest of the new sizes; neither rounded nor clamped.
@@ -41,7 +41,7 @@ def resize(images: Tensor, sizes: np.ndarray, new_sizes: np.ndarray, method: np.
     taps = None
     for axis in (0, 1):
         old, new = sizes[:, axis], new_sizes[:, axis]
-        if axis == 0 or (old != sizes[:, 0]).any() or (new != new_sizes[:, 0]).any():  # else those of the rows serve
+        if axis == 0 or (old != sizes[:, 0]).any() or (new != new_sizes[:, 0]).any():  # else reuse the rows' taps
             taps = None if (old == new).all() else _taps(old, new, method, images.device)
         if taps is not None:
             images = _along(images, 2 + axis, *taps)
@@ -50,20 +50,29 @@ def resize(images: Tensor, sizes: np.ndarray, new_sizes: np.ndarray, method: np.
 
 @dataclass(frozen=True)
 class Resize:
-    """Resizes by a random factor, by a method drawn from `METHODS`.
+    """Random step: resize by a random factor with a random method of `METHODS`.
 
     Attributes:
         up: Probability of a factor above 1.
-        down: Probability of one below; what is left keeps the size.
-        factor: The smallest and the largest one.
-        relative_to: "input": the factor is that of the size so far; "lr": that of the LR image.
+        down: Probability of a factor below 1. Otherwise the factor is 1.
+        factor: Smallest and largest factor.
+        relative_to: "input": the factor is relative to the current size; "lr": to the size of the LR image.
+
+    Raises:
+        InputError: One or more settings are invalid; the message lists all of them.
+
+    Example:
+        >>> batch = PaddedBatch(torch.rand(1, 3, 16, 24, dtype=torch.float64), np.array([[16, 24]]))
+        >>> random_bits = np.zeros((1, Resize.num_draws), np.uint64)
+        >>> Resize(relative_to="lr")(batch, random_bits, lr_sizes=np.array([[4, 6]])).sizes
+        array([[4, 6]])
     """
 
     up: float = 0.0
     down: float = 0.0
     factor: Sequence[float] = (1.0, 1.0)
     relative_to: str = "input"
-    words: ClassVar[int] = 3
+    num_draws: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         shares = is_probability(self.up) and is_probability(self.down)
@@ -71,49 +80,50 @@ class Resize:
         check(
             "resize",
             {
-                f"up={self.up}, down={self.down}: probabilities of sum 1 or less": not shares
+                f"up={self.up}, down={self.down}: give probabilities that sum to 1 or less": not shares
                 or self.up + self.down > 1,
-                f"factor={self.factor}: one from 0.01 to 1, one from 1 to 16": not around_1,
+                f"factor={self.factor}: give [low, high] with 0.01 <= low <= 1 <= high <= 16": not around_1,
                 f"relative_to={self.relative_to}: choose input or lr": self.relative_to not in ("input", "lr"),
             },
         )
 
-    def __call__(self, canvas: Canvas, words: np.ndarray, lr_sizes: np.ndarray) -> Canvas:
-        u = uniform(words)
+    def __call__(self, batch: PaddedBatch, random_bits: np.ndarray, lr_sizes: np.ndarray) -> PaddedBatch:
+        u = uniform(random_bits)
         low, high = self.factor
-        direction = choose(u[:, 0], (self.up, self.down, max(0.0, 1 - self.up - self.down)))
-        factor = np.choose(direction, (between(u[:, 1], (1, high)), between(u[:, 1], (low, 1)), 1.0))
-        base = canvas.sizes if self.relative_to == "input" else lr_sizes
+        direction = sample_index(u[:, 0], (self.up, self.down, max(0.0, 1 - self.up - self.down)))
+        larger, smaller = scale_to_range(u[:, 1], (1, high)), scale_to_range(u[:, 1], (low, 1))
+        factor = np.choose(direction, (larger, smaller, np.ones_like(larger)))
+        base = batch.sizes if self.relative_to == "input" else lr_sizes
         new_sizes = np.maximum(np.floor(base * factor[:, None] + 0.5).astype(np.int64), 1)
-        method = choose(u[:, 2], np.ones(len(METHODS)))
-        return Canvas(resize(canvas.images, canvas.sizes, new_sizes, method), new_sizes)
+        method = sample_index(u[:, 2], np.ones(len(METHODS)))
+        return PaddedBatch(resize(batch.images, batch.sizes, new_sizes, method), new_sizes)
 
 
 def _along(images: Tensor, dim: int, index: Tensor, weight: Tensor) -> Tensor:
-    """Resize one dimension, 2 or 3, by the pixels and weights (N, new, taps) of every new pixel."""
+    """Resize dimension 2 or 3, given source pixels and weights (N, new, taps) of every new pixel."""
     n = len(images)
     shape = [*images.shape[:dim], index.shape[1], *images.shape[dim + 1 :]]
     result = images.new_zeros(shape)
-    every = [n, 1, -1, 1] if dim == 2 else [n, 1, 1, -1]
+    broadcast = [n, 1, -1, 1] if dim == 2 else [n, 1, 1, -1]
     for i, w in zip(index.unbind(-1), weight.unbind(-1), strict=True):
-        there = i.reshape(every)
-        pixels = images.index_select(dim, i[0]) if n == 1 else images.gather(dim, there.expand(shape))
-        result.addcmul_(pixels, w.reshape(every))
+        source = i.reshape(broadcast)
+        pixels = images.index_select(dim, i[0]) if n == 1 else images.gather(dim, source.expand(shape))
+        result.addcmul_(pixels, w.reshape(broadcast))
     return result
 
 
 def _taps(old: np.ndarray, new: np.ndarray, method: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Old pixels and their weights, both (N, largest new size, taps), of every new pixel of an axis."""
+    """Source pixels and weights of every new pixel along an axis, both (N, largest new size, taps)."""
     area = method == METHODS.index("area")
     reach = int(np.where(area, -(-old // new) + 1, 4).max())
     at, tap = np.arange(new.max())[:, None], np.arange(reach)
     last, old, new, method = (values[:, None, None] for values in (old - 1, old, new, method))
 
-    first = at * old // new  # whole numbers, so that both ends are exact
+    first = at * old // new  # integer arithmetic: both ends are exact
     count = -(-(at + 1) * old // new) - first
     area_index, area_weight = first + tap, (tap < count) / count
 
-    centre = (2 * at + 1) * old - new  # in 2*new-ths of an old pixel
+    centre = (2 * at + 1) * old - new  # in units of 1/(2*new) old pixels
     index = centre // (2 * new) - 1 + tap
     distance = np.abs(2 * new * index - centre) / (2 * new)
     linear = np.maximum(1 - distance, 0)

@@ -78,7 +78,8 @@ class PerImage(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> Metric:
         """Move the states to the module's device, but keep their precision."""
-        return super()._apply(lambda state: state.to(fn(state.new_empty(0)).device), exclude_state)
+        super()._apply(lambda state: state.to(fn(state.new_empty(0)).device), exclude_state)
+        return self
 
 
 class Score(MetricCollection):

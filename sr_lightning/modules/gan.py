@@ -1,4 +1,4 @@
-"""The LightningModule of adversarial training: generator and discriminator take turns."""
+"""LightningModule for adversarial training: alternating steps of generator and discriminator."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,32 +15,35 @@ from sr_lightning.modules.sr import SRModule, with_scheduler
 
 
 class GANModule(SRModule):
-    """Any network as the generator against a discriminator: SRGAN (Ledig et al. 2017, arXiv 1609.04802) and its kin.
+    """A network as generator trained against a discriminator, as in SRGAN (Ledig et al. 2017, arXiv 1609.04802).
 
-    In each batch the generator makes sr once, is stepped on the image loss plus the weighted adversarial loss, and the
-    discriminator is stepped on the same sr and on hr. A step is a batch here as well: the trainer's global_step,
-    schedules, checkpoints and logs count batches, not the steps of two optimizers.
+    For each batch the generator computes sr once and takes a step on the image loss plus the weighted adversarial loss;
+    then the discriminator takes a step on the same sr and on hr. The trainer's global_step, schedules, checkpoints and
+    logs count batches, not the steps of the two optimizers.
 
-    Checkpoints hold the latest weights, not those of the best PSNR: adversarial training lowers it.
+    Checkpoints hold the latest weights, not those with the best PSNR, because adversarial training lowers the PSNR.
+
+    Logged in addition to SRModule's values, as means over `log_every` batches: the weighted terms of the loss by name;
+    train/adversarial; train/discriminator_loss; train/d_hr and train/d_sr, the realness of hr and sr according to the
+    discriminator, 0 to 1; train/gradient and train/discriminator_gradient, the gradient norms before clipping (0 for a
+    step that fp16 loss scaling skips).
 
     Args:
-        network: The generator.
-        loss: Between sr and hr: a `losses.WeightedSum`, or any loss.
-        discriminator: Has `num_channels`, the network's; gives logits of any shape.
-        adversarial: A loss of `losses`: `generator(sr_logits, hr_logits)`, `discriminator(sr_logits, hr_logits)`.
-        adversarial_weight: Of the generator's adversarial loss beside `loss`.
-        discriminator_optimizer: Partial; finished with the discriminator's parameters.
-        discriminator_scheduler: Partial; finished with its optimizer, stepped once per batch.
-        accumulate: Parts a batch is taken in, one after the other, to save memory; both optimizers are stepped once
-            all the same. Batch normalisation and relativistic losses see a part; else it changes nothing.
-        gradient_clip_val: Largest norm of the gradients of each of the two; None: any.
-        alarms: A callback that watches the two, or None.
-        **settings: Of SRModule.
+        network: Generator.
+        loss: Image loss between sr and hr: a `losses.WeightedSum`, or any loss.
+        discriminator: `discriminator(images) -> logits` of any shape, with the network's `num_channels`.
+        adversarial: A `losses.Adversarial`.
+        adversarial_weight: Weight of the generator's adversarial loss relative to `loss`.
+        discriminator_optimizer: Partial, called with the discriminator's parameters.
+        discriminator_scheduler: Partial, called with its optimizer; stepped once per batch.
+        accumulate: Number of parts that a batch is split into, to save memory; each optimizer still takes one step.
+            Batch normalisation and relativistic losses see one part at a time; otherwise the result is the same.
+        gradient_clip_val: Maximum gradient norm, of the generator and of the discriminator; None for no clipping.
+        alarms: Callback that monitors the training, or None.
+        **settings: Further arguments of SRModule.
 
-    Logged beside SRModule's, each as a mean over `log_every` batches: the weighted terms by name and
-    train/adversarial; train/discriminator_loss; train/d_hr and train/d_sr, how real the discriminator takes hr and sr,
-    0 to 1; train/gradient and train/discriminator_gradient, the gradients' norms before clipping (0 for a step that
-    fp16's scaling leaves out).
+    Raises:
+        InputError: The network has no parameters, or another number of channels than the discriminator.
     """
 
     monitor = None
@@ -63,11 +66,11 @@ class GANModule(SRModule):
         **settings: Any,
     ) -> None:
         if next(network.parameters(), None) is None:
-            raise InputError(f"{type(network).__name__} has nothing to train: choose another generator")
+            raise InputError(f"{type(network).__name__} has no parameters to train: choose another generator")
         if discriminator.num_channels != network.num_channels:
             raise InputError(
-                f"model.discriminator.num_channels={discriminator.num_channels}, the network has "
-                f"{network.num_channels}: they see the same images"
+                f"model.discriminator.num_channels={discriminator.num_channels} differs from the network's "
+                f"{network.num_channels}: both must see the same images, set one to the other"
             )
         super().__init__(network, loss, optimizer, scheduler, **settings)
         self.automatic_optimization = False
@@ -85,7 +88,7 @@ class GANModule(SRModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         optimizer, discriminator_optimizer = self.optimizers()
-        # Lightning would count the second optimizer's steps as steps of training
+        # Otherwise Lightning adds the second optimizer's steps to global_step.
         discriminator_optimizer._on_before_step = discriminator_optimizer._on_after_step = lambda: None
         parts = list(zip(batch["lr"].chunk(self.accumulate), batch["hr"].chunk(self.accumulate), strict=True))
 
@@ -113,36 +116,39 @@ class GANModule(SRModule):
         self.end_of_step(batch_idx)
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
-        """What both are stepped on, in one number. As SRModule's: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
+        """Sum of the generator's and the discriminator's loss: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
         sr, hr = self.enlarge(batch["lr"], batch["hr"])
         return self.generator_loss(sr, hr) + self.discriminator_loss(sr.detach(), hr)
 
     def generator_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
-        """What the generator is stepped on, for sr and hr (N, C, H, W) that are a share of the batch."""
+        """Image loss plus adversarial loss of sr and hr (N, C, H, W), which are a share of the batch."""
         hr_logits = None
         if self.adversarial.generator_needs_hr:
             with torch.no_grad():
                 hr_logits = self.discriminator(hr)
         adversarial = self.adversarial_weight * self.adversarial.generator(self.discriminator(sr), hr_logits)
-        self.record({"train/adversarial": adversarial}, share)
+        self.running_means.add({"train/adversarial": adversarial}, share)
         return self.image_loss(sr, hr, share) + adversarial
 
     def discriminator_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
-        """What the discriminator is stepped on; sr without a gradient."""
+        """Discriminator loss of sr (detached) and hr (N, C, H, W), which are a share of the batch."""
         sr_logits, hr_logits = self.discriminator(sr), self.discriminator(hr)
         loss = self.adversarial.discriminator(sr_logits, hr_logits)
-        beliefs = {"train/d_hr": self.adversarial.belief(hr_logits), "train/d_sr": self.adversarial.belief(sr_logits)}
-        self.record({"train/discriminator_loss": loss, **beliefs}, share)
+        realness = {
+            "train/d_hr": self.adversarial.realness(hr_logits),
+            "train/d_sr": self.adversarial.realness(sr_logits),
+        }
+        self.running_means.add({"train/discriminator_loss": loss, **realness}, share)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Measure and clip the gradient; Lightning has taken off the scale of fp16 by now."""
+        """Record and clip the gradient norm, after Lightning has removed the fp16 loss scale."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters])
         if self.gradient_clip_val is not None:
             clip_grads_with_norm_(parameters, self.gradient_clip_val, norm)
         name = "gradient" if optimizer is self.trainer.optimizers[0] else "discriminator_gradient"
-        self.record({f"train/{name}": norm.nan_to_num(0, 0, 0)})
+        self.running_means.add({f"train/{name}": norm.nan_to_num(0, 0, 0)})
 
     def learning_rates(self) -> dict[str, float]:
         discriminator = self.trainer.optimizers[1].param_groups[0]["lr"]

@@ -1,4 +1,4 @@
-"""The LightningModule that trains a network on a pixel loss."""
+"""LightningModule that trains a network on a pixel loss."""
 
 import copy
 import math
@@ -16,29 +16,33 @@ from sr_lightning.inference import to_channels
 from sr_lightning.losses import WeightedSum
 from sr_lightning.metrics.per_image import Score
 from sr_lightning.metrics.protocol import Protocol
+from sr_lightning.modules.running_means import RunningMeans
 
 
 class SRModule(pl.LightningModule):
     """One network, one pixel loss, one optimizer. A step is a batch.
 
     Args:
-        network: Takes lr (N, C, h, w) in [0, 1] and gives sr; has `scale` and `num_channels`. In training mode sr
-            may lack a border (SRCNN's unpadded convolutions): the loss is then taken on the centre of hr.
-        loss: Takes (sr, hr), both (N, C, H, W) float32, gives a scalar.
-        optimizer: Partial; finished with the network's parameters. None for a network without any.
-        scheduler: Partial; finished with the optimizer, stepped once per batch.
-        lr_factors: Learning rate of some parameters relative to the others', by the beginning of their names, such
-            as `{conv3: 0.1}`. The first that matches counts; one that matches nothing is an error.
-        channels_last: Memory format of weights and images.
-        log_every: Batches between two logged training losses.
-        protocol: How validation is scored.
-        ema: Decay per batch of an exponential moving average of the network, which is then what is validated and what
-            checkpoints give; the first batches weigh more, (1 + k) / (10 + k) at batch k. None: no average.
-        warm_start: Where the network's first weights come from, if not from its own initialisation. It is noted
-            here and loaded by whoever builds the run, once: a resumed run has its weights already.
+        network: `network(lr) -> sr` with attributes `scale` and `num_channels`; lr (N, C, h, w) in [0, 1]. In training
+            mode sr may lack a border (SRCNN's unpadded convolutions); the loss then uses the centre of hr.
+        loss: `loss(sr, hr)` -> scalar, both (N, C, H, W) float32.
+        optimizer: Partial, called with the parameter groups. None for a network without parameters.
+        scheduler: Partial, called with the optimizer; stepped once per batch.
+        lr_factors: Relative learning rates by prefix of the parameter name, such as `{conv3: 0.1}`. The first matching
+            prefix applies; a prefix without a match is an error.
+        channels_last: Store weights and images channels last, not contiguous.
+        log_every: Number of batches between two logged training losses.
+        protocol: Protocol of the validation scores.
+        ema: Decay per batch of an exponential moving average of the network, or None for no average. The average is
+            validated and used from checkpoints. Its decay is at most (1 + k) / (10 + k) at batch k.
+        warm_start: Run or checkpoint that the initial weights come from. Only stored here: the code that builds a run
+            loads the weights, and does so once, because a resumed run has its weights already.
+
+    Raises:
+        InputError: `ema` is not between 0 and 1.
     """
 
-    monitor: str | None = "val/psnr"  # what makes a checkpoint the best; None: that it is the latest
+    monitor: str | None = "val/psnr"  # best.ckpt maximises this value; None: it is the latest checkpoint
 
     def __init__(
         self,
@@ -63,17 +67,18 @@ class SRModule(pl.LightningModule):
         self.log_every = log_every
         self.protocol = protocol or Protocol()
         if ema is not None and not 0 < ema < 1:
-            raise InputError(f"model.ema={ema}: the decay per batch is above 0 and below 1, such as 0.999; null: none")
+            raise InputError(
+                f"model.ema={ema} is not between 0 and 1: give a decay per batch such as 0.999, or null for no average"
+            )
         self.ema, self.averaged = ema, None
         self.warm_start = warm_start
-        self.latest: dict[str, float] = {}  # what was logged last, for the progress bar
-        self.recorded: dict[str, Tensor | float] = {}  # sums over the batches since the last were logged
-        self._count = 0
+        self.latest: dict[str, float] = {}  # the values logged last, for the progress bar
+        self.running_means = RunningMeans()
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Lr (N, 1 or 3, h, w) in [0, 1] -> the network's sr: luma for a one-channel network.
+        """Upscale lr (N, 1 or 3, h, w) in [0, 1]; a network with one channel gets luma and returns luma.
 
-        In evaluation mode the averaged network's, where there is one.
+        In evaluation mode the averaged network is used, if there is one.
         """
         network = self.network if self.training or self.averaged is None else self.averaged
         return network(to_channels(lr, network.num_channels).contiguous(memory_format=self.memory_format))
@@ -83,30 +88,30 @@ class SRModule(pl.LightningModule):
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As any module; but Lightning notes the hook it is in some forty times a step, which needs no registering."""
+        """Skip nn.Module's slow path for an attribute that Lightning sets about 40 times per step."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
-        """The loss of a batch: lr (N, 3, h, w) and hr (N, 3, H, W), float32 in [0, 1]."""
+        """Compute the loss of a batch: lr (N, 3, h, w) and hr (N, 3, H, W), float32 in [0, 1]."""
         return self.image_loss(*self.enlarge(batch["lr"], batch["hr"]))
 
     def enlarge(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's sr, float32, and the part of hr, in its channels, that it is to be."""
+        """Return the network's sr as float32, and hr cropped and converted to match it."""
         sr = self(lr).float()
         return sr, center_crop(to_channels(hr, self.network.num_channels), *sr.shape[-2:])
 
     def image_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
-        """The loss between images, recorded as train/loss; a weighted sum's terms by their names as well."""
+        """Compute the loss and record it as train/loss, and the terms of a `WeightedSum` by their names."""
         if isinstance(self.loss, WeightedSum):
             terms = self.loss.terms(sr, hr)
-            self.record({f"train/{name}": term for name, term in terms.items()}, share)
+            self.running_means.add({f"train/{name}": term for name, term in terms.items()}, share)
             loss = sum(terms.values())
         else:
             loss = self.loss(sr, hr)
-        self.record({"train/loss": loss}, share)
+        self.running_means.add({"train/loss": loss}, share)
         return loss
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -114,53 +119,46 @@ class SRModule(pl.LightningModule):
         self.end_of_step(batch_idx)
         return loss
 
-    def record(self, values: dict[str, Tensor], share: float = 1.0) -> None:
-        """Add to what is logged as means over the batches of `log_every`.
-
-        Args:
-            values: Scalars by the name they are logged under.
-            share: Of the batch that they stand for.
-        """
-        for name, value in values.items():
-            self.recorded[name] = self.recorded.get(name, 0.0) + share * value.detach()
-
     def end_of_step(self, batch_idx: int) -> None:
-        """Log the recorded means when it is time; `self.log` on every step would cost more than a small network."""
-        self._count += 1
+        """Log the running means every `log_every` batches; `self.log` at each step costs more than a small network.
+
+        Raises:
+            FloatingPointError: A mean is NaN or infinite.
+        """
+        self.running_means.end_batch()
         if (batch_idx + 1) % self.log_every:
             return
-        metrics = {name: total / self._count for name, total in self._recorded_by_all().items()}
-        self.recorded, self._count = {}, 0
+        metrics = self.running_means.take(self._mean_over_processes)
         if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"{', '.join(wrong)} at step {batch_idx + 1}: try a smaller learning rate")
         self.log_scalars(metrics | self.learning_rates(), batch_idx + 1)
 
     def learning_rates(self) -> dict[str, float]:
-        """Present learning rates by the name they are logged under."""
+        """Return the current learning rates by logged name."""
         return {"train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
 
     def log_scalars(self, metrics: dict[str, float], step: int) -> None:
-        """Hand numbers to every logger. `step` is the number of batches done, in every kind of training."""
+        """Send values to every logger; `step` is the number of batches done, also with two optimizers."""
         self.latest |= metrics
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)
 
     def on_validation_epoch_start(self) -> None:
-        if self.trainer.world_size > 1:  # each process has updated batch norm's statistics by its own part of a batch
+        if self.trainer.world_size > 1:  # batch norm statistics differ: each process saw its own part
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         num_images = len(self.trainer.val_dataloaders.dataset)
         self.score = Score(num_images, self.network.scale, self.protocol).to(self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False):  # scores are made in float32
+        with torch.autocast(self.device.type, enabled=False):  # score in float32
             sr = self(batch["lr"])
         self.score.update(sr, batch["hr"], batch["index"])
         return sr
 
     def on_validation_epoch_end(self) -> None:
         metrics = {f"val/{name}": value.item() for name, value in self.score.compute().items()}
-        self.log_dict(metrics, logger=False)  # for the callbacks that monitor
+        self.log_dict(metrics, logger=False)  # for callbacks that monitor a metric
         self.log_scalars(metrics, self.batches_done)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -169,7 +167,7 @@ class SRModule(pl.LightningModule):
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """One step of the moving average, if there is one: parameters are averaged, buffers copied."""
+        """Update the moving average, if there is one: average the parameters, copy the buffers."""
         if self.averaged is None:
             return
         done = self.batches_done
@@ -179,40 +177,40 @@ class SRModule(pl.LightningModule):
             averaged.copy_(buffer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write weights that are no numbers over good ones."""
+        """Save the running means, unless the weights are NaN or infinite.
+
+        Raises:
+            FloatingPointError: The weights are not finite; earlier checkpoints are kept.
+        """
         if not torch.nn.utils.get_total_norm(self.parameters()).isfinite():
             raise FloatingPointError(
-                f"the weights are not finite after {self.batches_done} batches and are not saved: the checkpoints of "
-                "before are kept. Try a smaller learning rate"
+                f"the weights are not finite after {self.batches_done} batches and were not saved; earlier checkpoints "
+                "are kept. Try a smaller learning rate"
             )
-        checkpoint["recorded"] = {"count": self._count, "sums": self._recorded_by_all()}
+        checkpoint["recorded"] = self.running_means.state_dict(self._mean_over_processes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._count, self.recorded = checkpoint["recorded"]["count"], checkpoint["recorded"]["sums"]
+        self.running_means.load_state_dict(checkpoint["recorded"])
 
-    def _recorded_by_all(self) -> dict[str, float]:
-        """Each sum that was recorded, the mean over processes."""
-        if not self.recorded:
-            return {}
-        sums = self.trainer.strategy.reduce(torch.stack(list(self.recorded.values())), reduce_op="mean")
-        return dict(zip(self.recorded, sums.tolist(), strict=True))
+    def _mean_over_processes(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="mean")
 
     @property
     def batches_done(self) -> int:
-        """Batches trained so far, over all resumed parts of the run, whatever the number of optimizers."""
+        """Number of batches trained, including those before a resume, independent of the number of optimizers."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def configure_optimizers(self) -> Any:
         return with_scheduler(self.optimizer(self._parameter_groups()), self.scheduler)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """One group of parameters per learning rate."""
+        """Return one parameter group per learning rate."""
         groups: dict[str, list[nn.Parameter]] = {"": [], **{prefix: [] for prefix in self.lr_factors}}
         for name, parameter in self.network.named_parameters():
             groups[next(filter(name.startswith, self.lr_factors), "")].append(parameter)
         if unmatched := [prefix for prefix in self.lr_factors if not groups[prefix]]:
             names = ", ".join(name for name, _ in self.network.named_parameters())
-            raise InputError(f"lr_factors: no parameter's name begins with {unmatched}; there are {names}")
+            raise InputError(f"lr_factors: no parameter name begins with {unmatched}; the names are {names}")
         base = self.optimizer.keywords.get("lr") if self.lr_factors else None
         if self.lr_factors and base is None:
             raise InputError("lr_factors are relative to model.optimizer.lr: set that as well")
@@ -224,19 +222,21 @@ class SRModule(pl.LightningModule):
 
 
 def with_scheduler(optimizer: Optimizer, scheduler: Callable[[Optimizer], LRScheduler] | None) -> dict[str, Any]:
-    """An optimizer and its schedule, stepped once per batch, as Lightning takes them."""
+    """Combine an optimizer and a schedule, stepped once per batch, into the dictionary that Lightning expects."""
     if scheduler is None:
         return {"optimizer": optimizer}
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}
 
 
 def center_crop(image: Tensor, height: int, width: int) -> Tensor:
-    """(..., H, W) -> (..., height, width), the same border left out on opposite sides.
+    """Crop (..., H, W) to (..., height, width), with equal margins on opposite sides.
 
     Raises:
-        ValueError: `image` is smaller, or its border cannot be equal on opposite sides.
+        ValueError: `image` is smaller, or the margins cannot be equal.
     """
     top, left = image.shape[-2] - height, image.shape[-1] - width
     if top < 0 or left < 0 or top % 2 or left % 2:
-        raise ValueError(f"cannot take the centre {height}x{width} of {image.shape[-2]}x{image.shape[-1]}")
+        raise ValueError(
+            f"cannot crop the centre {height}x{width} of {image.shape[-2]}x{image.shape[-1]} with equal margins"
+        )
     return image[..., top // 2 : top // 2 + height, left // 2 : left // 2 + width]

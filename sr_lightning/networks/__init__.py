@@ -1,4 +1,4 @@
-"""The networks: plain modules, `network(lr) -> sr` and `discriminator(sr) -> logits`, a paper, a file, a class each."""
+"""Networks, `network(lr) -> sr`, and discriminators, `discriminator(sr) -> logits`: one paper, one file, one class."""
 
 from sr_lightning.networks.bicubic import Bicubic
 from sr_lightning.networks.edsr import EDSR

@@ -1,4 +1,4 @@
-"""What several networks are built from."""
+"""Layers shared by several networks."""
 
 import copy
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sr_lightning.errors import InputError
 
-# Mean of DIV2K's training images, in [0, 1]: RGB as EDSR's authors publish it, and the BT.601 luma of that colour
-# (which is the mean luma: luma is an affine function of RGB).
+# Mean of DIV2K's training images in [0, 1], by number of channels: RGB as published by EDSR's authors, and its BT.601
+# luma, which is the mean luma, because luma is an affine function of RGB.
 DIV2K_MEAN = {3: (0.4488, 0.4371, 0.4040), 1: (0.4379,)}
 
 
 def div2k_mean(num_channels: int) -> Tensor:
-    """The mean of DIV2K's training images, (1, num_channels, 1, 1), in [0, 1].
+    """Return the mean of DIV2K's training images in [0, 1], (1, num_channels, 1, 1).
 
     Raises:
         InputError: `num_channels` is neither 3 (RGB) nor 1 (luma).
@@ -29,7 +29,7 @@ def div2k_mean(num_channels: int) -> Tensor:
 
 def check_channels(num_channels: int) -> None:
     if num_channels not in (1, 3):
-        raise InputError(f"num_channels={num_channels}: an image has 3 (RGB) or 1 (luma)")
+        raise InputError(f"num_channels={num_channels}: give 3 (RGB) or 1 (luma)")
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
@@ -39,15 +39,27 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
-def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
-    """F.pixel_shuffle to an image's one or three channels, in about a third of the time on a CPU.
+def zero_bias(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Set the bias of a convolution to zero, if it has one."""
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
-    With many channels, channels last, F.pixel_shuffle is faster (tests/benchmarks/bench_inference.py shuffle). Exported
-    graphs have it as well, since ONNX has an operator for it.
+
+def zero_init(conv: nn.Conv2d) -> None:
+    """Set the weights and the bias of a convolution to zero."""
+    nn.init.zeros_(conv.weight)
+    zero_bias(conv)
+
+
+def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
+    """F.pixel_shuffle for a result with one or three channels, in about a third of its time on a CPU.
+
+    For many channels in channels-last format F.pixel_shuffle is faster (tests/benchmarks/bench_inference.py shuffle).
+    Exported graphs use F.pixel_shuffle, because ONNX has an operator for it.
 
     Shapes: x (N, C*scale*scale, h, w) -> (N, C, h*scale, w*scale).
     """
@@ -70,12 +82,12 @@ class PixelShuffle(nn.Module):
 
 
 def fold_batch_norm(network: nn.Module, conv: str, norm: str) -> None:
-    """Put a convolution that computes the same in the place of a convolution and the batch normalisation behind it.
+    """Replace a convolution and the batch normalisation after it by one equivalent convolution, in place.
 
     Args:
-        network: In evaluation mode; holds both.
-        conv: Its name in the network.
-        norm: Its name in the network; nothing is done where no batch normalisation is there any more.
+        network: Module with both layers, in evaluation mode.
+        conv: Attribute name of the convolution.
+        norm: Attribute name of the batch normalisation; if it is another layer, nothing is done.
     """
     if isinstance(norm_layer := getattr(network, norm), nn.BatchNorm2d):
         setattr(network, conv, fuse_conv_bn_eval(getattr(network, conv), norm_layer))
@@ -83,60 +95,64 @@ def fold_batch_norm(network: nn.Module, conv: str, norm: str) -> None:
 
 
 def upsampler(num_features: int, scale: int, activation: Callable[[], nn.Module] | None = None) -> nn.Sequential:
-    """Convolutions and pixel shuffles that enlarge feature maps: x3 in one step, powers of two in steps of two.
+    """Build convolutions and pixel shuffles that upscale feature maps: x3 in one step, powers of two in steps of x2.
 
     Args:
-        num_features: Channels that come in and go out.
+        num_features: Channels of input and output.
         scale: 3 or a power of two.
-        activation: Makes what follows each shuffle, if anything.
+        activation: Factory of an activation after each shuffle, or None.
 
     Raises:
-        InputError: `scale` is something else.
+        InputError: The scale is not supported.
     """
     if scale != 3 and (scale < 2 or scale & (scale - 1)):
-        raise InputError(f"scale={scale}: this network enlarges by 3, or in steps of 2 (2, 4, 8)")
+        raise InputError(f"scale={scale}: this network upscales by 3, or in steps of 2 (2, 4, 8)")
     layers: list[nn.Module] = []
     for step in [3] if scale == 3 else [2] * (scale.bit_length() - 1):
-        layers += [conv3(num_features, step * step * num_features), nn.PixelShuffle(step)]
+        layers += [conv3x3(num_features, step * step * num_features), nn.PixelShuffle(step)]
         layers += [activation()] if activation else []
     return nn.Sequential(*layers)
 
 
 class FoldedUpsampler(nn.Module):
-    """An `upsampler` without activations and the 3x3 convolution behind it: linear together, so one convolution.
+    """One convolution equivalent to an `upsampler` without activations and the 3x3 convolution after it.
 
-    Each output pixel is a weighted sum of 5x5 LR pixels' features; the weights are the layers' gradient. At x4 that is
-    a seventh of their multiply-adds (for EDSR's baseline a third fewer in all), and no feature map is larger than the
-    input's. The result is theirs at the border, too, where each of them pads its own input with zeros: that bears on
-    the outermost LR pixels alone, whose outputs the layers themselves make.
+    Together these layers are linear: each output pixel is a weighted sum of the features of 5x5 LR pixels, with the
+    gradient of the layers as weights. At x4 this needs a seventh of the layers' multiply-adds (a third less for all of
+    EDSR's baseline), and no feature map is larger than the input. The outputs of the outermost LR pixels depend on the
+    zero padding of each layer and are therefore computed by the original layers.
 
     Args:
         layers: `upsampler` and a convolution, (N, num_features, h, w) -> (N, C, h*scale, w*scale).
-        num_features: Channels that come in.
-        scale: The factor.
+        num_features: Channels of the input.
+        scale: Super-resolution factor.
 
-    Shapes: as those of the layers.
+    Shapes: as of the layers.
     """
 
     def __init__(self, layers: nn.Sequential, num_features: int, scale: int) -> None:
         super().__init__()
         self.layers, self.scale = layers, scale
-        middle = slice(2 * scale, 3 * scale)  # outputs of the middle of 5x5 pixels, which is not at the border
+        middle = slice(2 * scale, 3 * scale)  # outputs inside the middle of 5x5 LR pixels, unaffected by the border
         with torch.inference_mode(False), torch.enable_grad():
             exact = copy.deepcopy(layers).double()
-            outputs = layers[-1].out_channels * scale * scale  # C*s*s
-            x = exact[-1].weight.new_zeros(outputs, num_features, 5, 5, requires_grad=True)  # one for each's gradient
+            exact_tail = exact[-1]
+            assert isinstance(exact_tail, nn.Conv2d)
+            outputs = exact_tail.out_channels * scale * scale  # C*s*s
+            # One input for the gradient of each output
+            x = exact_tail.weight.new_zeros(outputs, num_features, 5, 5, requires_grad=True)
             y = exact(x)[:, :, middle, middle].flatten(1)  # (C*s*s, C*s*s)
             (gradient,) = torch.autograd.grad(y.diagonal().sum(), x)
         self.conv = nn.Conv2d(num_features, outputs, 5, padding=2).to(next(layers.parameters()))
         with torch.no_grad():
             self.conv.weight.copy_(gradient)
+            assert self.conv.bias is not None
             self.conv.bias.copy_(y[0])
 
     def forward(self, x: Tensor) -> Tensor:
         sr = pixel_shuffle(self.conv(x), self.scale)
-        first, last = slice(self.scale), slice(-self.scale, None)
-        sr[..., first, :] = self.layers(x[..., :3, :])[..., first, :]  # an outermost pixel looks two pixels inwards
+        first, last = slice(self.scale), slice(-self.scale, None)  # outputs of the outermost LR pixels
+        sr[..., first, :] = self.layers(x[..., :3, :])[..., first, :]  # they depend on 3 LR pixels
         sr[..., last, :] = self.layers(x[..., -3:, :])[..., last, :]
         sr[..., first] = self.layers(x[..., :3])[..., first]
         sr[..., last] = self.layers(x[..., -3:])[..., last]
@@ -144,22 +160,26 @@ class FoldedUpsampler(nn.Module):
 
 
 def fold_upsampler(network: nn.Module) -> None:
-    """Make one convolution of a network's `upsampler` and `tail`, if they are not that already."""
-    if not isinstance(network.tail, FoldedUpsampler):
-        layers = nn.Sequential(network.upsampler, network.tail)
-        network.tail = FoldedUpsampler(layers, network.tail.in_channels, network.scale)
+    """Replace a network's `upsampler` and `tail` by one convolution, in place; a second call does nothing."""
+    layers, tail, scale = network.upsampler, network.tail, network.scale
+    if not isinstance(tail, FoldedUpsampler):
+        assert isinstance(layers, nn.Module) and isinstance(tail, nn.Conv2d) and isinstance(scale, int)
+        network.tail = FoldedUpsampler(nn.Sequential(layers, tail), tail.in_channels, scale)
         network.upsampler = nn.Identity()
 
 
-def leaky(layer: nn.Conv2d | nn.Linear, *, batch_norm: bool, spectral_norm: bool) -> list[nn.Module]:
-    """A layer of a discriminator and what follows it, a LeakyReLU of slope 0.2 last.
+def discriminator_layer(layer: nn.Conv2d | nn.Linear, *, batch_norm: bool, spectral_norm: bool) -> list[nn.Module]:
+    """Return a discriminator's layer followed by its normalisation and a LeakyReLU with slope 0.2.
 
     Args:
-        layer: The weights.
-        batch_norm: Normalise what it gives.
-        spectral_norm: Divide its weights by their spectral norm (Miyato et al. 2018, arXiv 1802.05957), in place of
-            batch normalisation, which would undo it: it takes out the scale of the weights before it.
+        layer: Convolution or linear layer.
+        batch_norm: Add batch normalisation.
+        spectral_norm: Divide the weights by their spectral norm (Miyato et al. 2018, arXiv 1802.05957). Replaces batch
+            normalisation, which would undo it by removing the scale of the weights.
     """
     if spectral_norm:
         return [parametrizations.spectral_norm(layer), nn.LeakyReLU(0.2, inplace=True)]
-    return [layer, *([nn.BatchNorm2d(layer.out_channels)] if batch_norm else []), nn.LeakyReLU(0.2, inplace=True)]
+    layers: list[nn.Module] = [layer]
+    if batch_norm:
+        layers.append(nn.BatchNorm2d(layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features))
+    return [*layers, nn.LeakyReLU(0.2, inplace=True)]

@@ -1,4 +1,4 @@
-"""SRCNN: three convolutions on the bicubically enlarged luma."""
+"""SRCNN: three convolutions on bicubically upscaled luma."""
 
 from collections.abc import Sequence
 
@@ -7,30 +7,41 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_lightning.networks.bicubic import Bicubic, radius_behind_bicubic
+from sr_lightning.networks.layers import zero_bias, zero_init
 
 
 class SRCNN(nn.Module):
     """Image Super-Resolution Using Deep Convolutional Networks, Dong et al. 2015, section 3 (arXiv 1501.00092).
 
-    The paper trains without padding, on the part of a patch that the convolutions see in full, and enlarges images
-    with replicated borders. So does this network: in training mode `sr` lacks `margin` pixels on each side, in
-    evaluation mode it has the full size.
+    As in the paper, training uses no padding and inference replicates the border: in training mode `sr` lacks `margin`
+    pixels on each side, in evaluation mode it has the full size.
 
     Args:
-        scale: The factor; it only drives the bicubic enlargement before the first convolution.
-        num_features: Outputs of the first and the second convolution.
-        kernel_sizes: 9-1-5 is the paper's first network, 9-5-5 its largest. Odd.
-        global_skip: Add the enlarged input to the output, so that the network learns what bicubic lacks. Not in the
-            paper. The last convolution then starts at zero, and the network as bicubic.
-        init_std: Standard deviation of the normal the weights are drawn from, biases zero (the paper: 0.001).
+        scale: Super-resolution factor; only used by the bicubic upscaling before the first convolution.
+        num_features: Output channels of the first and the second convolution.
+        kernel_sizes: Three odd sizes; 9-1-5 is the paper's first network, 9-5-5 its largest.
+        global_skip: Add the upscaled input to the output, so that the network learns the residual. Not in the paper.
+            The last convolution is then initialised with zeros, so that training starts from bicubic.
+        init_std: Standard deviation of normally distributed initial weights with zero biases (the paper: 0.001).
             None: PyTorch's default.
 
     Attributes:
         margin: HR pixels that `sr` lacks on each side in training mode.
-        receptive_radius: LR pixels to each side of its own that an output pixel depends on.
+        receptive_radius: Number of LR pixels in each direction that an output pixel depends on.
 
-    Shapes: lr (N, 1, h, w) luma in [0, 1], at least 1x1 -> sr (N, 1, h*scale, w*scale), unclamped; in training mode
-    `2*margin` less in height and width.
+    Shapes: lr (N, 1, h, w) luma in [0, 1], at least 1x1 -> sr (N, 1, h*scale, w*scale), not clamped; in training mode
+    2*margin less in height and width.
+
+    Raises:
+        ValueError: Not two features and three odd kernel sizes.
+
+    Example:
+        >>> import torch
+        >>> network = SRCNN(scale=2)
+        >>> network.train()(torch.rand(1, 1, 8, 10)).shape  # 2 * margin = 12 less
+        torch.Size([1, 1, 4, 8])
+        >>> network.eval()(torch.rand(1, 1, 8, 10)).shape
+        torch.Size([1, 1, 16, 20])
     """
 
     num_channels = 1
@@ -47,7 +58,7 @@ class SRCNN(nn.Module):
         super().__init__()
         if len(num_features) != 2 or len(kernel_sizes) != 3 or any(k % 2 == 0 for k in kernel_sizes):
             raise ValueError(
-                f"SRCNN has two hidden widths and three odd kernels, got num_features={list(num_features)}, "
+                f"SRCNN needs two num_features and three odd kernel_sizes, got num_features={list(num_features)}, "
                 f"kernel_sizes={list(kernel_sizes)}"
             )
         self.scale = scale
@@ -61,10 +72,9 @@ class SRCNN(nn.Module):
         if init_std is not None:
             for conv in (self.conv1, self.conv2, self.conv3):
                 nn.init.normal_(conv.weight, std=init_std)
-                nn.init.zeros_(conv.bias)
+                zero_bias(conv)
         if global_skip:
-            nn.init.zeros_(self.conv3.weight)
-            nn.init.zeros_(self.conv3.bias)
+            zero_init(self.conv3)
 
     def forward(self, lr: Tensor) -> Tensor:
         enlarged = self.upsample(lr)  # (N, 1, h, w) -> (N, 1, h*s, w*s)
@@ -78,7 +88,7 @@ class SRCNN(nn.Module):
         return sr.to(torch.float32) + enlarged
 
     def _convolve(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Unpadded in training; with the border replicated before each convolution otherwise, as the authors' code."""
+        """Convolve without padding in training; otherwise replicate the border first, as in the authors' code."""
         border = conv.kernel_size[0] // 2
         if border and not self.training:
             x = F.pad(x, (border,) * 4, mode="replicate")

@@ -1,4 +1,4 @@
-"""SRResNet: residual blocks with batch normalisation, the generator of SRGAN."""
+"""SRResNet, the generator of SRGAN: residual blocks with batch normalisation."""
 
 import copy
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sr_lightning.errors import InputError
-from sr_lightning.networks.layers import conv3, fold_batch_norm, upsampler
+from sr_lightning.networks.layers import conv3x3, fold_batch_norm, upsampler
 
-# Mean and standard deviation of RGB, subtracted from and divided into lr
+# Mean and standard deviation of RGB: lr is normalised as (lr - mean) / std
 NORMALISATIONS = {
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -18,30 +18,38 @@ NORMALISATIONS = {
 class SRResNet(nn.Module):
     """Photo-Realistic Single Image Super-Resolution Using a GAN, Ledig et al. 2017, section 2.1 (arXiv 1609.04802).
 
-    The paper has x4; x2 and x8 take one and three of its enlarging steps, x3 a single one to 9*num_features channels.
-    All convolutions have biases and all PReLUs one slope each. The paper does not say how weights are initialised:
-    PyTorch's default here. Inside, HR images are in [-1, 1], as in the paper; the last line maps them to [0, 1], so a
-    squared error is a quarter of the paper's.
+    The paper has x4; x2 and x8 use one and three of its upscaling steps, x3 a single one with 9*num_features channels.
+    All convolutions have biases, and each PReLU has one slope. The paper does not specify the initial weights; they are
+    PyTorch's default here. Internally, HR images are in [-1, 1], as in the paper. The output is mapped to [0, 1], so
+    squared errors are a quarter of the paper's.
 
     Args:
         scale: 2, 3, 4 or 8.
-        num_features: Channels of every convolution in between.
-        num_blocks: Residual blocks.
-        lr_normalisation: "unit" leaves lr in [0, 1], as the paper does; "imagenet" subtracts ImageNet's mean colour and
-            divides by its deviation, as sgrvinod's tutorial and articles after it do.
-        tanh: End in a tanh, as several re-implementations do; the paper mentions none.
+        num_features: Channels of all layers between the first and the last.
+        num_blocks: Number of residual blocks.
+        lr_normalisation: "unit" keeps lr in [0, 1], as in the paper; "imagenet" subtracts ImageNet's mean and
+            divides by its standard deviation, as in sgrvinod's tutorial and articles based on it.
+        tanh: End with a tanh, as in several re-implementations; the paper mentions none.
 
     Attributes:
-        receptive_radius: LR pixels to each side of its own that an output pixel depends on, at every scale, in
+        receptive_radius: Number of LR pixels in each direction that an output pixel depends on, at every scale, in
             evaluation mode.
 
-    Shapes: lr (N, 3, h, w) RGB in [0, 1], at least 1x1 -> sr (N, 3, h*scale, w*scale), float32, unclamped without tanh.
+    Shapes: lr (N, 3, h, w) RGB in [0, 1], at least 1x1 -> sr (N, 3, h*scale, w*scale), float32, not
+    clamped without tanh.
 
     Raises:
-        InputError: A scale or a normalisation that is none of the above.
+        InputError: The scale or the normalisation is not supported.
+
+    Example:
+        >>> import torch
+        >>> SRResNet(scale=2, num_blocks=1)(torch.rand(1, 3, 8, 6)).shape
+        torch.Size([1, 3, 16, 12])
     """
 
     num_channels = 3
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -54,7 +62,7 @@ class SRResNet(nn.Module):
     ) -> None:
         super().__init__()
         if lr_normalisation not in NORMALISATIONS:
-            raise InputError(f"lr_normalisation={lr_normalisation!r}: SRResNet takes {' or '.join(NORMALISATIONS)}")
+            raise InputError(f"lr_normalisation={lr_normalisation!r}: choose {' or '.join(NORMALISATIONS)}")
         self.scale, self.tanh = scale, tanh
         self.receptive_radius = 2 * num_blocks + 8  # 4 of the head, 1 each of merge and upsampler, 2 of the tail
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in NORMALISATIONS[lr_normalisation])
@@ -63,7 +71,7 @@ class SRResNet(nn.Module):
         self.head = nn.Conv2d(3, num_features, 9, padding=4)
         self.activation = nn.PReLU()
         self.blocks = nn.Sequential(*(_ResidualBlock(num_features) for _ in range(num_blocks)))
-        self.merge, self.norm = conv3(num_features, num_features), nn.BatchNorm2d(num_features)
+        self.merge, self.norm = conv3x3(num_features, num_features), nn.BatchNorm2d(num_features)
         self.upsampler = upsampler(num_features, scale, activation=nn.PReLU)
         self.tail = nn.Conv2d(num_features, 3, 9, padding=4)
 
@@ -74,7 +82,7 @@ class SRResNet(nn.Module):
         return ((x.tanh() if self.tanh else x) + 1) / 2  # [-1, 1] -> [0, 1]
 
     def for_inference(self) -> "SRResNet":
-        """A copy with the batch normalisation folded into the convolutions: the same output in less time."""
+        """Return a copy with the batch normalisation folded into the convolutions: same output, less time."""
         network = copy.deepcopy(self).eval()
         fold_batch_norm(network, "merge", "norm")
         for block in network.blocks:
@@ -86,9 +94,9 @@ class SRResNet(nn.Module):
 class _ResidualBlock(nn.Module):
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = conv3(num_features, num_features), nn.BatchNorm2d(num_features)
+        self.conv1, self.norm1 = conv3x3(num_features, num_features), nn.BatchNorm2d(num_features)
         self.activation = nn.PReLU()
-        self.conv2, self.norm2 = conv3(num_features, num_features), nn.BatchNorm2d(num_features)
+        self.conv2, self.norm2 = conv3x3(num_features, num_features), nn.BatchNorm2d(num_features)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.norm1(self.conv1(x)))

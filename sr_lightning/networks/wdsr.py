@@ -1,4 +1,4 @@
-"""WDSR: wide activations in narrow blocks, weight normalisation, everything at low resolution."""
+"""WDSR: residual blocks with wide activations and weight normalisation, all at low resolution."""
 
 import copy
 from math import sqrt
@@ -9,44 +9,51 @@ from torch.nn.utils import parametrizations, parametrize
 
 from sr_lightning.errors import InputError
 from sr_lightning.networks.bicubic import Bicubic
-from sr_lightning.networks.layers import div2k_mean, pixel_shuffle
+from sr_lightning.networks.layers import div2k_mean, pixel_shuffle, zero_bias
 
 
 class WDSR(nn.Module):
     """Wide Activation for Efficient and Accurate Image Super-Resolution, Yu et al. 2018, section 3 (arXiv 1808.08718).
 
-    Type A blocks (conv3, ReLU, conv3; `low_rank=None`) widen the features before the ReLU, type B blocks (conv1, ReLU,
-    conv1, conv3) widen them further and narrow them again below their first width. A second branch of one 5x5
-    convolution goes from the input to the output. Nothing follows the pixel shuffle. Published are A with
-    `num_features=32, num_blocks=16, expansion=4` and `128, 32, 4`, B with `32, 32, 6, low_rank=0.8`.
+    Type A blocks (3x3 convolution, ReLU, 3x3 convolution; `low_rank=None`) have wide features before the ReLU. Type B
+    blocks (1x1 convolution, ReLU, 1x1 convolution, 3x3 convolution) have wider ones, reduced to fewer channels than the
+    block's input before the 3x3 convolution. A second branch with one 5x5 convolution connects input and output.
+    Nothing follows the pixel shuffle. Published networks: type A with `num_features=32, num_blocks=16, expansion=4` and
+    `128, 32, 4`, type B with `32, 32, 6, low_rank=0.8`.
 
-    Initial weights follow the authors' second code (github.com/ychfan/wdsr): weights with random directions, of norm
-    2 for the first convolution of a block, 1/sqrt(num_blocks) for its last, 1 elsewhere (that code has no type B: 1
-    for its middle convolution is this project's choice), biases zero. So they are with and without weight
-    normalisation.
+    Initial weights follow the authors' second code (github.com/ychfan/wdsr), with and without weight normalisation:
+    filters with random directions and norm 2 for the first convolution of a block, 1/sqrt(num_blocks) for its last, 1
+    elsewhere; zero biases. That code has no type B; norm 1 for its middle convolution is this project's choice.
 
     Args:
-        scale: The factor.
+        scale: Super-resolution factor.
         num_features: Channels between the blocks.
-        num_blocks: Residual blocks.
-        expansion: Channels before a block's ReLU, as a multiple of `num_features`.
-        low_rank: Channels after a type B block's second convolution, as a share of `num_features`. None: type A.
-        residual_scale: What a block adds is multiplied by it.
-        weight_norm: Normalise the weights of every convolution, which allows learning rates ten times as high.
+        num_blocks: Number of residual blocks.
+        expansion: Channels before a block's ReLU, relative to `num_features`.
+        low_rank: Channels after the second convolution of a type B block, relative to `num_features`. None: type A.
+        residual_scale: Factor of each residual.
+        weight_norm: Use weight normalisation, which allows ten times higher learning rates.
         num_channels: 3 (RGB, as in the paper) or 1 (luma).
-        global_skip: Add the bicubic enlargement of the input instead of the mean. Not in the paper. Both branches'
-            last convolutions then start at zero, and the network as bicubic.
+        global_skip: Add the bicubically upscaled input instead of the mean. Not in the paper. The last convolution of
+            each branch is then initialised with zeros, so that training starts from bicubic.
 
     Attributes:
-        receptive_radius: LR pixels to each side of its own that an output pixel depends on, at every scale.
+        receptive_radius: Number of LR pixels in each direction that an output pixel depends on, at every scale.
 
     Shapes: lr (N, num_channels, h, w) in [0, 1], at least 1x1 -> sr (N, num_channels, h*scale, w*scale), float32,
-    unclamped. Inside, images are (image - mean) * 2 with the mean of DIV2K, as in the authors' first code
+    not clamped. Internally, images are (image - mean) * 2 with the mean of DIV2K, as in the authors' first code
     (github.com/JiahuiYu/wdsr_ntire2018).
 
     Raises:
-        InputError: A scale below 2, a number of channels that is none of the above, or a block left without channels.
+        InputError: The scale or the number of channels is not supported, or a block would have no channels.
+
+    Example:
+        >>> import torch
+        >>> WDSR(scale=2, num_blocks=1)(torch.rand(1, 3, 8, 6)).shape
+        torch.Size([1, 3, 16, 12])
     """
+
+    mean: Tensor
 
     def __init__(
         self,
@@ -65,9 +72,11 @@ class WDSR(nn.Module):
         wide = int(expansion * num_features)
         low = None if low_rank is None else int(low_rank * num_features)
         if wide < 1 or (low is not None and low < 1):
-            raise InputError(f"num_features={num_features}, {expansion=}, {low_rank=} leave a block without channels")
+            raise InputError(
+                f"num_features={num_features}, {expansion=}, {low_rank=} leave a block without channels: increase them"
+            )
         if scale < 2:
-            raise InputError(f"scale={scale}: WDSR enlarges by an integer of at least 2")
+            raise InputError(f"scale={scale}: WDSR needs an integer of at least 2")
         self.scale, self.num_channels = scale, num_channels
         self.receptive_radius = (2 if low is None else 1) * num_blocks + 2
         self.register_buffer("mean", div2k_mean(num_channels), persistent=False)
@@ -89,8 +98,10 @@ class WDSR(nn.Module):
         return sr + (self.mean if self.skip is None else self.skip(lr))
 
     def for_inference(self) -> "WDSR":
-        """A copy with the weight normalisation folded into plain weights: the same output in less time."""
-        return _fold_weight_norm(copy.deepcopy(self))
+        """Return a copy with the weight normalisation folded into plain weights: same output, less time."""
+        network = copy.deepcopy(self)
+        _fold_weight_norm(network)
+        return network
 
 
 class _Block(nn.Module):
@@ -112,22 +123,24 @@ class _Block(nn.Module):
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, *, norm: float = 1.0) -> nn.Conv2d:
-    """A weight-normalised convolution whose filters have random directions and this norm."""
+    """Return a weight-normalised convolution whose filters have random directions and the given norm."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-    nn.init.zeros_(conv.bias)
+    zero_bias(conv)
     parametrizations.weight_norm(conv)
-    nn.init.constant_(conv.parametrizations.weight.original0, norm)  # g of weight = g * v / |v|
+    gain = conv.parametrizations.weight.original0  # pyright: ignore - g of weight = g * v / |v|, added by weight_norm
+    nn.init.constant_(gain, norm)
     return conv
 
 
-def _fold_weight_norm(network: nn.Module) -> nn.Module:
-    """Put plain convolutions in the place of weight-normalised ones.
+def _fold_weight_norm(network: nn.Module) -> None:
+    """Replace weight-normalised convolutions by plain ones, in place.
 
-    Not `remove_parametrizations`: it changes the convolution's class, which after `deepcopy` is still the original's.
+    `remove_parametrizations` does not work here: it changes the class of the convolution, which after `deepcopy` is
+    still shared with the original.
     """
     for name, conv in list(network.named_modules()):
-        if parametrize.is_parametrized(conv):
-            plain = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, padding=conv.padding)
+        if isinstance(conv, nn.Conv2d) and parametrize.is_parametrized(conv):
+            kernel_size = conv.kernel_size[0]
+            plain = nn.Conv2d(conv.in_channels, conv.out_channels, kernel_size, padding=kernel_size // 2)
             plain.weight, plain.bias = nn.Parameter(conv.weight.detach()), conv.bias
             network.set_submodule(name, plain)
-    return network

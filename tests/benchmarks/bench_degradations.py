@@ -54,7 +54,7 @@ def one_by_one(steps, image, rng):
 
 
 def blurred(step, image, rng):
-    kernel = step.draw(rng.integers(0, 1 << 63, (1, step.words), dtype=np.uint64))[0].numpy()
+    kernel = step.draw(rng.integers(0, 1 << 63, (1, step.num_draws), dtype=np.uint64))[0].numpy()
     return np.stack([ndimage.correlate(plane, kernel, mode="mirror") for plane in image.transpose(2, 0, 1)], axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""Bicubic against MATLAB's own files, a slow oracle in exact fractions, and the SRCNN paper's figures."""
+"""Bicubic compared with MATLAB's files, a slow oracle in exact fractions, and the SRCNN paper's numbers."""
 
 from fractions import Fraction
 from math import floor, lcm
@@ -22,7 +22,7 @@ def keys_cubic(x: Fraction) -> Fraction:
 
 
 def oracle_line(line: list, factor: Fraction, border: str) -> list[Fraction]:
-    """One row or column resized, pixels counted from 1 as MATLAB does, in exact arithmetic."""
+    """Resize one row or column in exact arithmetic, with pixels counted from 1 as in MATLAB."""
     size, shrink = len(line), min(factor, Fraction(1))
     out = []
     for x in range(1, int(size * factor) + 1):
@@ -47,7 +47,7 @@ def to_uint8(value: Fraction) -> int:
 
 
 def oracle(image: np.ndarray, factor: Fraction, border: str) -> np.ndarray:
-    """(H, W), rows first; uint8 is rounded after each pass."""
+    """Resize (H, W), rows first; uint8 is rounded after each pass."""
     finish = to_uint8 if image.dtype == np.uint8 else (lambda value: value)
     exact = [[int(v) if image.dtype == np.uint8 else Fraction(float(v)) for v in row] for row in image]
     columns = [[finish(v) for v in oracle_line(column, factor, border)] for column in zip(*exact, strict=True)]
@@ -56,7 +56,7 @@ def oracle(image: np.ndarray, factor: Fraction, border: str) -> np.ndarray:
 
 
 def random_image(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Mostly black and white pixels, so that overshoot and clamping are everywhere."""
+    """Mostly black and white pixels, which cause overshoot and clamping."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(-200, 456, shape, generator=generator)
     return noise.clamp(0, 255).to(torch.uint8)
@@ -100,7 +100,7 @@ def test_uint8_equals_exact_arithmetic(scale, height, width, border):
 
 @pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize("scale", [6, 10])
-def test_ties_round_up_where_float64_cannot_hold_the_weights(scale, border):
+def test_ties_round_up_even_if_float64_cannot_represent_the_weights(scale, border):
     height = 4 * scale
     units = np.eye(height, dtype=int).tolist()
     weights = np.array([oracle_line(unit, Fraction(1, scale), border) for unit in units]).T  # (4, height)
@@ -115,7 +115,7 @@ def test_ties_round_up_where_float64_cannot_hold_the_weights(scale, border):
 
 @pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize(("scale", "height", "width"), [(2, 2, 4), (3, 3, 6), (4, 8, 8), (8, 8, 16)])
-def test_images_smaller_than_the_kernel_wrap_as_often_as_needed(scale, height, width, border):
+def test_images_smaller_than_the_kernel_are_mirrored_repeatedly(scale, height, width, border):
     hr = random_image(height, width, seed=scale)
     assert np.array_equal(downscale(hr, scale, border).numpy(), oracle(hr.numpy(), Fraction(1, scale), border))
 
@@ -152,14 +152,14 @@ def test_down_and_up_in_float64_gives_the_srcnn_papers_bicubic_psnr_on_set5(data
     assert torch.stack(scores).mean().item() == pytest.approx(psnr, abs=0.005)
 
 
-def test_a_batch_equals_its_images():
+def test_a_batch_gives_the_results_of_its_images():
     hr = random_image(2, 3, 40, 36)
     for scale in (2, 4):
         expected = [[downscale(plane, scale) for plane in image] for image in hr]
         assert torch.equal(downscale(hr, scale), torch.stack([torch.stack(planes) for planes in expected]))
 
 
-def test_strided_input_equals_its_contiguous_copy_and_the_result_is_contiguous():
+def test_strided_input_gives_the_same_contiguous_result():
     interleaved = random_image(36, 48, 3)
     views = (interleaved.permute(2, 0, 1), interleaved.permute(2, 1, 0), interleaved.permute(2, 0, 1)[:, ::2, 12:36])
     for view in views:
@@ -211,11 +211,11 @@ def test_crop_to_multiple_keeps_the_top_left_of_tensors_and_arrays():
     image = random_image(3, 11, 14)
     assert torch.equal(crop_to_multiple(image, 4), image[:, :8, :12])
     assert np.array_equal(crop_to_multiple(image.numpy(), 3), image.numpy()[:, :9, :12])
-    with pytest.raises(InputError, match=r"2x9 .* no pixel left at scale 3"):
+    with pytest.raises(InputError, match=r"2x9 .* too small for scale 3"):
         crop_to_multiple(torch.zeros(2, 9), 3)
 
 
-def test_bad_input_is_named_together_with_the_way_out():
+def test_invalid_input_is_refused_with_a_way_out():
     hr = random_image(3, 10, 12)
     with pytest.raises(InputError, match=r"10x12 .* by 4: crop it .*crop_to_multiple"):
         downscale(hr, 4)
@@ -232,7 +232,7 @@ def test_bad_input_is_named_together_with_the_way_out():
         Bicubic()(hr.float(), 2)
 
 
-def test_the_degradation_mirrors_by_default_and_its_key_tells_borders_apart():
+def test_the_degradation_mirrors_by_default_and_its_key_contains_the_border():
     hr = random_image(3, 24, 36)
     assert torch.equal(Bicubic()(hr, 3), downscale(hr, 3, "mirror"))
     assert torch.equal(Bicubic(border="replicate")(hr, 3), downscale(hr, 3, "replicate"))

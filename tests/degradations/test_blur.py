@@ -1,4 +1,4 @@
-"""Blur against SciPy's filters, kernels against their formulas and their spectra."""
+"""Blur compared with SciPy's filters, kernels with their formulas and spectra."""
 
 import math
 
@@ -9,23 +9,23 @@ from scipy import ndimage, special
 
 from sr_lightning.degradations import Blur
 from sr_lightning.degradations.blur import KERNELS, blur, gaussian_kernels, plateau_kernels, sinc_kernels
-from sr_lightning.degradations.padded_batch import Canvas
+from sr_lightning.degradations.padded_batch import PaddedBatch
 from sr_lightning.errors import InputError
 
 
-def numbers(*values):
+def float64(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def words(count, seed=0):
-    return np.random.Philox(key=seed).random_raw(count * Blur.words).reshape(count, -1)
+def random_bits(count, seed=0):
+    return np.random.Philox(key=seed).random_raw(count * Blur.num_draws).reshape(count, -1)
 
 
 @pytest.mark.parametrize("sizes", [[(40, 33), (25, 50)], [(11, 11), (1, 3)], [(6, 2)]])
-def test_each_image_is_filtered_with_its_kernel_and_mirrored_at_its_own_border(sizes):
+def test_each_image_is_filtered_with_its_own_kernel_and_mirrored_at_its_own_border(sizes):
     rng = np.random.default_rng(0)
     height, width = np.max(sizes, axis=0)
-    images = torch.full((len(sizes), 3, height, width), 1e3, dtype=torch.float64)  # beyond the images: anything
+    images = torch.full((len(sizes), 3, height, width), 1e3, dtype=torch.float64)  # the padding may have any value
     kernels = rng.standard_normal((len(sizes), 21, 21))
     for image, (h, w) in zip(images, sizes, strict=True):
         image[:, :h, :w] = torch.from_numpy(rng.random((3, h, w)))
@@ -36,19 +36,19 @@ def test_each_image_is_filtered_with_its_kernel_and_mirrored_at_its_own_border(s
             np.testing.assert_allclose(blurred[i, c, :h, :w], expected, atol=1e-10)
 
 
-def test_isotropic_gaussians_are_scipys_and_do_not_depend_on_the_angle():
+def test_isotropic_gaussians_match_scipy_at_every_angle():
     impulse = np.zeros((21, 21))
     impulse[10, 10] = 1
-    kernels = gaussian_kernels(numbers([1.7, 1.7], [1.7, 1.7]), numbers(0, 1), numbers(1, 1), torch.tensor([21, 21]))
+    kernels = gaussian_kernels(float64([1.7, 1.7], [1.7, 1.7]), float64(0, 1), float64(1, 1), torch.tensor([21, 21]))
     np.testing.assert_allclose(
         kernels[0], ndimage.gaussian_filter(impulse, 1.7, radius=10, mode="constant"), atol=1e-12
     )
     np.testing.assert_allclose(kernels[1], kernels[0], atol=1e-12)
 
 
-def test_an_anisotropic_gaussian_has_the_covariance_asked_for():
+def test_an_anisotropic_gaussian_has_the_given_covariance():
     angle, (long, short) = 0.6, (2.5, 0.9)
-    kernel = gaussian_kernels(numbers([long, short]), numbers(angle), numbers(1), torch.tensor([21]))[0].numpy()
+    kernel = gaussian_kernels(float64([long, short]), float64(angle), float64(1), torch.tensor([21]))[0].numpy()
     at = np.arange(-10, 11)
     xx, yy = (kernel.sum(0) * at**2).sum(), (kernel.sum(1) * at**2).sum()
     xy = (kernel * np.outer(at, at)).sum()
@@ -60,19 +60,19 @@ def test_an_anisotropic_gaussian_has_the_covariance_asked_for():
     assert axis @ cov @ across == pytest.approx(0, abs=0.01)
 
 
-def test_beta_makes_tops_flatter_and_plateaus_fall_to_half_at_one_sigma():
-    sigma, zero, size = numbers([3, 3]), numbers(0), torch.tensor([21])
-    gaussian, flat = (gaussian_kernels(sigma, zero, numbers(beta), size)[0, 10] for beta in (1, 4))
+def test_beta_flattens_gaussians_and_plateaus_fall_to_half_at_one_sigma():
+    sigma, zero, size = float64([3, 3]), float64(0), torch.tensor([21])
+    gaussian, flat = (gaussian_kernels(sigma, zero, float64(beta), size)[0, 10] for beta in (1, 4))
     assert gaussian[11] / gaussian[10] == pytest.approx(math.exp(-1 / 18))
     assert flat[11] / flat[10] == pytest.approx(math.exp(-0.5 / 9**4))
-    plateau = plateau_kernels(sigma, zero, numbers(2), size)[0, 10]
+    plateau = plateau_kernels(sigma, zero, float64(2), size)[0, 10]
     assert plateau[13] / plateau[10] == pytest.approx(0.5)
     assert plateau[16] / plateau[10] == pytest.approx(1 / (1 + 4**2))
 
 
 @pytest.mark.parametrize("cutoff", [0.4, 0.7])
-def test_the_sinc_passes_what_is_below_its_cutoff_and_rings(cutoff):
-    kernel = sinc_kernels(numbers(cutoff * math.pi), torch.tensor([21]))[0]
+def test_the_sinc_passes_frequencies_below_its_cutoff_and_rings(cutoff):
+    kernel = sinc_kernels(float64(cutoff * math.pi), torch.tensor([21]))[0]
     spectrum = torch.fft.fft2(kernel, s=(64, 64)).abs()
     along = np.arange(33) / 32  # the highest frequency is 1
     assert (spectrum[0, :33][along < cutoff - 0.12] - 1).abs().max() < 0.15
@@ -84,8 +84,8 @@ def test_the_sinc_passes_what_is_below_its_cutoff_and_rings(cutoff):
 
 
 @pytest.mark.parametrize("kind", KERNELS)
-def test_kernels_of_every_kind_have_sum_one_their_odd_size_and_their_symmetry(kind):
-    kernels = Blur({kind: 1}, sigma=(2, 3)).draw(words(64))
+def test_kernels_of_every_kind_are_normalised_symmetric_and_of_odd_size(kind):
+    kernels = Blur({kind: 1}, sigma=(2, 3)).draw(random_bits(64))
     np.testing.assert_allclose(kernels.sum((1, 2)), 1, atol=1e-12)
     np.testing.assert_allclose(kernels, kernels.flip(1, 2), atol=1e-12)
     if not kind.endswith("aniso"):
@@ -96,33 +96,33 @@ def test_kernels_of_every_kind_have_sum_one_their_odd_size_and_their_symmetry(ki
     assert sides == {7, 9, 11, 13, 15, 17, 19, 21}
 
 
-def test_kinds_are_drawn_by_their_weights_whatever_their_order():
-    draws = words(2000)
+def test_kinds_are_drawn_by_their_weights_in_any_order():
+    draws = random_bits(2000)
     sizes = {"size": (21, 21)}
     mixed = Blur({"sinc": 0.1, "iso": 0.9}, **sizes).draw(draws)
     assert torch.equal(mixed, Blur({"iso": 9, "sinc": 1}, **sizes).draw(draws))
     ringing = (mixed.amin((1, 2)) < -1e-9).double().mean()
-    assert 0.07 < ringing < 0.13  # 0.1 +- 0.007, and a sinc of the highest frequency hardly rings
+    assert 0.07 < ringing < 0.13  # 0.1 +- 0.007, and a sinc with a high cutoff hardly rings
 
 
-def test_narrow_sincs_keep_their_cutoff_above_a_third():
+def test_the_cutoff_of_narrow_sincs_is_at_least_a_third():
     def lowest(size):
-        kernels = Blur({"sinc": 1}, cutoff=(0.2, 0.2), size=(size, size)).draw(words(1))
+        kernels = Blur({"sinc": 1}, cutoff=(0.2, 0.2), size=(size, size)).draw(random_bits(1))
         return kernels[0, 10, 10]
 
-    assert lowest(11) == pytest.approx(sinc_kernels(numbers(math.pi / 3), torch.tensor([11]))[0, 10, 10])
-    assert lowest(13) == pytest.approx(sinc_kernels(numbers(math.pi / 5), torch.tensor([13]))[0, 10, 10])
+    assert lowest(11) == pytest.approx(sinc_kernels(float64(math.pi / 3), torch.tensor([11]))[0, 10, 10])
+    assert lowest(13) == pytest.approx(sinc_kernels(float64(math.pi / 5), torch.tensor([13]))[0, 10, 10])
 
 
-def test_a_blur_is_left_out_with_the_probability_asked_for():
+def test_blur_is_skipped_with_the_given_probability():
     images = torch.rand(400, 3, 4, 4, dtype=torch.float64)
-    canvas = Canvas(images, np.full((400, 2), 4))
-    blurred = Blur({"iso": 1}, sigma=(1, 1), probability=0.8)(canvas, words(400), None).images
+    batch = PaddedBatch(images, np.full((400, 2), 4))
+    blurred = Blur({"iso": 1}, sigma=(1, 1), probability=0.8)(batch, random_bits(400), None).images
     same = (blurred == images).flatten(1).all(dim=1)
     assert 40 < same.sum() < 120  # 80 +- 8
 
 
-def test_settings_that_make_no_sense_are_all_named():
+def test_all_invalid_settings_are_named():
     with pytest.raises(InputError) as caught:
         Blur({"box": 1}, sigma=(3, 0.2), plateau_beta=(1.5, 2), cutoff=(0, 1), size=(7, 22), probability=1.5)
     message = str(caught.value)

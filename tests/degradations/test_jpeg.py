@@ -1,4 +1,4 @@
-"""JPEG against Pillow's files, bit for bit."""
+"""JPEG compared with Pillow, bit for bit."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image, JpegImagePlugin, features
 
 from sr_lightning.degradations import JPEG
 from sr_lightning.degradations.jpeg import CHROMA, LUMA, jpeg, quality_table
-from sr_lightning.degradations.padded_batch import Canvas
+from sr_lightning.degradations.padded_batch import PaddedBatch
 from sr_lightning.errors import InputError
 
 SIZES = [(96, 96), (24, 24), (37, 50), (23, 9), (16, 17), (1, 5), (50, 31)]
@@ -18,15 +18,15 @@ SMOOTH = np.asarray(
 )
 
 
-def saved(image, quality):
-    """What Pillow reads of what it wrote."""
+def compressed(image, quality):
+    """The image after Pillow has saved it as JPEG and read it again."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     return Image.open(file)
 
 
-def on_canvas(images):
-    """Arrays (h, w, 3) -> planes of one size, with anything around, and the sizes."""
+def padded(images):
+    """Arrays (h, w, 3) -> images padded to one size with random values, and their sizes."""
     sizes = np.array([image.shape[:2] for image in images])
     planes = torch.rand(len(images), 3, *sizes.max(0), dtype=torch.float64)
     for plane, image, (h, w) in zip(planes, images, sizes, strict=True):
@@ -35,31 +35,31 @@ def on_canvas(images):
 
 
 @pytest.mark.parametrize("quality", [1, 10, 30, 49, 50, 51, 75, 88, 95, 100])
-def test_an_image_comes_out_as_from_pillows_file(quality):
+def test_an_image_is_compressed_exactly_like_by_pillow(quality):
     if not features.check_feature("libjpeg_turbo"):
         pytest.skip("this Pillow has another JPEG library")
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     images = [np.ascontiguousarray(image[:h, :w]) for image in (SMOOTH, noise) for h, w in SIZES]
-    planes, sizes = on_canvas(images)
+    planes, sizes = padded(images)
     ours = jpeg(planes, np.full(len(images), quality), sizes)
     for image, result in zip(images, ours, strict=True):
         h, w = image.shape[:2]
         levels = (result[:, :h, :w] * 255).round().numpy().transpose(1, 2, 0)
-        np.testing.assert_array_equal(levels, np.asarray(saved(image, quality)))
+        np.testing.assert_array_equal(levels, np.asarray(compressed(image, quality)))
 
 
 @pytest.mark.parametrize("quality", [3, 30, 50, 77, 95])
-def test_the_tables_are_those_in_pillows_file(quality):
-    tables = saved(SMOOTH, quality).quantization
+def test_the_quantisation_tables_match_pillows(quality):
+    tables = compressed(SMOOTH, quality).quantization
     for number, table in enumerate((LUMA, CHROMA)):
         ours = quality_table(table, np.array([quality]))[0].flatten().tolist()
         file = list(tables[number])
         assert sorted(ours) == sorted(file) and ours[:2] == file[:2]
-    assert JpegImagePlugin.get_sampling(saved(SMOOTH, quality)) == 2  # 4:2:0
+    assert JpegImagePlugin.get_sampling(compressed(SMOOTH, quality)) == 2  # 4:2:0
 
 
-def test_each_image_has_its_own_quality_and_is_the_same_alone():
-    planes, sizes = on_canvas([SMOOTH, SMOOTH[:40, :50], SMOOTH])
+def test_each_image_has_its_own_quality_and_does_not_depend_on_the_batch():
+    planes, sizes = padded([SMOOTH, SMOOTH[:40, :50], SMOOTH])
     qualities = np.array([95, 60, 10])
     together = jpeg(planes, qualities, sizes)
     for i, (h, w) in enumerate(sizes):
@@ -69,27 +69,27 @@ def test_each_image_has_its_own_quality_and_is_the_same_alone():
     assert errors[1] > 5 * errors[0] > 0
 
 
-def test_values_are_rounded_and_clamped_to_8_bits_first():
-    planes, sizes = on_canvas([SMOOTH])
+def test_images_are_first_clamped_and_rounded_to_8_bits():
+    planes, sizes = padded([SMOOTH])
     moved = planes + 0.3 / 255
     moved[planes == planes.max()] += 1
     expected = jpeg(torch.where(planes == planes.max(), 1.0, planes), np.array([80]), sizes)
     assert torch.equal(jpeg(moved, np.array([80]), sizes), expected)
 
 
-def test_every_quality_of_the_range_is_drawn():
-    words = np.random.Philox(key=0).random_raw(400).reshape(200, 2)
-    canvas = Canvas(
+def test_every_quality_in_the_range_is_drawn():
+    random_bits = np.random.Philox(key=0).random_raw(400).reshape(200, 2)
+    batch = PaddedBatch(
         torch.from_numpy(SMOOTH[:16, :16].transpose(2, 0, 1) / 255).expand(200, -1, -1, -1), np.full((200, 2), 16)
     )
-    drawn = JPEG(quality=(20, 22), probability=0.5)(canvas, words, None).images
-    possible = [canvas.images[0], *(jpeg(canvas.images[:1], np.array([q]), canvas.sizes[:1])[0] for q in (20, 21, 22))]
+    drawn = JPEG(quality=(20, 22), probability=0.5)(batch, random_bits, None).images
+    possible = [batch.images[0], *(jpeg(batch.images[:1], np.array([q]), batch.sizes[:1])[0] for q in (20, 21, 22))]
     counts = [int((drawn == image).flatten(1).all(1).sum()) for image in possible]
     assert sum(counts) == 200 and 75 < counts[0] < 125 and all(15 < count < 55 for count in counts[1:])
 
 
-def test_settings_that_make_no_sense_are_named():
-    with pytest.raises(InputError, match=r"jpeg: quality=\[0, 30\]: two ordered whole numbers from 1 to 100"):
+def test_all_invalid_settings_are_named():
+    with pytest.raises(InputError, match=r"jpeg: quality=\[0, 30\]: give \[low, high\], integers from 1 to 100"):
         JPEG(quality=[0, 30])
     with pytest.raises(InputError, match=r"quality=\[30, 50.5\].*probability=-1"):
         JPEG(quality=[30, 50.5], probability=-1)

@@ -1,4 +1,4 @@
-"""Noise against SplitMix64's published numbers, and its statistics against SciPy's distributions."""
+"""Noise compared with SplitMix64's published numbers and SciPy's distributions."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 
 from sr_lightning.degradations import Noise
-from sr_lightning.degradations.noise import PHOTONS, gaussian_noise, poisson_noise, random_bits, standard_normal
-from sr_lightning.degradations.padded_batch import Canvas
+from sr_lightning.degradations.noise import PHOTONS, gaussian_noise, poisson_noise, splitmix64, standard_normal
+from sr_lightning.degradations.padded_batch import PaddedBatch
 from sr_lightning.errors import InputError
 
 
@@ -19,8 +19,8 @@ def per_image(*values):
     return torch.tensor(values).reshape(-1, 1, 1, 1)
 
 
-def test_the_bits_are_those_of_splitmix64():
-    bits = random_bits(torch.tensor([1234567]), 1, 1, 5).flatten().numpy().view(np.uint64).tolist()
+def test_splitmix64_gives_the_published_numbers():
+    bits = splitmix64(torch.tensor([1234567]), 1, 1, 5).flatten().numpy().view(np.uint64).tolist()
     assert bits == [
         6457827717110365317,
         3203168211198807973,
@@ -30,14 +30,14 @@ def test_the_bits_are_those_of_splitmix64():
     ]
 
 
-def test_what_is_drawn_at_a_place_depends_on_its_key_and_place_alone():
+def test_the_bits_at_a_position_depend_only_on_the_key_and_the_position():
     key = torch.tensor([5, -(1 << 60)])
-    large = random_bits(key, 3, 20, 30)
-    assert torch.equal(random_bits(key[1:], 2, 7, 9), large[1:, :2, :7, :9])
+    large = splitmix64(key, 3, 20, 30)
+    assert torch.equal(splitmix64(key[1:], 2, 7, 9), large[1:, :2, :7, :9])
     assert len(large.unique()) == large.numel()
 
 
-def test_normal_numbers_are_normal_and_independent():
+def test_standard_normal_numbers_are_normal_and_independent():
     normal = standard_normal(torch.tensor([0, 1]), 3, 100, 200).flatten(1).numpy()
     for numbers in normal:
         assert stats.kstest(numbers, "norm").pvalue > 1e-3
@@ -46,7 +46,7 @@ def test_normal_numbers_are_normal_and_independent():
         assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(len(one))
 
 
-def test_gaussian_noise_has_its_sigma_in_levels_and_is_gray_where_asked():
+def test_gaussian_noise_has_the_given_sigma_in_levels_and_can_be_gray():
     key = torch.tensor([1, 2])
     noisy, gray = (gaussian_noise(flat(128, 2), per_image(10.0, 20.0), key, gray=gray) for gray in (False, True))
     noise = (noisy - 128 / 255) * 255
@@ -59,7 +59,7 @@ def test_gaussian_noise_has_its_sigma_in_levels_and_is_gray_where_asked():
 
 
 @pytest.mark.parametrize("level", [10, 60, 230])
-def test_poisson_noise_counts_photons_as_scipy_distributes_them(level):
+def test_photon_counts_follow_scipys_poisson_distribution(level):
     noisy = poisson_noise(flat(level, 1, 120), per_image(0.1), torch.tensor([level]))
     mean = PHOTONS * level / 255
     photons = (noisy * 255 - level) / 255 / 0.1 * PHOTONS + mean
@@ -74,7 +74,7 @@ def test_poisson_noise_counts_photons_as_scipy_distributes_them(level):
     assert chi2 < stats.chi2.ppf(0.999, common.sum())
 
 
-def test_poisson_noise_is_stronger_where_it_is_brighter_none_on_black_and_gray_where_asked():
+def test_poisson_noise_grows_with_brightness_is_zero_on_black_and_can_be_gray():
     key = torch.tensor([7])
     assert torch.equal(poisson_noise(flat(0), per_image(3.0), key), flat(0))
     dark, bright = (poisson_noise(flat(level), per_image(0.5), key).std().item() for level in (20, 80))
@@ -85,11 +85,11 @@ def test_poisson_noise_is_stronger_where_it_is_brighter_none_on_black_and_gray_w
     )
 
 
-def test_kinds_strengths_and_grayness_are_drawn_by_their_probabilities():
-    words = np.random.Philox(key=3).random_raw(2000).reshape(400, 5)
-    canvas = Canvas(flat(128, 400, 24), np.full((400, 2), 24))
+def test_kind_strength_and_grayness_follow_their_probabilities():
+    random_bits = np.random.Philox(key=3).random_raw(2000).reshape(400, 5)
+    batch = PaddedBatch(flat(128, 400, 24), np.full((400, 2), 24))
     noise = Noise(gaussian=0.25, sigma=(5, 10), poisson_scale=(0, 0), gray=0.4, probability=0.8)
-    change = noise(canvas, words, None).images - canvas.images
+    change = noise(batch, random_bits, None).images - batch.images
     deviation = change[:, 0].std(dim=(1, 2)) * 255
     gaussian = deviation > 0
     assert 55 < gaussian.sum() < 105  # 400 * 0.8 * 0.25 = 80 +- 8
@@ -98,6 +98,8 @@ def test_kinds_strengths_and_grayness_are_drawn_by_their_probabilities():
     assert 0.2 < gray.double().mean() < 0.6  # 0.4 +- 0.055
 
 
-def test_settings_that_make_no_sense_are_all_named():
-    with pytest.raises(InputError, match=r"noise: gray=2: from 0 to 1; sigma=\[5, 1\]: two ordered numbers"):
+def test_all_invalid_settings_are_named():
+    with pytest.raises(
+        InputError, match=r"noise: gray=2: give a number from 0 to 1; sigma=\[5, 1\]: give \[low, high\] from 0 to 255"
+    ):
         Noise(gray=2, sigma=[5, 1])

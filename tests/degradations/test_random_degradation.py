@@ -1,4 +1,4 @@
-"""Whole chains: what they depend on, in which company, and that every yaml of conf/degradation is one that works."""
+"""Whole chains: reproducibility, independence from the batch, and every yaml in conf/degradation."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sr_lightning.degradations import JPEG, Blur, EitherOrder, Noise, RandomDegradation, Resize
-from sr_lightning.degradations.padded_batch import Canvas
+from sr_lightning.degradations.padded_batch import PaddedBatch
 from sr_lightning.errors import InputError
 
 FOLDER = Path(__file__).parents[2] / "conf" / "degradation"
@@ -32,7 +32,7 @@ def patches(count=8, height=48, width=48, seed=0):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_lr_is_8_bit_of_its_size_and_another_for_each_image(name, scale):
+def test_lr_has_8_bits_and_the_right_size_and_differs_for_each_image(name, scale):
     degradation = load(name)
     hr = patches(1).expand(12, -1, -1, -1)
     lr = degradation.degrade(hr, scale, degradation.draw(0, 0, 12))
@@ -40,24 +40,24 @@ def test_lr_is_8_bit_of_its_size_and_another_for_each_image(name, scale):
     levels = (lr * 255).round()
     assert torch.equal(lr, levels * (1 / 255)) and levels.min() >= 0 and levels.max() <= 255
     assert len({image.numpy().tobytes() for image in lr}) == 12
-    assert (lr - hr[0].mean(dim=(1, 2), keepdim=True)).mean().abs() < 0.05  # it is still that image
+    assert (lr - hr[0].mean(dim=(1, 2), keepdim=True)).mean().abs() < 0.05  # still the same image
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_image_does_not_depend_on_those_beside_it_nor_on_what_came_before(name):
+def test_an_image_does_not_depend_on_the_batch_or_on_earlier_calls(name):
     degradation = load(name)
-    hr, words = patches(10), degradation.draw(3, 7, 10)
-    together = degradation.degrade(hr, 4, words)
+    hr, random_bits = patches(10), degradation.draw(3, 7, 10)
+    together = degradation.degrade(hr, 4, random_bits)
     degradation.degrade(patches(2, seed=1), 4, degradation.draw(3, 8, 2))
-    torch.rand(1)  # no global generator has a say
+    torch.rand(1)  # the global generator has no influence
     for part in (slice(0, None, 2), slice(1, None, 2), slice(9, None)):
-        assert torch.equal(degradation.degrade(hr[part], 4, words[part]), together[part])
-    all_in_one_plane = degradation._part(hr, 4, words)
-    assert torch.equal(all_in_one_plane, together)
+        assert torch.equal(degradation.degrade(hr[part], 4, random_bits[part]), together[part])
+    in_one_chunk = degradation._degrade_chunk(hr, 4, random_bits)
+    assert torch.equal(in_one_chunk, together)
     assert torch.equal(load(name).degrade(hr, 4, load(name).draw(3, 7, 10)), together)
 
 
-def test_words_depend_on_seed_and_batch_number_and_are_not_those_of_the_patches():
+def test_the_random_bits_depend_on_seed_and_batch_number_and_differ_from_those_of_the_patches():
     degradation = load("second_order")
     drawn = degradation.draw(0, 0, 4)
     assert drawn.shape == (4, 8 + 3 + 5 + 2 + 8 + 3 + 5 + 1 + 3 + 8 + 2) and drawn.dtype == np.uint64
@@ -66,17 +66,19 @@ def test_words_depend_on_seed_and_batch_number_and_are_not_those_of_the_patches(
         assert not set(drawn.flatten().tolist()) & set(other.flatten().tolist())
 
 
-def test_a_device_with_an_accelerator_gives_the_same_bits():
+def test_a_gpu_gives_the_same_bits():
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     for name in NAMES:
         degradation = load(name)
-        hr, words = patches(70), degradation.draw(0, 5, 70)
-        assert torch.equal(degradation.degrade(hr.cuda(), 4, words).cpu(), degradation.degrade(hr, 4, words))
+        hr, random_bits = patches(70), degradation.draw(0, 5, 70)
+        assert torch.equal(
+            degradation.degrade(hr.cuda(), 4, random_bits).cpu(), degradation.degrade(hr, 4, random_bits)
+        )
 
 
 class OneDevice(TorchDispatchMode):
-    """Lets no operation have operands on two devices, but for copies and numbers."""
+    """Fail at operations with operands on two devices, except copies and scalars."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim > 0]
@@ -86,15 +88,15 @@ class OneDevice(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_everything_is_computed_where_the_images_are_and_none_of_it_is_waited_for(name):
+def test_everything_is_computed_on_the_images_device_without_synchronising(name):
     degradation = load(name)
     for k in range(5):
-        hr = torch.empty(12, 3, 48, 48, device="meta")  # of which no value can be asked
+        hr = torch.empty(12, 3, 48, 48, device="meta")  # reading a value would fail
         with OneDevice():
             assert degradation.degrade(hr, 4, degradation.draw(0, k, 12)).device == hr.device
 
 
-def test_whole_images_of_any_shape_get_the_same_lr_in_every_run():
+def test_a_whole_image_gets_the_same_lr_in_every_run():
     degradation = load("second_order")
     hr = (patches(1, 40, 72)[0] * 255).round().to(torch.uint8)
     lr = degradation(hr, 4)
@@ -103,7 +105,7 @@ def test_whole_images_of_any_shape_get_the_same_lr_in_every_run():
     assert torch.equal(load("second_order")(hr, 4), lr)
     changed = hr.clone()
     changed[0, 0, 0] ^= 1
-    assert (load("second_order")(changed, 4) != lr).double().mean() > 0.5  # another image, other noise
+    assert (load("second_order")(changed, 4) != lr).double().mean() > 0.5  # another image gets other noise
 
 
 def test_a_gray_image_stays_gray_with_one_channel_or_three():
@@ -113,7 +115,7 @@ def test_a_gray_image_stays_gray_with_one_channel_or_three():
     assert one.shape == (1, 12, 12) and torch.equal(three, one.expand(3, -1, -1))
 
 
-def test_the_key_and_the_protocols_name_stand_for_every_setting():
+def test_every_setting_changes_the_key_and_the_lr_source():
     base, changed = load("second_order"), load("second_order", "steps.finish.other.jpeg.quality=[30,96]")
     assert base.lr_source.startswith("made-second_order-") and base.key != changed.key
     assert base.lr_source != changed.lr_source
@@ -124,7 +126,7 @@ def test_the_key_and_the_protocols_name_stand_for_every_setting():
     assert instantiate(removed).key != base.key
 
 
-def test_the_second_order_chain_is_the_published_one():
+def test_the_second_order_chain_has_the_published_settings():
     steps = load("second_order").steps
     assert [type(step) for step in steps.values()] == [Blur, Resize, Noise, JPEG, Blur, Resize, Noise, EitherOrder]
     first, second = steps["blur"], steps["blur_2"]
@@ -137,31 +139,31 @@ def test_the_second_order_chain_is_the_published_one():
 
 
 class Mark:
-    """A step that appends its digit to the pixels, to tell the order."""
+    """A step that appends its digit to the pixels, which shows the order of the steps."""
 
     def __init__(self, digit):
-        self.digit, self.words = digit, digit
+        self.digit, self.num_draws = digit, digit
 
-    def __call__(self, canvas, words, lr_sizes):
-        assert words.shape == (len(canvas.images), self.words)
-        return Canvas(10 * canvas.images + self.digit, canvas.sizes)
+    def __call__(self, batch, random_bits, lr_sizes):
+        assert random_bits.shape == (len(batch.images), self.num_draws)
+        return PaddedBatch(10 * batch.images + self.digit, batch.sizes)
 
 
-def test_either_order_is_taken_half_the_time_and_each_step_gets_its_words():
+def test_both_orders_are_used_and_each_step_gets_its_own_random_bits():
     step = EitherOrder({"a": Mark(1), "b": Mark(2)}, {"c": Mark(3)})
-    assert step.words == 7
-    words = np.random.Philox(key=0).random_raw(200 * 7).reshape(200, 7)
-    canvas = Canvas(torch.zeros(200, 3, 1, 1, dtype=torch.float64), np.ones((200, 2), np.int64))
-    orders = step(canvas, words, np.ones((200, 2), np.int64)).images[:, 0, 0, 0].int().tolist()
-    assert orders == [123 if word < 1 << 63 else 312 for word in words[:, 0].tolist()]
+    assert step.num_draws == 7
+    random_bits = np.random.Philox(key=0).random_raw(200 * 7).reshape(200, 7)
+    batch = PaddedBatch(torch.zeros(200, 3, 1, 1, dtype=torch.float64), np.ones((200, 2), np.int64))
+    orders = step(batch, random_bits, np.ones((200, 2), np.int64)).images[:, 0, 0, 0].int().tolist()
+    assert orders == [123 if bits < 1 << 63 else 312 for bits in random_bits[:, 0].tolist()]
     assert set(orders) == {123, 312}
 
 
-def test_mistakes_are_named():
-    with pytest.raises(InputError, match=r"its steps lead to 48x48, LR has 12x12; .*relative_to=lr"):
+def test_invalid_chains_and_images_are_refused():
+    with pytest.raises(InputError, match=r"its steps lead to 48x48, but LR has 12x12; .*relative_to=lr"):
         no_resize = RandomDegradation("mine", {"jpeg": JPEG()})
         no_resize.degrade(patches(2), 4, no_resize.draw(0, 0, 2))
-    with pytest.raises(InputError, match=r"name='my own': letters, digits .*; steps=\{\}: one or more"):
+    with pytest.raises(InputError, match=r"name='my own': use letters, digits .*; steps=\{\}: give one or more"):
         RandomDegradation("my own", {})
     with pytest.raises(InputError, match="second_order takes uint8"):
         load("second_order")(torch.rand(3, 8, 8), 2)

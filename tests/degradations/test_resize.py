@@ -1,4 +1,4 @@
-"""Resizing against torch's own interpolation, image by image."""
+"""Resizing compared with torch's interpolation, image by image."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from sr_lightning.degradations import Resize
-from sr_lightning.degradations.padded_batch import Canvas
+from sr_lightning.degradations.padded_batch import PaddedBatch
 from sr_lightning.degradations.resize import METHODS, resize
 from sr_lightning.errors import InputError
 
@@ -20,7 +20,7 @@ def expected(image, size, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_images_of_several_sizes_are_resized_as_torch_does_each(method):
+def test_images_of_different_sizes_are_resized_like_by_torch(method):
     images = torch.rand(len(OLD), 3, 40, 50, dtype=torch.float64)
     which = np.full(len(OLD), METHODS.index(method))
     resized = resize(images, np.array(OLD), np.array(NEW), which)
@@ -32,7 +32,7 @@ def test_images_of_several_sizes_are_resized_as_torch_does_each(method):
 
 
 @pytest.mark.parametrize("new", [(32, 48), (8, 8), (20, 31)])
-def test_methods_mix_in_one_batch_and_an_image_alone_gets_the_same_bits(new):
+def test_methods_can_be_mixed_and_images_do_not_depend_on_the_batch(new):
     images = torch.rand(3, 3, 20, 31, dtype=torch.float64)
     old, new, methods = np.tile((20, 31), (3, 1)), np.tile(new, (3, 1)), np.arange(3)
     together = resize(images, old, new, methods)
@@ -41,10 +41,10 @@ def test_methods_mix_in_one_batch_and_an_image_alone_gets_the_same_bits(new):
         torch.testing.assert_close(together[i], expected(images[i], new[0], METHODS[i]), atol=1e-12, rtol=0)
 
 
-def test_factors_go_up_down_or_nowhere_by_their_probabilities_and_within_their_range():
-    words = np.random.Philox(key=1).random_raw(900).reshape(300, 3)
-    canvas = Canvas(torch.rand(300, 1, 40, 20, dtype=torch.float64), np.tile((40, 20), (300, 1)))
-    sizes = Resize(up=0.2, down=0.7, factor=(0.5, 1.5))(canvas, words, None).sizes
+def test_factors_follow_their_probabilities_and_stay_in_their_range():
+    random_bits = np.random.Philox(key=1).random_raw(900).reshape(300, 3)
+    batch = PaddedBatch(torch.rand(300, 1, 40, 20, dtype=torch.float64), np.tile((40, 20), (300, 1)))
+    sizes = Resize(up=0.2, down=0.7, factor=(0.5, 1.5))(batch, random_bits, None).sizes
     heights = sizes[:, 0]
     assert heights.min() == 20 and heights.max() == 60
     assert np.abs(sizes[:, 1] - heights / 2).max() <= 0.5
@@ -52,15 +52,15 @@ def test_factors_go_up_down_or_nowhere_by_their_probabilities_and_within_their_r
     assert 170 < (heights < 40).sum() < 240  # 210 +- 8
 
 
-def test_factors_relative_to_lr_lead_from_any_size_to_lr():
-    canvas = Canvas(torch.rand(2, 3, 30, 30, dtype=torch.float64), np.array([(30, 21), (5, 30)]))
-    words = np.random.Philox(key=0).random_raw(6).reshape(2, 3)
+def test_a_factor_relative_to_lr_gives_lrs_size_from_any_size():
+    batch = PaddedBatch(torch.rand(2, 3, 30, 30, dtype=torch.float64), np.array([(30, 21), (5, 30)]))
+    random_bits = np.random.Philox(key=0).random_raw(6).reshape(2, 3)
     lr = np.array([(8, 7), (8, 7)])
-    after = Resize(relative_to="lr")(canvas, words, lr)
+    after = Resize(relative_to="lr")(batch, random_bits, lr)
     assert after.sizes.tolist() == lr.tolist() and after.images.shape == (2, 3, 8, 7)
 
 
-def test_settings_that_make_no_sense_are_all_named():
+def test_all_invalid_settings_are_named():
     with pytest.raises(InputError) as caught:
         Resize(up=0.7, down=0.7, factor=(1.1, 1.5), relative_to="hr")
     for part in ("up=0.7, down=0.7: ", "factor=(1.1, 1.5): ", "relative_to=hr: choose input or lr"):

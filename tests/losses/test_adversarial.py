@@ -10,7 +10,7 @@ from sr_lightning.networks import ESPCN, PatchDiscriminator
 
 EVERY = pytest.mark.parametrize("loss", [Vanilla(), LeastSquares(), RelativisticAverage(), Hinge()], ids=type)
 
-# (sr, hr) -> the generator's and the discriminator's loss, with D = sigmoid(C) where the paper has a probability
+# (sr, hr) -> loss of the generator and of the discriminator; D = sigmoid(C) where the paper has a probability
 PAPERS = {
     Vanilla: (
         lambda s, h: -np.log(expit(s)).mean(),
@@ -38,7 +38,7 @@ def logits(shape=(6, 1)):
 
 @EVERY
 @pytest.mark.parametrize("shape", [(6, 1), (2, 1, 5, 4)])
-def test_both_losses_are_the_papers(loss, shape):
+def test_both_losses_match_the_papers_equations(loss, shape):
     sr, hr = logits(shape)
     for function, paper in zip((loss.generator, loss.discriminator), PAPERS[type(loss)], strict=True):
         value = function(sr, hr)
@@ -46,22 +46,22 @@ def test_both_losses_are_the_papers(loss, shape):
         assert value.item() == pytest.approx(paper(sr.double().numpy(), hr.double().numpy()), rel=1e-5)
 
 
-def test_the_losses_by_hand():
+def test_the_losses_match_manual_calculations():
     sr, hr = torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0], [1.0]])
     assert LeastSquares().discriminator(sr, hr).item() == 0.5 * ((4 + 0) / 2 + (0 + 4) / 2)
     assert LeastSquares().generator(sr).item() == 0.5 * (1 + 1) / 2
     assert Hinge().discriminator(sr, hr).item() == 0 + (1 + 3) / 2
     assert Hinge().generator(sr).item() == -1
-    nobody_knows = torch.zeros(4, 1)
+    undecided = torch.zeros(4, 1)
     for loss in (Vanilla(), RelativisticAverage()):
-        assert loss.discriminator(nobody_knows, nobody_knows).item() == pytest.approx(2 * np.log(2))
-    assert Vanilla().generator(nobody_knows).item() == pytest.approx(np.log(2))
-    assert RelativisticAverage().generator(nobody_knows, nobody_knows).item() == pytest.approx(2 * np.log(2))
+        assert loss.discriminator(undecided, undecided).item() == pytest.approx(2 * np.log(2))
+    assert Vanilla().generator(undecided).item() == pytest.approx(np.log(2))
+    assert RelativisticAverage().generator(undecided, undecided).item() == pytest.approx(2 * np.log(2))
 
 
 @EVERY
-def test_belief_is_a_share_that_rises_with_the_logits(loss):
-    values = [loss.belief(torch.full((2, 1, 3, 3), float(x))).item() for x in (-50, -0.5, 0, 0.5, 50)]
+def test_realness_rises_from_0_to_1_with_the_logits(loss):
+    values = [loss.realness(torch.full((2, 1, 3, 3), float(x))).item() for x in (-50, -0.5, 0, 0.5, 50)]
     assert values[0] == pytest.approx(0, abs=1e-9)
     assert values[-1] == pytest.approx(1)
     assert values == sorted(values)
@@ -72,23 +72,26 @@ def test_belief_is_a_share_that_rises_with_the_logits(loss):
         LeastSquares: np.clip(sr, 0, 1),
         Hinge: np.clip((sr + 1) / 2, 0, 1),
     }
-    assert loss.belief(torch.from_numpy(sr)).item() == pytest.approx(expected[type(loss)].mean(), rel=1e-6)
+    assert loss.realness(torch.from_numpy(sr)).item() == pytest.approx(expected[type(loss)].mean(), rel=1e-6)
 
 
 @EVERY
 def test_only_the_relativistic_generator_needs_hr(loss):
     sr, hr = logits()
     assert loss.generator_needs_hr == isinstance(loss, RelativisticAverage)
-    if not loss.generator_needs_hr:
+    if loss.generator_needs_hr:
+        with pytest.raises(ValueError, match="generator needs hr_logits"):
+            loss.generator(sr)
+    else:
         assert torch.equal(loss.generator(sr, None), loss.generator(sr, hr))
         assert torch.equal(loss.generator(sr), loss.generator(sr, hr))
 
 
 @EVERY
-def test_each_pulls_the_logits_its_own_way_and_the_generator_leaves_hr_alone(loss):
+def test_the_losses_pull_the_logits_in_opposite_directions_without_a_gradient_from_generator_to_hr(loss):
     sr, hr = (x.clamp(-0.9, 0.9).requires_grad_() for x in logits())
     loss.generator(sr, hr).backward()
-    assert (sr.grad < 0).all()  # a step downhill makes sr more real
+    assert (sr.grad < 0).all()  # gradient descent makes sr more real
     assert hr.grad is None
     sr.grad = None
     loss.discriminator(sr, hr).backward()
@@ -107,7 +110,7 @@ def test_extreme_logits_give_finite_losses_and_gradients(loss):
     assert hr.grad.isfinite().all()
 
 
-def test_vanilla_does_not_saturate_where_the_discriminator_is_sure():
+def test_the_vanilla_generator_loss_does_not_saturate_for_a_confident_discriminator():
     sr = torch.tensor([[-30.0]]).requires_grad_()
     loss = Vanilla().generator(sr)
     loss.backward()
@@ -117,21 +120,21 @@ def test_vanilla_does_not_saturate_where_the_discriminator_is_sure():
 
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_losses_are_made_in_float32_whatever_the_logits_are(loss, dtype):
+def test_losses_are_computed_in_float32_for_half_precision_logits(loss, dtype):
     sr, hr = (x.to(dtype) for x in logits())
     with torch.autocast("cpu", torch.bfloat16):
-        values = [loss.generator(sr, hr), loss.discriminator(sr, hr), loss.belief(sr)]
+        values = [loss.generator(sr, hr), loss.discriminator(sr, hr), loss.realness(sr)]
     exact = [
         loss.generator(sr.float(), hr.float()),
         loss.discriminator(sr.float(), hr.float()),
-        loss.belief(sr.float()),
+        loss.realness(sr.float()),
     ]
     assert all(value.dtype == torch.float32 for value in values)
     assert torch.equal(torch.stack(values), torch.stack(exact))
 
 
 @EVERY
-def test_the_adversarial_loss_alone_trains_the_generator_through_a_frozen_discriminator(loss):
+def test_the_adversarial_loss_trains_a_generator_through_a_frozen_discriminator(loss):
     torch.manual_seed(0)
     network = ESPCN(scale=2, num_features=[8], kernel_sizes=[3, 3])
     discriminator = PatchDiscriminator(num_features=4, num_layers=1, num_channels=1).requires_grad_(False).eval()
@@ -152,6 +155,6 @@ def test_the_adversarial_loss_alone_trains_the_generator_through_a_frozen_discri
     assert all(p.grad is None for p in discriminator.parameters())
 
 
-def test_the_interface_alone_can_not_be_used():
+def test_the_abstract_class_cannot_be_instantiated():
     with pytest.raises(TypeError, match="abstract"):
         Adversarial()

@@ -1,4 +1,4 @@
-"""A bare trainer, for what happens in a step."""
+"""A minimal trainer for tests of single steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def data(pictures, tmp_path) -> FolderDataModule:
 
 @pytest.fixture
 def fit(data, tmp_path) -> Callable[..., pl.Trainer]:
-    """Trains a module for some steps on `data`, with no more around it than a test adds."""
+    """A function that trains a module for some steps on `data`, without logger and callbacks."""
 
     def fit(module: pl.LightningModule, steps: int, **settings: Any) -> pl.Trainer:
         trainer = pl.Trainer(

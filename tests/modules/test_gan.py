@@ -11,6 +11,7 @@ from sr_lightning.checkpoints.checkpoint import network_weights
 from sr_lightning.errors import InputError
 from sr_lightning.losses import LeastSquares, RelativisticAverage, Vanilla, WeightedSum
 from sr_lightning.modules import GANModule
+from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.networks import EDSR, Bicubic
 
 RATE, DISCRIMINATOR_RATE = 0.05, 0.02
@@ -37,10 +38,10 @@ def gan(adversarial=None, **options) -> GANModule:
     return GANModule(**(settings | options))
 
 
-def by_hand(module: GANModule, data, steps: int) -> None:
-    """The same training in plain PyTorch, with vanilla losses."""
+def train_in_plain_pytorch(module: GANModule, data, steps: int) -> None:
+    """Train in the same way in plain PyTorch, with vanilla losses."""
     data.setup()
-    real, made = torch.ones, torch.zeros
+    real, fake = torch.ones, torch.zeros
     for k in range(steps):
         batch = data.to_float(data.train_batches()[k])
         sr, hr = module.network(batch["lr"]), batch["hr"]
@@ -53,7 +54,7 @@ def by_hand(module: GANModule, data, steps: int) -> None:
         logits = module.discriminator(torch.cat([hr, sr.detach()])).chunk(2)
         loss = sum(
             F.binary_cross_entropy_with_logits(part, label(part.shape))
-            for part, label in zip(logits, (real, made), strict=True)
+            for part, label in zip(logits, (real, fake), strict=True)
         )
         gradients = torch.autograd.grad(loss, list(module.discriminator.parameters()))
         for p, gradient in zip(module.discriminator.parameters(), gradients, strict=True):
@@ -65,15 +66,15 @@ def assert_close(one: GANModule, other: GANModule, **tolerance) -> None:
         torch.testing.assert_close(a, b, **tolerance, msg=name)
 
 
-def test_the_step_is_the_one_written_by_hand(fit, data):
+def test_training_matches_the_same_steps_in_plain_pytorch(fit, data):
     trained, expected = gan(), gan()
     fit(trained, 5)
-    by_hand(expected, data, 5)
+    train_in_plain_pytorch(expected, data, 5)
     assert_close(trained, expected)
     assert not torch.equal(trained.network.head.weight, gan().network.head.weight)
 
 
-def test_a_step_is_a_batch(fit):
+def test_steps_and_schedules_count_batches(fit):
     halve = partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5)
     trained = gan(scheduler=halve, discriminator_scheduler=halve)
     trainer = fit(trained, 7)
@@ -90,7 +91,7 @@ def test_the_generator_enlarges_each_batch_once(fit):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_both_gradients_are_clipped_whatever_the_precision(fit, precision):
+def test_both_gradients_are_clipped_in_every_precision(fit, precision):
     clip = 1e-3
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if precision == "16-mixed" else None
     plugins = None if precision == "32-true" else [MixedPrecision(precision, "cpu", scaler)]
@@ -104,18 +105,18 @@ def test_both_gradients_are_clipped_whatever_the_precision(fit, precision):
         assert torch.cat(moves).norm().item() == pytest.approx(rate * clip, rel=1e-2)
 
 
-def test_fp16_scaling_trains_as_float32_does(fit):
+def test_fp16_scaling_trains_like_float32(fit):
     scaled, expected = gan(), gan()
     trainer = fit(
         scaled, 3, plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))]
     )
-    assert trainer.precision_plugin.scaler.get_scale() == 2.0**10  # no step was left out
+    assert trainer.precision_plugin.scaler.get_scale() == 2.0**10  # no step was skipped
     fit(expected, 3)
     assert_close(scaled, expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("parts", [2, 3])
-def test_a_batch_taken_in_parts_gives_the_same_step(fit, parts):
+def test_accumulating_over_parts_of_a_batch_gives_the_same_step(fit, parts):
     whole, parted = gan(), gan(accumulate=parts)
     fit(whole, 3)
     fit(parted, 3)
@@ -135,19 +136,19 @@ def test_the_adversarial_term_alone_moves_the_generator(fit, adversarial):
     assert not torch.equal(trained.network.head.weight, before)
 
 
-def test_every_term_and_both_learning_rates_are_logged_by_name(fit, monkeypatch):
+def test_every_loss_term_and_both_learning_rates_are_logged(fit, monkeypatch):
     trained, logged = gan(log_every=2), []
     monkeypatch.setattr(trained, "log_scalars", lambda metrics, step: logged.append((step, metrics)))
     fit(trained, 4)
     assert [step for step, _ in logged] == [2, 4]
-    beliefs = {"train/d_hr", "train/d_sr", "train/discriminator_loss"}
+    realness = {"train/d_hr", "train/d_sr", "train/discriminator_loss"}
     gradients = {"train/gradient", "train/discriminator_gradient"}
     rates = {"train/learning_rate", "train/discriminator_learning_rate"}
-    assert logged[0][1].keys() == {"train/loss", "train/pixel", "train/adversarial"} | beliefs | gradients | rates
+    assert logged[0][1].keys() == {"train/loss", "train/pixel", "train/adversarial"} | realness | gradients | rates
     assert logged[0][1]["train/pixel"] == logged[0][1]["train/loss"]
 
 
-def test_a_loss_that_is_no_number_is_named(fit):
+def test_a_nan_loss_stops_the_run_and_is_named(fit):
     class Broken(nn.Module):
         def forward(self, sr, hr):
             return (sr - hr).mean() * torch.nan
@@ -157,7 +158,7 @@ def test_a_loss_that_is_no_number_is_named(fit):
         fit(trained, 2)
 
 
-def test_the_average_is_of_the_generator_alone(fit, tmp_path):
+def test_the_moving_average_covers_only_the_generator(fit, tmp_path):
     trained = gan(ema=0.9)
     trainer = fit(trained, 3)
     trainer.save_checkpoint(tmp_path / "gan.ckpt")
@@ -167,20 +168,20 @@ def test_the_average_is_of_the_generator_alone(fit, tmp_path):
     EDSR(scale=2, num_features=8, num_blocks=1).load_state_dict(network_weights(checkpoint))
 
 
-def test_a_generator_with_nothing_to_train_is_refused():
-    with pytest.raises(InputError, match="Bicubic has nothing to train"):
+def test_a_generator_without_parameters_is_refused():
+    with pytest.raises(InputError, match="Bicubic has no parameters to train: choose another generator"):
         gan(network=Bicubic(scale=2))
 
 
-def test_images_of_other_channels_than_the_discriminators_are_refused():
-    with pytest.raises(InputError, match=r"model\.discriminator\.num_channels=3, the network has 1"):
+def test_a_discriminator_with_other_channels_than_the_network_is_refused():
+    with pytest.raises(InputError, match=r"model\.discriminator\.num_channels=3 differs from the network's 1"):
         gan(network=EDSR(scale=2, num_features=8, num_blocks=1, num_channels=1))
 
 
 class Watched:
-    """What an alarm looks at."""
+    """The attributes of a module that an alarm reads."""
 
-    log_every, batches_done, warm_start, recorded = 1, 40, "a run", {}
+    log_every, batches_done, warm_start, running_means = 1, 40, "a run", RunningMeans()
 
     def __init__(self, **latest):
         self.latest = {f"train/{key}": value for key, value in latest.items()}
@@ -193,12 +194,12 @@ class Trainer:
         self.sanity_checking = sanity_checking
 
 
-def watch(alarms: Alarms, beliefs: list[tuple[float, float]]) -> None:
-    for k, (d_hr, d_sr) in enumerate(beliefs):
+def watch(alarms: Alarms, realness: list[tuple[float, float]]) -> None:
+    for k, (d_hr, d_sr) in enumerate(realness):
         alarms.on_train_batch_end(Trainer(), Watched(d_hr=d_hr, d_sr=d_sr), None, None, k)
 
 
-def test_a_saturated_and_a_blind_discriminator_are_named_after_a_while(caplog):
+def test_a_saturated_and_a_blind_discriminator_raise_an_alarm_after_the_patience(caplog):
     watch(Alarms(patience=3), [(1.0, 0.0), (1.0, 0.0), (0.7, 0.3), (1.0, 0.0), (1.0, 0.0)])
     assert not caplog.records
     watch(Alarms(patience=3), [(0.999, 0.002)] * 5)
@@ -210,7 +211,7 @@ def test_a_saturated_and_a_blind_discriminator_are_named_after_a_while(caplog):
         watch(Alarms(patience=2, action="stop"), [(1.0, 0.0)] * 2)
 
 
-def test_psnr_that_falls_far_below_the_warm_start_is_an_alarm_also_after_resuming(caplog):
+def test_psnr_far_below_the_warm_start_raises_an_alarm_also_after_resuming(caplog):
     alarms, module = Alarms(psnr_drop=2.0), Watched()
     for psnr, sanity_checking in [(30.0, True), (28.5, False), (27.9, False)]:
         module.latest["val/psnr"] = psnr
@@ -223,7 +224,7 @@ def test_psnr_that_falls_far_below_the_warm_start_is_an_alarm_also_after_resumin
         resumed.on_validation_end(Trainer(), module)
 
 
-def test_settings_of_alarms_that_make_no_sense_are_refused():
+def test_invalid_alarm_settings_are_refused():
     with pytest.raises(InputError, match=r"action=shout: choose warn or stop"):
         Alarms(action="shout")
     with pytest.raises(InputError, match=r"blind=0\.5, saturated=0\.4"):

@@ -18,7 +18,7 @@ def module(**options):
     return SRModule(SRCNN(scale=2), nn.MSELoss(), **{"optimizer": SGD} | options)
 
 
-def test_every_parameter_is_in_one_group_with_its_relative_learning_rate():
+def test_each_parameter_is_in_one_group_with_its_relative_learning_rate():
     optimizer = module(lr_factors={"conv3": 0.1, "conv1.bias": 0.5}).configure_optimizers()["optimizer"]
     assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [
         (3, pytest.approx(1e-2)),
@@ -27,12 +27,12 @@ def test_every_parameter_is_in_one_group_with_its_relative_learning_rate():
     ]
 
 
-def test_a_learning_rate_factor_for_nothing_lists_the_names_there_are():
+def test_a_learning_rate_factor_without_a_match_is_refused_with_the_parameter_names():
     with pytest.raises(InputError, match=r"conv4.*conv1\.weight"):
         module(lr_factors={"conv4": 0.1}).configure_optimizers()
 
 
-def test_learning_rate_factors_need_a_learning_rate():
+def test_learning_rate_factors_require_a_learning_rate():
     with pytest.raises(InputError, match=r"model\.optimizer\.lr"):
         module(optimizer=partial(torch.optim.SGD), lr_factors={"conv3": 0.1}).configure_optimizers()
 
@@ -42,24 +42,24 @@ def test_the_scheduler_steps_per_batch():
     assert configured["lr_scheduler"]["interval"] == "step"
 
 
-def test_the_loss_of_an_unpadded_network_is_taken_on_the_centre():
+def test_the_loss_of_an_unpadded_network_uses_the_centre_of_hr():
     trained = module().train()
     batch = {"lr": torch.rand(2, 3, 12, 12), "hr": torch.rand(2, 3, 24, 24)}
     before = trained.loss_of(batch)
-    batch["hr"][..., :6, :] = 0.0  # SRCNN 9-1-5 sees 6 pixels less on each side
+    batch["hr"][..., :6, :] = 0.0  # the output of SRCNN 9-1-5 lacks 6 pixels on each side
     torch.testing.assert_close(trained.loss_of(batch), before)
     batch["hr"][..., :7, :] = 0.0
     assert trained.loss_of(batch) != before
 
 
-def test_colour_images_reach_a_luma_network_as_luma():
+def test_a_luma_network_gets_the_luma_of_colour_images():
     gray = torch.rand(1, 1, 8, 8)
     network = module().eval()
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 1, 16, 16)
     torch.testing.assert_close(network(gray), network.network(gray))
 
 
-def test_channels_last_changes_nothing_but_the_layout():
+def test_channels_last_changes_only_the_memory_layout():
     torch.manual_seed(0)
     first = module(channels_last=True)
     second = module(channels_last=False)
@@ -69,7 +69,7 @@ def test_channels_last_changes_nothing_but_the_layout():
     assert first.network.conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_moving_average_is_what_is_validated_and_what_a_checkpoint_gives(fit, tmp_path):
+def test_the_moving_average_is_validated_and_loaded_from_checkpoints(fit, tmp_path):
     trained = module(ema=0.9)
     network = trained.network
     expected = {name: value.clone() for name, value in network.state_dict().items()}
@@ -92,23 +92,25 @@ def test_the_moving_average_is_what_is_validated_and_what_a_checkpoint_gives(fit
     assert all(torch.equal(saved[name], value) for name, value in trained.averaged.state_dict().items())
 
 
-def test_weights_that_are_no_numbers_are_not_saved(monkeypatch):
+def test_weights_that_are_not_finite_are_not_saved(monkeypatch):
     trained = module()
     monkeypatch.setattr(type(trained), "batches_done", 7)
     trained.on_save_checkpoint({})
     trained.network.conv2.bias.data[3] = torch.nan
-    with pytest.raises(FloatingPointError, match="not finite after 7 batches"):
+    with pytest.raises(
+        FloatingPointError, match="not finite after 7 batches and were not saved; earlier checkpoints are kept"
+    ):
         trained.on_save_checkpoint({})
 
 
-def test_a_decay_that_is_none_is_refused():
-    with pytest.raises(InputError, match=r"model\.ema=1\.5"):
+def test_a_decay_out_of_range_is_refused():
+    with pytest.raises(InputError, match=r"model\.ema=1\.5 is not between 0 and 1"):
         module(ema=1.5)
 
 
-def test_the_centre_is_cut_evenly_or_not_at_all():
+def test_the_centre_is_cropped_with_equal_margins_or_refused():
     image = torch.arange(36).reshape(6, 6)
     assert center_crop(image, 2, 4).tolist() == [[13, 14, 15, 16], [19, 20, 21, 22]]
     for size in [(5, 6), (8, 6)]:
-        with pytest.raises(ValueError, match="of 6x6"):
+        with pytest.raises(ValueError, match="of 6x6 with equal margins"):
             center_crop(image, *size)

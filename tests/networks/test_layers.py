@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sr_lightning.networks.layers import FoldedUpsampler, conv3, pixel_shuffle, upsampler
+from sr_lightning.networks.layers import FoldedUpsampler, conv3x3, pixel_shuffle, upsampler
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -28,7 +28,7 @@ def test_an_exported_pixel_shuffle_is_one_operator():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_folded_upsampler_gives_what_its_layers_give_up_to_the_border(scale, channels):
     torch.manual_seed(0)
-    layers = nn.Sequential(upsampler(6, scale), conv3(6, channels))
+    layers = nn.Sequential(upsampler(6, scale), conv3x3(6, channels))
     with torch.inference_mode():
         folded = FoldedUpsampler(layers, 6, scale)
         for height, width in [(1, 1), (1, 4), (2, 3), (3, 2), (7, 9)]:
@@ -42,7 +42,7 @@ def test_a_folded_upsampler_gives_what_its_layers_give_up_to_the_border(scale, c
 
 
 def test_a_folded_upsampler_multiplies_less_than_a_quarter_as_often():
-    layers = nn.Sequential(upsampler(64, 4), conv3(64, 3))
+    layers = nn.Sequential(upsampler(64, 4), conv3x3(64, 3))
     x = torch.rand(1, 64, 100, 100)
     counts = []
     for network in (layers, FoldedUpsampler(layers, 64, 4)):

@@ -97,7 +97,9 @@ def test_a_server_that_is_busy_is_asked_again(server, tmp_path):
 
 def test_it_gives_up_after_some_tries_keeps_what_came_and_says_what_to_do(server, tmp_path):
     server.drop_after = [1000] + [0] * 100
-    with pytest.raises(InputError, match=r"ended after 1000 of 1024000.*The 1000 bytes received are kept.*by hand to .*set"):
+    with pytest.raises(
+        InputError, match=r"ended after 1000 of 1024000.*The 1000 bytes received are kept.*by hand to .*set"
+    ):
         download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256)
     assert left_behind(tmp_path) == ["set.zip.part"]
     assert len(server.asked) == 2 + room.RETRIES
@@ -120,7 +122,9 @@ def test_a_missing_file_is_said_at_once(server, tmp_path):
 def test_a_wrong_digest_removes_the_file_and_names_both_digests(server, tmp_path, kind):
     got = hashlib.new(kind, CONTENT).hexdigest()
     expected = "0" * len(got)
-    with pytest.raises(InputError, match=rf"expected {kind} {expected}, got {got}.*download {server.url}/set.zip by hand"):
+    with pytest.raises(
+        InputError, match=rf"expected {kind} {expected}, got {got}.*download {server.url}/set.zip by hand"
+    ):
         download(f"{server.url}/set.zip", tmp_path / "set.zip", **{kind: expected})
     assert left_behind(tmp_path) == []
 

@@ -1,0 +1,44 @@
+import torch
+
+from sr_lightning.modules.running_means import RunningMeans
+
+
+def same(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+def test_parts_of_a_batch_add_up_and_batches_are_averaged():
+    means = RunningMeans()
+    means.add({"loss": torch.tensor(1.0)}, share=0.25)
+    means.add({"loss": torch.tensor(3.0)}, share=0.75)
+    means.end_batch()
+    means.add({"loss": torch.tensor(0.5)})
+    means.end_batch()
+    assert means.take(same) == {"loss": 1.5}
+    assert means.take(same) == {}
+
+
+def test_a_restored_state_continues_like_the_original():
+    means, restored = RunningMeans(), RunningMeans()
+    means.add({"loss": torch.tensor(1.0)})
+    means.end_batch()
+    state = means.state_dict(same)
+    assert state == {"count": 1, "sums": {"loss": 1.0}}  # plain numbers: the format of checkpoints
+    restored.load_state_dict(state)
+    for one in (means, restored):
+        one.add({"loss": torch.tensor(2.0)})
+        one.end_batch()
+    assert means.take(same) == restored.take(same) == {"loss": 1.5}
+
+
+def test_values_are_averaged_over_processes():
+    means = RunningMeans()
+    means.add({"loss": torch.tensor(1.0)})
+    means.end_batch()
+    assert means.take(lambda values: (values + torch.tensor([3.0])) / 2) == {"loss": 2.0}
+
+
+def test_values_are_detached():
+    means = RunningMeans()
+    means.add({"loss": torch.tensor(1.0, requires_grad=True)})
+    assert not means.sums["loss"].requires_grad
