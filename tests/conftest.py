@@ -1,7 +1,6 @@
 """Shared fixtures: where the real images lie, and a clear skip where they do not."""
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ def short(tmp_path_factory):
     """A command line of a short training."""
     cache = tmp_path_factory.mktemp("cache")
     return [
-        *(sys.executable, "train.py"),
+        "train.py",
         *("data.patch_size=8", "data.batch_size=4", "max_steps=30", "val_every=10", "log_every=5", "save_every=10"),
         *(f"cache_dir={cache}", "benchmarks=[]", "trainer=cpu", "trainer.precision=32-true", "num_pictures=1"),
     ]

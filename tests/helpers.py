@@ -1,20 +1,92 @@
 """What several tests share."""
 
+import atexit
 import csv
+import functools
+import json
 import os
+import select
+import signal
 import subprocess
+import sys
+import tempfile
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
 
 
-def run(*words, check=True, cwd=ROOT) -> subprocess.CompletedProcess:
+@functools.cache
+def command_server() -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+    words = [sys.executable, "-m", "tests.command_server"]
+    pipe = subprocess.PIPE
+    server = subprocess.Popen(words, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+    atexit.register(server.communicate)  # closes its input, which ends it
+    return server
+
+
+def ask_command_server(request: str, content: object, timeout: float = 60) -> int | None:
+    server = command_server()
+    server.stdin.write(json.dumps({request: content}) + "\n")
+    server.stdin.flush()
+    if not select.select([server.stdout], [], [], timeout)[0]:
+        raise TimeoutError(f"{request} {content}")
+    return json.loads(server.stdout.readline())
+
+
+class Command:
+    """A running `python WORDS`, forked from a process that has torch imported (see command_server.py)."""
+
+    def __init__(self, *words: object, cwd: Path = ROOT, environment: Mapping[str, str] | None = None):
+        self.words = [str(word) for word in words]
+        self.folder = tempfile.TemporaryDirectory(prefix="sr_command_")
+        self.outputs = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
+        self.returncode = None
+        content = {
+            "words": self.words,
+            "cwd": str(cwd),
+            "environment": dict(os.environ) | {"PYTHONPATH": str(ROOT)} | dict(environment or {}),
+            **{path.name: str(path) for path in self.outputs},
+        }
+        self.pid = ask_command_server("start", content)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = ask_command_server("poll", self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess:
+        if self.returncode is None:
+            try:
+                self.returncode = ask_command_server("wait", self.pid, timeout)
+            except TimeoutError:
+                self.kill()
+                command_server().stdout.readline()  # the late answer
+                raise
+        outputs = [path.read_text() if path.exists() else "" for path in self.outputs]
+        return subprocess.CompletedProcess(self.words, self.returncode, *outputs)
+
+    def kill(self) -> None:
+        """Kill its process group."""
+        os.killpg(self.pid, signal.SIGKILL)
+
+
+def run(*words: object, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """The outcome of `python WORDS`, run from a process that has torch imported."""
+    done = Command(*words, cwd=cwd).wait()
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def run_in_new_interpreter(*words: object, check: bool = True) -> subprocess.CompletedProcess:
+    """The same, with all that a user waits for."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *(str(word) for word in words)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -40,7 +40,7 @@ def earlier(tmp_path, monkeypatch):
 
 
 def python(*words):
-    done = run(sys.executable, *words, cwd=None)
+    done = run(*words, cwd=Path.cwd())
     return done.stdout + done.stderr
 
 

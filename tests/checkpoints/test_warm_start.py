@@ -1,7 +1,6 @@
 """train.py model.warm_start=…, from outside."""
 
 import shutil
-import sys
 
 import torch
 
@@ -24,7 +23,7 @@ def test_a_run_starts_from_another_scale_and_resumes_without_it(command, tmp_pat
     assert all(torch.equal(weights[key], trained[key]) for key in weights if not key.startswith("convs.3."))
 
     shutil.rmtree(source)
-    done = run(sys.executable, "train.py", f"resume={started}")
+    done = run("train.py", f"resume={started}")
     assert "warm start" not in done.stdout
 
 

@@ -1,7 +1,6 @@
 """evaluate.py from outside: what it prints, writes and refuses."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ def benchmarks(tmp_path_factory):
 
 
 def evaluate(*words, check=True):
-    return run(sys.executable, "evaluate.py", *words, check=check)
+    return run("evaluate.py", *words, check=check)
 
 
 def test_a_checkpoint_needs_no_other_word(checkpoint, benchmarks, tmp_path):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -494,7 +493,7 @@ def test_a_run_of_train_py_is_ranked_by_one_command(command, root, tmp_path):
     small = ("model.network.num_features=[2,2,2]", "max_steps=2", "val_every=2", "num_pictures=0")
     run(*command, *small, f"hydra.run.dir={run_dir}")
     words = (f"runs={tmp_path}/runs", "benchmarks=[Mine]", f"data_root={root}", f"hydra.run.dir={tmp_path}/out")
-    done = run(sys.executable, "evaluate.py", *words)
+    done = run("evaluate.py", *words)
     rows = {row["model"]: row for row in rows_of(tmp_path / "out" / "leaderboard.csv")}
     assert rows.keys() == {"espcn", "bicubic"}
     weights = 2 * 25 + 2 + 2 * (2 * 2 * 9 + 2) + 4 * 2 * 9 + 4

@@ -49,7 +49,7 @@ def test_few_rivals_and_those_of_another_scale_say_nothing(tmp_path):
 
 def test_a_stopped_cell_says_so_and_goes_on_when_pruning_is_off(command, tmp_path, monkeypatch):
     run_dir = tmp_path / "sweep" / "mine"
-    words = [*command[2:], f"run_dir={run_dir}", "name=mine", "choices={data: demo, model: espcn, experiment: null}"]
+    words = [*command[1:], f"run_dir={run_dir}", "name=mine", "choices={data: demo, model: espcn, experiment: null}"]
 
     def train_here(*more):
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

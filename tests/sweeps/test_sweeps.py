@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps import in_charge_of
-from tests.helpers import ROOT, rows_of, run
+from tests.helpers import ROOT, Command, rows_of, run
 from tests.training.test_resume import assert_same
 
 
@@ -26,7 +24,7 @@ def app(tmp_path_factory):
         patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("TMPDIR", str(folder))  # where the locks are
-        yield [sys.executable, "tests/sweeps/app.py", "-m", "max_steps=30"], folder
+        yield ["tests/sweeps/app.py", "-m", "max_steps=30"], folder
 
 
 def reports(sweep: Path) -> list[dict]:
@@ -112,7 +110,7 @@ def test_a_directory_with_a_run_of_other_settings_is_refused(app, mixed):
 def test_nothing_outlives_a_launcher_that_is_killed(app):
     words, folder = app
     sweep = folder / "orphans"
-    launcher = subprocess.Popen([*words, "launcher=gpus", "seed=4", f"hydra.sweep.dir={sweep}"], cwd=ROOT)
+    launcher = Command(*words, "launcher=gpus", "seed=4", f"hydra.sweep.dir={sweep}")
     (owner,) = wait_for(lambda: list(sweep.glob("*/checkpoints/last.ckpt"))) and sweep.glob("*/.owner")
     trainer = int(owner.read_text().split()[1])
     os.kill(launcher.pid, signal.SIGKILL)
@@ -126,17 +124,17 @@ def test_a_preempted_job_is_queued_again_and_resumes(app):
     words, folder = app
     sweep = folder / "preempted"
     words = [*words, "hydra/launcher=submitit_local", "seed=4", f"hydra.sweep.dir={sweep}"]
-    launcher = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    launcher = Command(*words)
     wait_for(lambda: list(sweep.glob("*/checkpoints/last.ckpt")))
     (log,) = sweep.glob(".submitit/*/*_log.out")
     controller = int(log.parent.name)
     job = int(Path(f"/proc/{controller}/task/{controller}/children").read_text())
     os.kill(job, signal.SIGUSR2)  # as SLURM does
-    output, _ = launcher.communicate(timeout=60)
-    assert launcher.returncode == 0
+    done = launcher.wait(timeout=60)
+    assert done.returncode == 0
     (report,) = reports(sweep)
     assert (report["status"], report["devices"]) == ("resumed", ["0"])
-    assert "resumed" in output
+    assert "resumed" in done.stdout
 
 
 def test_a_study_survives_failing_trials_and_its_own_death(app):
@@ -145,9 +143,9 @@ def test_a_study_survives_failing_trials_and_its_own_death(app):
     sweep = folder / "study"
     words = [*words, "search=optuna", "seed=range(4,9)", "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={sweep}"]
     words += ["hydra.sweeper.sampler.seed=44", "hydra.sweeper.n_jobs=1"]  # which draws 9, killed, and 4, that hangs
-    first = subprocess.Popen(words, cwd=ROOT)
+    first = Command(*words)
     wait_for(lambda: list(sweep.glob("*seed4_*/checkpoints/last.ckpt")))
-    first.kill()
+    os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert results(sweep)[9]["status"] == "failed"
 
@@ -188,10 +186,10 @@ def test_a_cell_whose_sweep_was_killed_ends_with_the_bits_of_one_never_stopped(c
     words = [*command, "max_steps=150", "val_every=20", "save_every=5", "log_every=5", "num_pictures=0"]
     sweep = tmp_path / "sweep"
     words += ["name=killed,whole", f"hydra.sweep.dir={sweep}", "-m"]  # the same training twice
-    launcher = subprocess.Popen([str(word) for word in words], cwd=ROOT)
+    launcher = Command(*words)
     last = wait_for(lambda: list(sweep.glob("killed_*/checkpoints/last.ckpt")))[0]
     os.kill(int((last.parents[1] / ".owner").read_text().split()[1]), signal.SIGKILL)
-    launcher.kill()
+    os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait()
     assert 0 < steps_done(read_checkpoint(last)) < 150
 

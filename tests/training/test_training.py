@@ -1,7 +1,6 @@
 """Whole runs on a small folder of pictures: what they write, what they refuse."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -57,7 +56,7 @@ def test_a_finished_run_resumes_to_its_scores(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / "results.csv").unlink()
-    run(sys.executable, "train.py", f"resume={copy}")
+    run("train.py", f"resume={copy}")
     assert rows_of(copy / "results.csv") == rows_of(finished / "results.csv")
     assert (copy / ".hydra" / "overrides.yaml").read_text() == (finished / ".hydra" / "overrides.yaml").read_text()
 

@@ -16,6 +16,7 @@ from sr_lightning.upscale.command import main
 from sr_lightning.upscale.options import MIN_TILE
 from sr_lightning.upscale.plan import find_inputs, plan
 from tests.helpers import ROOT
+from tests.helpers import run as run_command
 
 RNG = np.random.default_rng(0)
 
@@ -342,8 +343,8 @@ except SystemExit:
 
 def test_the_command_line_ends_with_its_code_and_without_a_traceback(folder, tmp_path, trained):
     (folder / "bad.png").write_text("no picture")
-    words = [sys.executable, "-m", "sr_lightning.upscale", folder / "png.png", folder / "bad.png", "-c", trained]
-    done = subprocess.run([str(w) for w in (*words, "-o", tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
+    words = ["-m", "sr_lightning.upscale", folder / "png.png", folder / "bad.png", "-c", trained]
+    done = run_command(*words, "-o", tmp_path / "out", check=False)
     assert done.returncode == 1
     assert "png_x2.png, 48x38" in done.stderr
     assert "error: 1 failed:" in done.stderr
