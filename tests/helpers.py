@@ -15,8 +15,26 @@ from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
+
+
+def compose(*overrides: str, config: str = "train", hydra: bool = False) -> DictConfig:
+    """conf/CONFIG.yaml with overrides, as train.py or evaluate.py gets it.
+
+    Args:
+        overrides: What of Hydra's own run is given here, `name` and `run_dir`, can be given again.
+        config: "train" or "evaluate".
+        hydra: Whether Hydra's settings are included.
+    """
+    import sr_lightning.cli  # noqa: F401  registers the resolvers of conf/
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(config, ["name=test", "run_dir=nowhere", *overrides], return_hydra_config=hydra)
 
 
 @functools.cache

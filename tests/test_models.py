@@ -7,9 +7,8 @@ import pytest
 
 from sr_lightning.models import main, networks
 from sr_lightning.network_costs import count, lr_size, measure, measure_in_subprocess
-from tests.helpers import ROOT
+from tests.helpers import CONF, ROOT
 
-CONF = ROOT / "conf"
 # Multiply-adds for a 1280x720 output in units of 1e9, from the tables of CARN (arXiv 1803.08664, section 4.3), of its
 # followers for EDSR and RCAN, and for SRCNN 9-1-5 its weights times the pixels
 PUBLISHED = {

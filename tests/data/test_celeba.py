@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
@@ -16,9 +15,8 @@ from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size, read_image
-from tests.helpers import ROOT
+from tests.helpers import compose
 
-CONF = ROOT / "conf"
 SPLIT = {"000001.jpg": 0, "000002.jpg": 0, "000003.jpg": 1, "000004.jpg": 0, "000005.jpg": 2, "000006.jpg": 1}
 
 
@@ -183,9 +181,8 @@ def test_choices_that_do_not_exist_are_named(in_folder, settings, message):
 
 
 def test_the_configuration_trains_x4_on_faces_and_validates_on_few(in_zip, tmp_path):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = ["data=celeba", "scale=x4", f"data_root={in_zip.parent}", f"cache_dir={tmp_path / 'cache'}"]
-        cfg = compose("train", overrides=[*words, "data.train.limit=2", "degradation=blur_noise_jpeg"])
+    words = ["data=celeba", "scale=x4", f"data_root={in_zip.parent}", f"cache_dir={tmp_path / 'cache'}"]
+    cfg = compose(*words, "data.train.limit=2", "degradation=blur_noise_jpeg")
     assert cfg.data.val.limit == 100
     data = instantiate(cfg.data, _convert_="all")
     data.setup()

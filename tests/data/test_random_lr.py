@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
@@ -18,9 +17,7 @@ from sr_lightning.degradations import JPEG, Bicubic, Noise, RandomDegradation, R
 from sr_lightning.evaluation.scoring import load_sample
 from sr_lightning.images.files import write_image
 from sr_lightning.metrics.protocol import Protocol
-from tests.helpers import ROOT, rows_of, run
-
-CONF = ROOT / "conf"
+from tests.helpers import compose, rows_of, run
 
 
 def degradation():
@@ -142,9 +139,8 @@ def stand_in(root: Path, folders: dict[str, list[str]]) -> None:
 )
 def test_data_sets_go_with_random_degradations(tmp_path, cache, name, folders, made_by, words):
     stand_in(tmp_path, folders)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        fixed = [f"data={name}", f"degradation={made_by}", "scale=x4", f"data_root={tmp_path}", f"cache_dir={cache}"]
-        cfg = compose("train", overrides=[*fixed, "data.patch_size=8", "data.batch_size=2", *words])
+    fixed = [f"data={name}", f"degradation={made_by}", "scale=x4", f"data_root={tmp_path}", f"cache_dir={cache}"]
+    cfg = compose(*fixed, "data.patch_size=8", "data.batch_size=2", *words)
     data = instantiate(cfg.data, _convert_="all")
     data.setup()
     made = batch(data, 0)

@@ -23,7 +23,7 @@ from sr_lightning.data.sources import (
 )
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
-from tests.helpers import run
+from tests.helpers import ROOT, run
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -141,7 +141,7 @@ def test_bundled_photos_do_not_import_scikit_image():
         "import sys; from sr_lightning.data.sources import bundled_photos; "
         "bundled_photos(['coffee']); sys.exit('skimage' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_an_unknown_photo_or_a_missing_package_says_what_to_do(monkeypatch):

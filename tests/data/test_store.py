@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image, write_image
-
-PROJECT = Path(__file__).parents[2]
+from tests.helpers import ROOT
 
 
 class FirstPixel:
@@ -254,7 +252,6 @@ def test_of_processes_that_start_at_once_one_builds_and_all_see_the_same(tmp_pat
 BUILDER = """
 import sys
 import time
-from pathlib import Path
 from sr_lightning.data.sources import Pair
 from sr_lightning.data.store import ImageStore
 
@@ -282,7 +279,7 @@ class Quick(FirstPixel):
 def start_builder(folder, cache):
     """A process that is in the middle of building: all but the last image are written."""
     command = [sys.executable, "-c", BUILDER, str(folder), str(cache)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout.readline() == "building\n"
     (pixels,) = cache.glob("*.partial/pixels")
     return process, pixels
@@ -320,7 +317,7 @@ def test_a_builder_at_work_is_left_alone_and_waited_for(tmp_path, slow_images):
         assert pixels.exists()
         code = f"import logging; logging.basicConfig(level='INFO')\n{BUILDER}"
         command = [sys.executable, "-c", code, str(tmp_path / "hr"), str(cache)]
-        waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
+        waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         try:
             assert "another process is making the decoded images" in waiting.stderr.readline()
         finally:

@@ -10,10 +10,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.checkpoints.interop import save_weights
 from sr_lightning.data.sources import benchmark_set
 from sr_lightning.degradations import Bicubic as Degradation
@@ -24,9 +22,8 @@ from sr_lightning.inference import SelfEnsemble
 from sr_lightning.metrics.extra import consistency, spectrum
 from sr_lightning.metrics.protocol import Protocol, score
 from sr_lightning.networks import EDSR, FSRCNN, WDSR
-from tests.helpers import ROOT, rows_of
+from tests.helpers import compose, rows_of
 
-CONF = ROOT / "conf"
 SMALL = ["model=edsr_baseline", "model.network.num_features=8", "model.network.num_blocks=1", "name=edsr"]
 
 
@@ -49,9 +46,8 @@ def published(tmp_path):
 
 
 def config(root, *words):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        fixed = ["name=x", "benchmarks=[Mine]", f"data_root={root}", f"run_dir={root / 'run'}", "num_pictures=0"]
-        return compose("evaluate", overrides=[*fixed, *words])
+    fixed = ["name=x", "benchmarks=[Mine]", f"data_root={root}", f"run_dir={root / 'run'}", "num_pictures=0"]
+    return compose(*fixed, *words, config="evaluate")
 
 
 @pytest.mark.parametrize(("ensemble", "name"), [(False, "edsr"), (True, "edsr+")])

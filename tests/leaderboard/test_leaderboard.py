@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -19,7 +18,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.degradations import Bicubic as Degradation
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
@@ -28,7 +26,7 @@ from sr_lightning.leaderboard.published import FOLDER, published_score
 from sr_lightning.leaderboard.runs import mean_and_deviation
 from sr_lightning.models import count
 from sr_lightning.networks import SRCNN
-from tests.helpers import ROOT, rows_of, run
+from tests.helpers import compose, rows_of, run
 
 SMALL = {"_target_": "sr_lightning.networks.SRCNN", "scale": 2, "num_features": [3, 2], "kernel_sizes": [3, 1, 3]}
 SMALL |= {"global_skip": True}
@@ -91,9 +89,7 @@ def make_run(directory, seed=0, network=SMALL, name="srcnn", status="finished", 
 
 
 def config(root, out, runs, *words):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        fixed = ["name=x", f"data_root={root}", f"run_dir={out}", f"runs={runs}"]
-        return compose("evaluate", overrides=[*fixed, *words])
+    return compose("name=x", f"data_root={root}", f"run_dir={out}", f"runs={runs}", *words, config="evaluate")
 
 
 def board_of(root, out, runs, *words):
@@ -335,16 +331,9 @@ def test_a_run_is_compared_with_its_own_system_or_the_table_says_in_what_it_diff
 ):
     chosen = dict(word.split("=", 1) for word in words.split())
     choices = {"data": "t91"} | {key: chosen[key] for key in ("experiment", "data") if key in chosen}
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        fixed = [
-            "name=x",
-            "run_dir=x",
-            "data_root=x",
-            "choices.model=x",
-            *(f"choices.{k}={v}" for k, v in choices.items()),
-        ]
-        fixed += [] if "experiment" in choices else ["choices.experiment=null"]
-        cfg = OmegaConf.to_container(compose("train", [*words.split(), f"scale=x{scale}", *fixed]), resolve=True)
+    fixed = ["data_root=x", "choices.model=x", *(f"choices.{k}={v}" for k, v in choices.items())]
+    fixed += [] if "experiment" in choices else ["choices.experiment=null"]
+    cfg = OmegaConf.to_container(compose(*words.split(), f"scale=x{scale}", *fixed), resolve=True)
     found = published_score(cfg, scale, "Set5", STANDARD)
     assert (found and found.system, found and found.psnr) == (system, psnr)
     assert tuple(one.split(" ")[0] for one in found.differs) == differs if found else not differs

@@ -5,7 +5,6 @@ from functools import cache
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from skimage.data import astronaut
@@ -16,9 +15,8 @@ from sr_lightning.inference import to_channels
 from sr_lightning.modules.sr import center_crop
 from sr_lightning.networks import Bicubic
 from sr_lightning.optim import Muon
-from tests.helpers import ROOT
+from tests.helpers import CONF, compose
 
-CONF = ROOT / "conf"
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base")
 SCALES = [2, 3, 4, 8]
 # Sizes that make a network small enough to run here, wherever its config has them as numbers
@@ -52,8 +50,7 @@ PARAMETERS = {
 def config(choice: str, scale: int) -> DictConfig:
     """The composed config of `model=choice`, which may be followed by overrides."""
     name, *overrides = choice.split()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(overrides=[f"+model={name}", f"+scale=x{scale}", *overrides]).model
+    return compose(f"model={name}", f"scale=x{scale}", *overrides).model
 
 
 def small(name: str, scale: int) -> nn.Module:

@@ -3,18 +3,14 @@
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.runs.fingerprint import NO_BEARING, bearing_settings, cell_name, changed_settings, fingerprint
-from tests.helpers import ROOT
+from tests.helpers import compose
 
 
 def composed(*overrides):
-    words = ["name=net", "run_dir=nowhere", "choices={data: t91, model: net, experiment: null}", "data=t91", *overrides]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", words)
+    return compose("name=net", "choices={data: t91, model: net, experiment: null}", "data=t91", *overrides)
 
 
 @pytest.mark.parametrize(

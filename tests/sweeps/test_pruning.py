@@ -1,16 +1,14 @@
 """A cell is stopped where it does worse than the median of its rivals at the same step, and can go on."""
 
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.callbacks.pruning import LEAST, Pruning, best_until
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.runs.result import read_result
 from sr_lightning.sweeps.processes import PARENT
 from sr_lightning.training.train import train
-from tests.helpers import ROOT, rows_of
+from tests.helpers import CONF, compose, rows_of
 
 
 def cell(sweep, name, psnr, scale=2):
@@ -52,8 +50,7 @@ def test_a_stopped_cell_says_so_and_goes_on_when_pruning_is_off(command, tmp_pat
     words = [*command[1:], f"run_dir={run_dir}", "name=mine", "choices={data: demo, model: espcn, experiment: null}"]
 
     def train_here(*more):
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("train", [*words, "max_steps=90", "num_pictures=0", *more], return_hydra_config=True)
+        cfg = compose(*words, "max_steps=90", "num_pictures=0", *more, hydra=True)
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
@@ -64,7 +61,7 @@ def test_a_stopped_cell_says_so_and_goes_on_when_pruning_is_off(command, tmp_pat
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # and afterwards
     for i in range(LEAST):
         rival = cell(tmp_path / "sweep", f"rival{i}", [0.0, 20.0, 99.0])
-        protocol = {"protocol": OmegaConf.to_container(OmegaConf.load(ROOT / "conf/protocol/standard.yaml"))}
+        protocol = {"protocol": OmegaConf.to_container(OmegaConf.load(CONF / "protocol" / "standard.yaml"))}
         OmegaConf.save(OmegaConf.merge(OmegaConf.load(rival / "config.yaml"), protocol), rival / "config.yaml")
     result = train_here("prune_after=15", "save_every=50")
     assert (result["status"], result["steps"], result["max_steps"]) == ("pruned", 30, 90)
