@@ -1,4 +1,4 @@
-"""Shared fixtures: where the real images lie, and a clear skip where they do not."""
+"""Shared fixtures: real and small images, commands of short trainings, a server, a checkpoint."""
 
 import os
 from pathlib import Path
@@ -39,13 +39,13 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def command(pictures, short):
-    """A command line of a short training on the small pictures; more words are added."""
+    """The arguments of a short training on the small pictures, to be extended."""
     return [*short, "data=folder", f"data.hr={pictures}", "data.val_fraction=0.3"]
 
 
 @pytest.fixture(scope="session")
 def short(tmp_path_factory):
-    """A command line of a short training."""
+    """The arguments of a short training."""
     cache = tmp_path_factory.mktemp("cache")
     return [
         "train.py",
@@ -56,7 +56,7 @@ def short(tmp_path_factory):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server to download from; nobody sleeps between two tries."""
+    """A server to download from, without pauses between retries."""
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     server = Server()
     yield server
@@ -65,7 +65,7 @@ def server(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A checkpoint as train.py writes it, of an ESPCN x2 called tiny, with random weights."""
+    """A checkpoint in the format of train.py: an ESPCN x2 called tiny, with random weights."""
     import torch
 
     from sr_lightning.networks import ESPCN

@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Shared helpers: composed configs, commands, a download server."""
 
 import atexit
 import csv
@@ -94,14 +94,14 @@ class Command:
 
 
 def run(*words: object, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """The outcome of `python WORDS`, run from a process that has torch imported."""
+    """Run `python WORDS` to its end, forked from a process that has torch imported."""
     done = Command(*words, cwd=cwd).wait()
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
 
 def run_in_new_interpreter(*words: object, check: bool = True) -> subprocess.CompletedProcess:
-    """The same, with all that a user waits for."""
+    """Run `python WORDS` to its end in an interpreter that imports everything itself."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, *(str(word) for word in words)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -115,7 +115,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 class Server:
-    """Files at paths of a server on this machine, a record of what was asked for, and ways to misbehave."""
+    """A local web server with files, a record of requests, and configurable failures."""
 
     def __init__(self):
         self.files = {}  # path -> content

@@ -1,4 +1,4 @@
-"""train.py model.warm_start=…, from outside."""
+"""Warm starts of whole runs: train.py model.warm_start=…"""
 
 import shutil
 
@@ -8,7 +8,7 @@ from sr_lightning.checkpoints.checkpoint import load_network
 from tests.helpers import run
 
 
-def test_a_run_starts_from_another_scale_and_resumes_without_it(command, tmp_path):
+def test_run_starts_from_another_scale_and_resumes_without_its_source(command, tmp_path):
     source, started = tmp_path / "x2", tmp_path / "x3"
     run(*command, "max_steps=10", f"hydra.run.dir={source}")
     trained = load_network(source / "checkpoints" / "best.ckpt").network.state_dict()
@@ -27,7 +27,7 @@ def test_a_run_starts_from_another_scale_and_resumes_without_it(command, tmp_pat
     assert "warm start" not in done.stdout
 
 
-def test_weights_that_are_not_there_are_one_clear_error(command, tmp_path):
+def test_missing_weights_are_one_clear_error(command, tmp_path):
     done = run(*command, f"model.warm_start={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}", check=False)
     assert done.returncode == 1
     assert f"error: there is no file {tmp_path / 'checkpoints' / 'best.ckpt'}" in done.stdout

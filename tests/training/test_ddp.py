@@ -1,4 +1,4 @@
-"""Several processes on a CPU: what they train on and score is what one process would, and they end together."""
+"""Several processes on a CPU train and score like one, and end together."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def folder_of(pictures, count, folder) -> Path:
 
 
 @pytest.mark.parametrize(("count", "processes"), [(5, 1), (5, 2), (5, 4), (1, 2), (3, 4)])
-def test_each_image_counts_once_whatever_the_number_of_processes(pictures, network, tmp_path, count, processes):
+def test_validation_counts_each_image_once_in_any_number_of_processes(pictures, network, tmp_path, count, processes):
     if torch.cuda.is_initialized():
         pytest.skip("a process that uses a GPU cannot be forked")
     val = folder_of(pictures, count, tmp_path / "val")
@@ -74,9 +74,9 @@ def one_and_two(command, folder, *words) -> tuple[Path, Path]:
 
 
 def test_two_processes_take_the_steps_of_one(command, tmp_path):
-    """All is smooth and linear here, so that another order of sums stays a rounding error on every processor.
+    """SGD on a smooth loss: another order of sums stays a rounding error on every processor.
 
-    Muon would scale it up: it takes a gradient's direction, also where the gradient is nearly zero.
+    Muon would amplify it: its steps have a fixed size, also along directions where the gradient is nearly zero.
     """
     smooth = ["model.loss._target_=torch.nn.MSELoss", "model.network.activation=Tanh"]
     sgd = ["model.optimizer._target_=torch.optim.SGD", "model.optimizer.lr=0.03"]
@@ -94,7 +94,7 @@ def test_two_processes_take_the_steps_of_one(command, tmp_path):
     assert best == pytest.approx(float(rows_of(runs[1] / "results.csv")[-1]["psnr_y"]), abs=1e-4)
 
 
-def test_two_processes_leave_the_directory_of_one(command, tmp_path):
+def test_two_processes_write_the_files_of_one(command, tmp_path):
     runs = one_and_two(command, tmp_path, "max_steps=2", "log_every=1", "val_every=1", "logger=both")
 
     first = [float(rows_of(folder / "metrics.csv")[0]["train/loss"]) for folder in runs]
@@ -102,12 +102,12 @@ def test_two_processes_leave_the_directory_of_one(command, tmp_path):
     images = [[row["image"] for row in rows_of(folder / "results.csv")] for folder in runs]
     assert images[0] == images[1]
 
-    def left(folder):
-        """Files, without those of W&B and TensorBoard, whose names tell when they were begun."""
+    def files(folder):
+        """Files, without those of W&B and TensorBoard, whose names contain their start time."""
         names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
         return {str(name) for name in names if name.parts[0] not in ("wandb", "tensorboard")}
 
-    assert left(runs[0]) == left(runs[1])
+    assert files(runs[0]) == files(runs[1])
     for folder in runs:
         assert len(list(folder.glob("wandb/offline-run-*"))) == 1
     events = [len(list(folder.glob("tensorboard/events.*"))) for folder in runs]
@@ -115,7 +115,7 @@ def test_two_processes_leave_the_directory_of_one(command, tmp_path):
 
 
 @pytest.mark.parametrize("call", [1, 4], ids=["before they have met", "in a step"])
-def test_if_one_process_fails_the_run_ends_with_its_error(command, tmp_path, monkeypatch, call):
+def test_failure_of_one_process_ends_the_run_with_its_error(command, tmp_path, monkeypatch, call):
     monkeypatch.setenv("SR_FAIL", f"1:{call}")
     words = ["model.loss._target_=tests.training.failing.FailingLoss", f"hydra.run.dir={tmp_path}"]
     done = run(*command, *words, *on(2), check=False)  # which waits for five minutes at most
