@@ -1,7 +1,5 @@
 """Lists of image files, from folders of empty files: sources look at names only."""
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from sr_lightning.data.sources import (
 )
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
-from tests.helpers import ROOT, run
+from tests.helpers import run_in_new_interpreter
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -141,7 +139,7 @@ def test_bundled_photos_do_not_import_scikit_image():
         "import sys; from sr_lightning.data.sources import bundled_photos; "
         "bundled_photos(['coffee']); sys.exit('skimage' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    run_in_new_interpreter("-c", code)
 
 
 def test_unknown_photo_or_missing_package_is_an_error(monkeypatch):
@@ -184,7 +182,6 @@ def test_real_sets_are_paired(data_root):
 
 def test_lists_of_files_need_no_torch_and_no_lightning():
     code = """
-import sys
 from sr_lightning.data import benchmark_set, bundled_photos, image_folder
 from sr_lightning.data.celeba import celeba
 from sr_lightning.data.div2k import div2k
@@ -197,7 +194,7 @@ assert not slow, slow
 from sr_lightning.data import FolderDataModule, SRDataModule
 assert issubclass(FolderDataModule, SRDataModule) and "torch" in sys.modules
 """
-    run(sys.executable, "-c", code)
+    run_in_new_interpreter("-c", code)
 
 
 def test_the_package_has_no_other_names():
