@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -87,6 +88,14 @@ class Command:
                 raise
         outputs = [path.read_text() if path.exists() else "" for path in self.outputs]
         return subprocess.CompletedProcess(self.words, self.returncode, *outputs)
+
+    def wait_for_output(self, text: str, timeout: float = 60) -> None:
+        """Wait until the running command has printed a text."""
+        deadline = time.monotonic() + timeout
+        while not any(text in path.read_text() for path in self.outputs if path.exists()):
+            assert self.poll() is None, f"ended without {text!r}: {self.wait()}"
+            assert time.monotonic() < deadline, f"no {text!r} in {timeout} s"
+            time.sleep(0.01)
 
     def kill(self) -> None:
         """Kill its process group."""

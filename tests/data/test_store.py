@@ -3,9 +3,6 @@
 import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +14,7 @@ from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image, write_image
-from tests.helpers import ROOT
+from tests.helpers import Command
 
 
 class FirstPixel:
@@ -236,7 +233,7 @@ def open_at_once(barrier, results, folder, cache):
 def test_one_of_several_processes_builds_the_store(tmp_path):
     _, planes = images(tmp_path / "hr", *[(200, 200)] * 12)
     total = sum(int(p.astype(np.int64).sum() + p[:, ::2, ::2].astype(np.int64).sum()) for p in planes)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # they have torch imported
     barrier, results = context.Barrier(3), context.Queue()
     args = (barrier, results, tmp_path / "hr", tmp_path / "cache")
     processes = [context.Process(target=open_at_once, args=args) for _ in range(3)]
@@ -252,6 +249,7 @@ def test_one_of_several_processes_builds_the_store(tmp_path):
 BUILDER = """
 import sys
 import time
+from pathlib import Path
 from sr_lightning.data.sources import Pair
 from sr_lightning.data.store import ImageStore
 
@@ -278,11 +276,16 @@ class Quick(FirstPixel):
 
 def start_builder(folder, cache):
     """Start a process and wait until it has written all but the last image."""
-    command = [sys.executable, "-c", BUILDER, str(folder), str(cache)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert process.stdout.readline() == "building\n"
+    process = run_builder(folder, cache)
+    process.wait_for_output("building\n")
     (pixels,) = cache.glob("*.partial/pixels")
     return process, pixels
+
+
+def run_builder(folder, cache, before=""):
+    script = folder.parent / "builder.py"
+    script.write_text(before + BUILDER)
+    return Command(script, folder, cache)
 
 
 @pytest.fixture
@@ -298,7 +301,7 @@ def test_store_of_a_killed_builder_is_discarded(tmp_path, slow_images):
     pairs, planes = slow_images
     cache = tmp_path / "cache"
     process, pixels = start_builder(tmp_path / "hr", cache)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert pixels.exists()
     assert ImageStore.open(pairs[:1], 2, Quick(), cache).names == ("000",)  # another set's builder clears up
@@ -315,11 +318,9 @@ def test_running_builder_is_waited_for(tmp_path, slow_images):
     try:
         ImageStore.open(pairs[:1], 2, Quick(), cache)
         assert pixels.exists()
-        code = f"import logging; logging.basicConfig(level='INFO')\n{BUILDER}"
-        command = [sys.executable, "-c", code, str(tmp_path / "hr"), str(cache)]
-        waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        waiting = run_builder(tmp_path / "hr", cache, "import logging; logging.basicConfig(level='INFO')\n")
         try:
-            assert "another process is making the decoded images" in waiting.stderr.readline()
+            waiting.wait_for_output("another process is making the decoded images")
         finally:
             waiting.kill()
             waiting.wait()
