@@ -15,6 +15,12 @@ from tests.helpers import Server
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with slow tests first: a long file that starts last leaves the other workers idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder named by SR_DATA_ROOT (T91/, BSDS500/, benchmark/); the test skips without it."""
