@@ -1,6 +1,7 @@
 """Shared helpers: composed configs, commands, a download server."""
 
 import atexit
+import copy
 import csv
 import functools
 import json
@@ -12,10 +13,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import DictConfig
@@ -25,17 +27,33 @@ CONF = ROOT / "conf"
 
 
 def compose(*overrides: str, config: str = "train", hydra: bool = False) -> DictConfig:
-    """conf/CONFIG.yaml with overrides, as train.py or evaluate.py gets it.
+    """Compose conf/CONFIG.yaml with overrides.
 
     Args:
-        overrides: What of Hydra's own run is given here, `name` and `run_dir`, can be given again.
+        overrides: `name` and `run_dir`, which Hydra's own run would give, have values that can be overridden.
         config: "train" or "evaluate".
         hydra: Whether Hydra's settings are included.
     """
+    return copy.deepcopy(_compose(overrides, config, hydra))
+
+
+@functools.cache
+def _compose(overrides: tuple[str, ...], config: str, hydra: bool) -> DictConfig:
     import sr_lightning.cli  # noqa: F401  registers the resolvers of conf/
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose(config, ["name=test", "run_dir=nowhere", *overrides], return_hydra_config=hydra)
+
+
+def slow_except(values: Iterable[object], *fast: object) -> list[object]:
+    """Arguments of `parametrize`, one or a tuple for each case; all but `fast` are marked slow."""
+    values = list(values)
+    assert set(fast) <= set(values), f"{fast} are not all among {values}"
+    many = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [
+        pytest.param(*case, marks=() if value in fast else pytest.mark.slow)
+        for value, case in zip(values, many, strict=True)
+    ]
 
 
 @functools.cache
