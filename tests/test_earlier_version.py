@@ -99,6 +99,7 @@ def test_leaderboard_uses_stored_scores(earlier):
     assert rows_of("scored/results.csv") == rows_of("outputs/leaderboard/results.csv")
 
 
+@pytest.mark.slow
 def test_run_upscales_and_exports(earlier):
     python("-m", "sr_lightning.upscale", "data/pictures/0.png", "-c", f"multirun/tiny/{CELL}", "-o", "big")
     enlarged = np.asarray(Image.open("big/0_x2.png"))
@@ -113,6 +114,7 @@ def composed_fingerprints(words):
     return [fingerprint(compose("name=net", "choices=null", *overrides.split())) for overrides in words]
 
 
+@pytest.mark.slow
 def test_every_recipe_and_group_keeps_its_fingerprint():
     expected = json.loads((EARLIER / "fingerprints.json").read_text())
     found = dict(zip(expected, composed_fingerprints(expected), strict=True))

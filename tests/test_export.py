@@ -15,7 +15,7 @@ from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.errors import InputError
 from sr_lightning.export import NEEDED, compare, export, main, write_onnx, write_torch_export
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN
-from tests.helpers import ROOT
+from tests.helpers import ROOT, slow_except
 from tests.networks.test_every_network import NAMES, config, small
 
 SCALE = 3
@@ -69,7 +69,7 @@ def assert_same_on_any_shape(network, run):
         torch.testing.assert_close(run(pixel), network(pixel), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except(NAMES, "edsr_baseline", "fsrcnn", "wdsr_b"))
 def test_every_network_is_exported_by_torch_export(name, tmp_path):
     source = trained(name)
     assert_same_on_any_shape(source.network, write_torch_export(source, tmp_path / "a.pt2"))
@@ -83,7 +83,7 @@ def test_every_network_is_exported_by_torch_export(name, tmp_path):
 
 
 @with_onnx
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", slow_except(CLASSES, "espcn", "fsrcnn"))
 def test_every_network_is_exported_to_onnx(name, tmp_path):
     import onnx
 
@@ -119,6 +119,7 @@ def test_onnx_file_has_metadata_and_no_paths(write, tmp_path, capfd):
     assert len(list((tmp_path / "new").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_torch_export_file_runs_without_this_project(write, tmp_path):
     network, ckpt = write(ESPCN, **TINY, global_skip=True)
     export(ckpt, "torch_export", tmp_path / "a.pt2")

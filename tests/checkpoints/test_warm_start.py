@@ -2,12 +2,14 @@
 
 import shutil
 
+import pytest
 import torch
 
 from sr_lightning.checkpoints.checkpoint import load_network
 from tests.helpers import run
 
 
+@pytest.mark.slow
 def test_run_starts_from_another_scale_and_resumes_without_its_source(command, tmp_path):
     source, started = tmp_path / "x2", tmp_path / "x3"
     run(*command, "max_steps=10", f"hydra.run.dir={source}")

@@ -397,6 +397,7 @@ def test_report_opens_with_the_table_and_shows_every_row(root, tmp_path):
     assert not (tmp_path / "again" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_plots_have_a_panel_per_scale_and_no_overlapping_labels(root, tmp_path, monkeypatch):
     figures = {}
     save = Figure.savefig
@@ -475,6 +476,7 @@ def test_description_of_no_network_runs_nothing(root, tmp_path):
         board_of(root, tmp_path / "out", tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_trained_run_is_ranked_by_one_command(command, root, tmp_path):
     run_dir = tmp_path / "runs" / "a"
     small = ("model.network.num_features=[2,2,2]", "max_steps=2", "val_every=2", "num_pictures=0")

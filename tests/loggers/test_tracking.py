@@ -20,6 +20,7 @@ from sr_lightning.inference import super_resolve
 from tests.helpers import rows_of, run
 from tests.loggers.wandb_server import KEY, WandbServer
 
+pytestmark = pytest.mark.slow
 WANDB = Path(sys.executable).with_name("wandb")
 
 

@@ -84,6 +84,7 @@ def test_no_device_is_used_by_two_cells(mixed):
         assert all(one["ended"] <= other["started"] for one, other in pairwise(mine))
 
 
+@pytest.mark.slow
 def test_same_command_skips_finished_and_retries_failed_cells(app, mixed):
     (words, _), (sweep, _) = app, mixed
     kept = {path: path.stat().st_mtime_ns for seed in (1, 2) for path in sweep.glob(f"*seed{seed}_*/*")}
@@ -96,6 +97,7 @@ def test_same_command_skips_finished_and_retries_failed_cells(app, mixed):
     assert [report["psnr"] for report in reports(sweep) if report["status"] != "failed"] == [30.1, 30.2, 30.3]
 
 
+@pytest.mark.slow
 def test_directory_of_a_run_with_other_settings_is_refused(app, mixed):
     (words, _), (sweep, _) = app, mixed
     (cell,) = sweep.glob("*seed2_*")
@@ -107,6 +109,7 @@ def test_directory_of_a_run_with_other_settings_is_refused(app, mixed):
     assert "max_steps: was 31, asked 30" in done.stdout
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_killed_launcher(app):
     words, folder = app
     sweep = folder / "orphans"
@@ -120,6 +123,7 @@ def test_no_process_outlives_a_killed_launcher(app):
         assert not (owner.parent / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_preempted_job_is_requeued_and_resumes(app):
     words, folder = app
     sweep = folder / "preempted"
@@ -137,6 +141,7 @@ def test_preempted_job_is_requeued_and_resumes(app):
     assert "resumed" in done.stdout
 
 
+@pytest.mark.slow
 def test_study_survives_failing_trials_and_a_kill(app):
     optuna = pytest.importorskip("optuna", reason="search=optuna needs hydra-optuna-sweeper")
     words, folder = app
@@ -182,6 +187,7 @@ def test_dry_run_states_costs_and_names_impossible_cells(command, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_cell_equals_an_uninterrupted_one(command, tmp_path):
     words = [*command, "max_steps=150", "val_every=20", "save_every=5", "log_every=5", "num_pictures=0"]
     sweep = tmp_path / "sweep"

@@ -73,6 +73,7 @@ def one_and_two(command, folder, *words) -> tuple[Path, Path]:
     return tuple(next((folder / str(processes)).iterdir()) for processes in (1, 2))
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(command, tmp_path):
     """SGD on a smooth loss: another order of sums stays a rounding error on every processor.
 
@@ -94,6 +95,7 @@ def test_two_processes_take_the_steps_of_one(command, tmp_path):
     assert best == pytest.approx(float(rows_of(runs[1] / "results.csv")[-1]["psnr_y"]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_files_of_one(command, tmp_path):
     runs = one_and_two(command, tmp_path, "max_steps=2", "log_every=1", "val_every=1", "logger=both")
 
@@ -115,6 +117,7 @@ def test_two_processes_write_the_files_of_one(command, tmp_path):
 
 
 @pytest.mark.parametrize("call", [1, 4], ids=["before they have met", "in a step"])
+@pytest.mark.slow
 def test_failure_of_one_process_ends_the_run_with_its_error(command, tmp_path, monkeypatch, call):
     monkeypatch.setenv("SR_FAIL", f"1:{call}")
     words = ["model.loss._target_=tests.training.failing.FailingLoss", f"hydra.run.dir={tmp_path}"]

@@ -59,6 +59,7 @@ def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
     [(PIXEL, 2), (ADVERSARIAL, 2), ([*ADVERSARIAL, *TWO_PROCESSES], 1)],
     ids=["pixel loss", "adversarial", "adversarial in two processes"],
 )
+@pytest.mark.slow
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, settings, kills):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(*command, *settings, f"hydra.run.dir={whole}")
@@ -85,6 +86,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, s
     assert rows_of(killed / "results.csv") == rows_of(whole / "results.csv")
 
 
+@pytest.mark.slow
 def test_moved_run_resumes_in_its_new_directory_with_its_best_score(command, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     words = [*command, *PIXEL, "logger=tensorboard", f"hydra.run.dir={old}"]

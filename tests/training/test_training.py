@@ -67,6 +67,7 @@ def test_last_step_is_validated_and_saved_at_any_interval(command, tmp_path):
     assert load_network(tmp_path / "checkpoints" / "last.ckpt").step == 13
 
 
+@pytest.mark.slow
 def test_every_residence_trains_to_the_same_weights(command, tmp_path):
     for residence in ("mmap", "memory", "device"):
         run(*command, f"data.residence={residence}", "max_steps=10", f"hydra.run.dir={tmp_path / residence}")
