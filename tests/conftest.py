@@ -1,7 +1,6 @@
-"""Shared fixtures: where the real images lie, and a clear skip where they do not."""
+"""Shared fixtures: real and small images, commands of short trainings, a server, a checkpoint."""
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,12 @@ from tests.helpers import Server
 # One thread, also in the processes that tests start: bits are the same on every machine, and a busy one is not waited
 # for by idle threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with slow tests first: a long file that starts last leaves the other workers idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -40,16 +45,16 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def command(pictures, short):
-    """A command line of a short training on the small pictures; more words are added."""
+    """The arguments of a short training on the small pictures, to be extended."""
     return [*short, "data=folder", f"data.hr={pictures}", "data.val_fraction=0.3"]
 
 
 @pytest.fixture(scope="session")
 def short(tmp_path_factory):
-    """A command line of a short training."""
+    """The arguments of a short training."""
     cache = tmp_path_factory.mktemp("cache")
     return [
-        *(sys.executable, "train.py"),
+        "train.py",
         *("data.patch_size=8", "data.batch_size=4", "max_steps=30", "val_every=10", "log_every=5", "save_every=10"),
         *(f"cache_dir={cache}", "benchmarks=[]", "trainer=cpu", "trainer.precision=32-true", "num_pictures=1"),
     ]
@@ -57,7 +62,7 @@ def short(tmp_path_factory):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server to download from; nobody sleeps between two tries."""
+    """A server to download from, without pauses between retries."""
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     server = Server()
     yield server
@@ -66,7 +71,7 @@ def server(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A checkpoint as train.py writes it, of an ESPCN x2 called tiny, with random weights."""
+    """A checkpoint in the format of train.py: an ESPCN x2 called tiny, with random weights."""
     import torch
 
     from sr_lightning.networks import ESPCN

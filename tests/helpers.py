@@ -1,20 +1,137 @@
-"""What several tests share."""
+"""Shared helpers: composed configs, commands, a download server."""
 
+import atexit
+import copy
 import csv
+import functools
+import json
 import os
+import select
+import signal
 import subprocess
+import sys
+import tempfile
 import threading
+import time
+from collections.abc import Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig
+
 ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
 
 
-def run(*words, check=True, cwd=ROOT) -> subprocess.CompletedProcess:
+def compose(*overrides: str, config: str = "train", hydra: bool = False) -> DictConfig:
+    """Compose conf/CONFIG.yaml with overrides.
+
+    Args:
+        overrides: `name` and `run_dir`, which Hydra's own run would give, have values that can be overridden.
+        config: "train" or "evaluate".
+        hydra: Whether Hydra's settings are included.
+    """
+    return copy.deepcopy(_compose(overrides, config, hydra))
+
+
+@functools.cache
+def _compose(overrides: tuple[str, ...], config: str, hydra: bool) -> DictConfig:
+    import sr_lightning.cli  # noqa: F401  registers the resolvers of conf/
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(config, ["name=test", "run_dir=nowhere", *overrides], return_hydra_config=hydra)
+
+
+def slow_except(values: Iterable[object], *fast: object) -> list[object]:
+    """Arguments of `parametrize`, one or a tuple for each case; all but `fast` are marked slow."""
+    values = list(values)
+    assert set(fast) <= set(values), f"{fast} are not all among {values}"
+    many = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [
+        pytest.param(*case, marks=() if value in fast else pytest.mark.slow)
+        for value, case in zip(values, many, strict=True)
+    ]
+
+
+@functools.cache
+def command_server() -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+    words = [sys.executable, "-m", "tests.command_server"]
+    pipe = subprocess.PIPE
+    server = subprocess.Popen(words, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+    atexit.register(server.communicate)  # closes its input, which ends it
+    return server
+
+
+def ask_command_server(request: str, content: object, timeout: float = 60) -> int | None:
+    server = command_server()
+    server.stdin.write(json.dumps({request: content}) + "\n")
+    server.stdin.flush()
+    if not select.select([server.stdout], [], [], timeout)[0]:
+        raise TimeoutError(f"{request} {content}")
+    return json.loads(server.stdout.readline())
+
+
+class Command:
+    """A running `python WORDS`, forked from a process that has torch imported (see command_server.py)."""
+
+    def __init__(self, *words: object, cwd: Path = ROOT, environment: Mapping[str, str] | None = None):
+        self.words = [str(word) for word in words]
+        self.folder = tempfile.TemporaryDirectory(prefix="sr_command_")
+        self.outputs = [Path(self.folder.name, name) for name in ("stdout", "stderr")]
+        self.returncode = None
+        content = {
+            "words": self.words,
+            "cwd": str(cwd),
+            "environment": dict(os.environ) | {"PYTHONPATH": str(ROOT)} | dict(environment or {}),
+            **{path.name: str(path) for path in self.outputs},
+        }
+        self.pid = ask_command_server("start", content)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = ask_command_server("poll", self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess:
+        if self.returncode is None:
+            try:
+                self.returncode = ask_command_server("wait", self.pid, timeout)
+            except TimeoutError:
+                self.kill()
+                command_server().stdout.readline()  # the late answer
+                raise
+        outputs = [path.read_text() if path.exists() else "" for path in self.outputs]
+        return subprocess.CompletedProcess(self.words, self.returncode, *outputs)
+
+    def wait_for_output(self, text: str, timeout: float = 60) -> None:
+        """Wait until the running command has printed a text."""
+        deadline = time.monotonic() + timeout
+        while not any(text in path.read_text() for path in self.outputs if path.exists()):
+            assert self.poll() is None, f"ended without {text!r}: {self.wait()}"
+            assert time.monotonic() < deadline, f"no {text!r} in {timeout} s"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """Kill its process group."""
+        os.killpg(self.pid, signal.SIGKILL)
+
+
+def run(*words: object, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run `python WORDS` to its end, forked from a process that has torch imported."""
+    done = Command(*words, cwd=cwd).wait()
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def run_in_new_interpreter(*words: object, check: bool = True) -> subprocess.CompletedProcess:
+    """Run `python WORDS` to its end in an interpreter that imports everything itself."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *(str(word) for word in words)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -25,7 +142,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 class Server:
-    """Files at paths of a server on this machine, a record of what was asked for, and ways to misbehave."""
+    """A local web server with files, a record of requests, and configurable failures."""
 
     def __init__(self):
         self.files = {}  # path -> content

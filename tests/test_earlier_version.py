@@ -3,19 +3,17 @@
 import json
 import os
 import shutil
-import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning import load
 from sr_lightning.runs.fingerprint import fingerprint
-from tests.helpers import ROOT, rows_of, run
+from tests.helpers import CONF, ROOT, compose, rows_of, run
 
 EARLIER = ROOT / "tests" / "earlier_version"
 CELL = "srcnn_folder_x2_seed1_65356e6c"
@@ -40,7 +38,7 @@ def earlier(tmp_path, monkeypatch):
 
 
 def python(*words):
-    done = run(sys.executable, *words, cwd=None)
+    done = run(*words, cwd=Path.cwd())
     return done.stdout + done.stderr
 
 
@@ -58,14 +56,14 @@ def weights_of(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-def test_the_same_sweep_command_skips_every_cell(earlier):
+def test_same_sweep_command_skips_every_cell(earlier):
     before = {path: path.read_bytes() for path in earlier.glob("multirun/tiny/*/*") if path.is_file()}
     output = python(ROOT / "train.py", "-m", *WORDS, "seed=1,2", "sweep=tiny", f"cache_dir={earlier}/cache")
     assert "2 cells, 2 skipped" in output
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_an_interrupted_run_is_resumed_to_the_weights_of_the_uninterrupted_one(earlier):
+def test_interrupted_run_resumes_to_the_weights_of_the_uninterrupted_one(earlier):
     python(ROOT / "train.py", "resume=outputs/interrupted")
     resumed, whole = (folder / "checkpoints" / "last.ckpt" for folder in (
         earlier / "outputs" / "interrupted", earlier / "multirun" / "tiny" / CELL
@@ -76,13 +74,13 @@ def test_an_interrupted_run_is_resumed_to_the_weights_of_the_uninterrupted_one(e
     same_scores(earlier / "outputs/interrupted/results.csv", earlier / "multirun/tiny" / CELL / "results.csv")
 
 
-def test_a_finished_run_is_resumed_and_scored_again(earlier):
+def test_finished_run_is_scored_again(earlier):
     shutil.copy(f"multirun/tiny/{CELL}/results.csv", "expected.csv")
     python(ROOT / "train.py", f"resume=multirun/tiny/{CELL}")
     same_scores(earlier / "multirun" / "tiny" / CELL / "results.csv", earlier / "expected.csv")
 
 
-def test_a_checkpoint_is_scored_as_before(earlier):
+def test_checkpoint_keeps_its_scores(earlier):
     words = (f"ckpt=multirun/tiny/{CELL}/checkpoints/best.ckpt", "benchmarks=[Tiny]", "hydra.run.dir=scored")
     python(ROOT / "evaluate.py", *words, "num_pictures=0", "report=0")
     expected = [row for row in rows_of(earlier / "outputs/leaderboard/results.csv") if row["model"] != "srcnn seed 2"]
@@ -90,7 +88,7 @@ def test_a_checkpoint_is_scored_as_before(earlier):
         assert float(row["psnr_y"]) == pytest.approx(float(old["psnr_y"]), abs=1e-3)
 
 
-def test_a_leaderboard_is_made_of_the_kept_scores(earlier):
+def test_leaderboard_uses_stored_scores(earlier):
     output = python(ROOT / "evaluate.py", "runs=multirun/tiny", "benchmarks=[Tiny]", "hydra.run.dir=scored")
     assert "scoring multirun" not in output
     table, expected = (rows_of(f"{folder}/leaderboard.csv") for folder in ("scored", "outputs/leaderboard"))
@@ -101,7 +99,8 @@ def test_a_leaderboard_is_made_of_the_kept_scores(earlier):
     assert rows_of("scored/results.csv") == rows_of("outputs/leaderboard/results.csv")
 
 
-def test_a_run_enlarges_and_is_exported(earlier):
+@pytest.mark.slow
+def test_run_upscales_and_exports(earlier):
     python("-m", "sr_lightning.upscale", "data/pictures/0.png", "-c", f"multirun/tiny/{CELL}", "-o", "big")
     enlarged = np.asarray(Image.open("big/0_x2.png"))
     assert enlarged.shape == (128, 112, 3)
@@ -112,12 +111,10 @@ def test_a_run_enlarges_and_is_exported(earlier):
 
 
 def composed_fingerprints(words):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return [
-            fingerprint(compose("train", ["name=net", "run_dir=nowhere", "choices=null", *w.split()])) for w in words
-        ]
+    return [fingerprint(compose("name=net", "choices=null", *overrides.split())) for overrides in words]
 
 
+@pytest.mark.slow
 def test_every_recipe_and_group_keeps_its_fingerprint():
     expected = json.loads((EARLIER / "fingerprints.json").read_text())
     found = dict(zip(expected, composed_fingerprints(expected), strict=True))
@@ -125,8 +122,8 @@ def test_every_recipe_and_group_keeps_its_fingerprint():
 
 
 def test_every_recipe_has_a_recorded_fingerprint():
-    """A new recipe is recorded when it is added: its line of fingerprints.json is what this test prints."""
+    """Record a new recipe when it is added: this test prints its line of fingerprints.json."""
     expected = json.loads((EARLIER / "fingerprints.json").read_text())
-    recipes = [f"experiment={path.stem}" for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
+    recipes = [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))]
     missing = [words for words in recipes if words not in expected]
     assert dict(zip(missing, composed_fingerprints(missing), strict=True)) == {}

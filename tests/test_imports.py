@@ -3,7 +3,9 @@
 import ast
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "sr_lightning"
+from tests.helpers import ROOT
+
+PACKAGE = ROOT / "sr_lightning"
 
 # From the bottom to the top. Modules and packages of one layer do not import one another.
 LAYERS = (

@@ -29,7 +29,7 @@ class Colour(nn.Module):
         return lr.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def test_a_luma_network_gives_luma_and_bicubic_chroma():
+def test_luma_network_gives_luma_and_bicubic_chroma():
     network = ESPCN(scale=3)
     lr = torch.rand(2, 3, 7, 9)
     sr = super_resolve(network, lr)
@@ -45,11 +45,11 @@ def test_bicubic_in_colour_is_bicubic_on_each_channel():
 
 @pytest.mark.parametrize("network", [Colour(), ESPCN(scale=2)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_image_keeps_its_channels(network, channels):
+def test_channels_are_kept(network, channels):
     assert super_resolve(network, torch.rand(1, channels, 5, 6)).shape == (1, channels, 10, 12)
 
 
-def test_a_gray_image_is_luma_as_it_is():
+def test_gray_image_is_used_as_luma():
     gray = torch.rand(1, 1, 4, 4)
     assert to_channels(gray, 1) is gray
     torch.testing.assert_close(super_resolve(Colour(), gray), Colour()(gray))
@@ -78,7 +78,7 @@ def untrained(cls, **options):
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("shape", [(1, 3, 6, 11), (2, 3, 7, 7), (1, 3, 1, 4)])
-def test_the_self_ensemble_commutes_with_every_flip_and_rotation(symmetry, shape):
+def test_self_ensemble_commutes_with_flips_and_rotations(symmetry, shape):
     network = untrained(EDSR, num_features=8, num_blocks=1)
     turn, lr = SYMMETRIES[symmetry], torch.rand(shape)
     with torch.inference_mode():
@@ -98,7 +98,7 @@ class Ramp(nn.Module):
         return sr + torch.arange(sr.shape[-1])
 
 
-def test_the_self_ensemble_is_the_mean_of_eight_seen_the_right_way_round():
+def test_self_ensemble_is_the_mean_of_eight_turned_back():
     lr = torch.rand(1, 1, 3, 5)
     columns, rows = torch.arange(10).float(), torch.arange(6).float()[:, None]
     # Four kinds keep the axes and four exchange them; half of each count from the other end: 9 - column, 5 - row.
@@ -107,7 +107,7 @@ def test_the_self_ensemble_is_the_mean_of_eight_seen_the_right_way_round():
     torch.testing.assert_close(SelfEnsemble(Ramp())(lr), expected)
 
 
-def test_the_self_ensemble_of_bicubic_is_bicubic():
+def test_self_ensemble_of_bicubic_is_bicubic():
     lr = torch.rand(2, 1, 5, 8)
     ensemble = SelfEnsemble(Bicubic(scale=3))
     assert (ensemble.scale, ensemble.num_channels, ensemble.receptive_radius) == (3, 1, 2)
@@ -115,13 +115,13 @@ def test_the_self_ensemble_of_bicubic_is_bicubic():
 
 
 def is_slow(module):
-    """What an inference form does without."""
+    """Whether an inference form replaces this layer."""
     return is_parametrized(module) or isinstance(module, nn.ConvTranspose2d | nn.BatchNorm2d)
 
 
 @pytest.mark.parametrize("wrap", [lambda network: network, SelfEnsemble])
 @pytest.mark.parametrize("cls", [WDSR, FSRCNN, SRResNet, EDSRBN, EDSR, RCAN])
-def test_the_inference_form_computes_the_same_without_norms_and_deconvolutions(cls, wrap):
+def test_inference_form_is_equal_without_norms_and_deconvolutions(cls, wrap):
     sizes = {"num_features": 8, "num_blocks": 2} | ({"num_groups": 2, "reduction": 2} if cls is RCAN else {})
     network = wrap(untrained(cls, **({} if cls is FSRCNN else sizes)))
     for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -139,13 +139,13 @@ def test_the_inference_form_computes_the_same_without_norms_and_deconvolutions(c
         assert torch.equal(fuse_for_inference(form)(lr), form(lr))
 
 
-def test_a_network_without_an_inference_form_is_its_own():
+def test_network_without_an_inference_form_is_returned_unchanged():
     network = ESPCN(scale=2)
     assert fuse_for_inference(network) is network
 
 
 @pytest.mark.parametrize("cls", [WDSR, FSRCNN, ESPCN])
-def test_the_fast_form_in_float32_computes_the_same_and_leaves_the_network_as_it_is(cls):
+def test_fast_form_in_float32_is_equal_and_leaves_the_network_unchanged(cls):
     network = untrained(cls).train()
     lr = torch.rand(2, network.num_channels, 6, 9)
 
@@ -186,7 +186,7 @@ class Repeated(nn.Module):
         return (sr + 0.99 * lr if self.skip else sr).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def test_bfloat16_is_taken_where_a_processor_has_it_and_no_level_is_lost(monkeypatch):
+def test_bfloat16_is_chosen_where_supported_and_precise_enough(monkeypatch):
     monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
     assert FastInference(Repeated(skip=True)).precision == "bfloat16"
     assert FastInference(Repeated(skip=False)).precision == "float32"
@@ -197,7 +197,7 @@ def test_bfloat16_is_taken_where_a_processor_has_it_and_no_level_is_lost(monkeyp
 
 
 class Averaged(nn.Module):
-    """The image less its mean in 64 features, whose rounding averages out; only that of the last layer remains."""
+    """The centred image in 64 features, whose rounding errors average out except those of the last layer."""
 
     scale, num_channels, receptive_radius = 1, 1, 0
 
@@ -213,7 +213,7 @@ class Averaged(nn.Module):
         return self.tail(self.head(lr - 0.5)).float()
 
 
-def test_where_only_the_last_layer_would_lose_levels_it_alone_is_in_float32(monkeypatch):
+def test_only_an_imprecise_last_layer_is_in_float32(monkeypatch):
     monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
     network = Averaged().eval()
     assert FastInference(network).precision == "bfloat16"
@@ -222,7 +222,7 @@ def test_where_only_the_last_layer_would_lose_levels_it_alone_is_in_float32(monk
 
 
 class Summed(Averaged):
-    """As before, with 16 sums in between, each of which rounds the features again if they are in bfloat16."""
+    """Averaged with 16 sums in between, each of which rounds features in bfloat16."""
 
     def forward(self, lr):
         x = self.head(lr - 0.5)
@@ -231,7 +231,7 @@ class Summed(Averaged):
         return self.tail(x).float() / 1.01**16 + 0.5
 
 
-def test_where_sums_would_lose_levels_the_first_layer_is_in_float32_as_well(monkeypatch):
+def test_imprecise_sums_put_the_first_layer_in_float32_too(monkeypatch):
     monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
     network = Summed().eval()
     nn.init.zeros_(network.tail.bias)
@@ -242,13 +242,13 @@ def test_where_sums_would_lose_levels_the_first_layer_is_in_float32_as_well(monk
     assert chosen < 0.1 * rounded
 
 
-def test_what_may_be_lost_depends_on_what_is_reached_at_a_scale():
+def test_tolerance_depends_on_the_psnr_of_a_scale():
     assert bfloat16_mse_budget(2) < bfloat16_mse_budget(3) < bfloat16_mse_budget(4) < bfloat16_mse_budget(8)
     for scale, psnr in [(2, 38.3), (4, 32.7)]:
         assert 10 * math.log10(1 + bfloat16_mse_budget(scale) / 10 ** (-psnr / 10)) == pytest.approx(0.01, rel=0.02)
 
 
-def test_an_unknown_precision_is_refused():
+def test_unknown_precision_is_refused():
     with pytest.raises(InputError, match="precision='fp16': choose auto, float32, bfloat16"):
         FastInference(ESPCN(scale=2), precision="fp16")
 
@@ -265,7 +265,7 @@ WIDE = {
 
 @needs_nnpack
 @pytest.mark.parametrize("cls", WIDE)
-def test_nnpacks_convolutions_of_wide_networks_give_the_same_on_any_shape(cls, monkeypatch):
+def test_nnpack_convolutions_are_equal_on_any_shape(cls, monkeypatch):
     monkeypatch.setattr(inference, "nnpack_is_faster", lambda device: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     network = untrained(cls, **WIDE[cls])
@@ -278,7 +278,7 @@ def test_nnpacks_convolutions_of_wide_networks_give_the_same_on_any_shape(cls, m
         torch.testing.assert_close(fast(lr), sr, rtol=0, atol=1e-4 * max(1, sr.std().item()))
 
 
-def test_nnpacks_convolutions_are_for_processors_without_wider_vectors_and_for_float32(monkeypatch):
+def test_nnpack_is_used_without_avx512_and_in_float32(monkeypatch):
     for capability, expected in [("DEFAULT", False), ("AVX512", False), ("AVX2", torch.backends.nnpack.is_available())]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         assert inference.nnpack_is_faster("cpu") == expected

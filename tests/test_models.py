@@ -7,9 +7,8 @@ import pytest
 
 from sr_lightning.models import main, networks
 from sr_lightning.network_costs import count, lr_size, measure, measure_in_subprocess
-from tests.helpers import ROOT
+from tests.helpers import CONF, ROOT, slow_except
 
-CONF = ROOT / "conf"
 # Multiply-adds for a 1280x720 output in units of 1e9, from the tables of CARN (arXiv 1803.08664, section 4.3), of its
 # followers for EDSR and RCAN, and for SRCNN 9-1-5 its weights times the pixels
 PUBLISHED = {
@@ -25,13 +24,13 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize(("name", "scale"), PUBLISHED)
-def test_multiply_adds_are_as_published(name, scale):
+@pytest.mark.parametrize(("name", "scale"), slow_except(PUBLISHED, ("edsr_baseline", 3), ("vdsr", 2)))
+def test_multiply_adds_equal_published_numbers(name, scale):
     counted = count(networks(scale)[name], *lr_size(scale)).multiply_adds / 1e9
     assert counted == pytest.approx(PUBLISHED[name, scale], rel=0.004)
 
 
-def test_a_convolution_is_counted_once_per_pixel_and_weight():
+def test_convolution_is_counted_once_per_pixel_and_weight():
     espcn = {"_target_": "sr_lightning.networks.ESPCN", "scale": 2, "num_features": [7], "kernel_sizes": [5, 3]}
     numbers = count(espcn, 10, 12)
     assert numbers.multiply_adds == 10 * 12 * (7 * 25 + 4 * 7 * 9)
@@ -40,12 +39,13 @@ def test_a_convolution_is_counted_once_per_pixel_and_weight():
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
-def test_the_smallest_image_whose_output_is_720p_is_taken(scale):
+def test_smallest_lr_of_a_720p_output_is_used(scale):
     height, width = lr_size(scale)
     assert 0 <= height * scale - 720 < scale
     assert 0 <= width * scale - 1280 < scale
 
 
+@pytest.mark.slow
 def test_every_model_with_a_network_has_a_line(capsys):
     main(["--scale", "8"])
     lines = capsys.readouterr().out.splitlines()
@@ -58,7 +58,8 @@ def test_every_model_with_a_network_has_a_line(capsys):
     assert len({len(line) for line in lines[1:]}) == 1
 
 
-def test_a_network_is_measured_unless_it_needs_more_than_the_budget():
+@pytest.mark.slow
+def test_network_is_measured_unless_over_budget():
     edsr = {"_target_": "sr_lightning.networks.EDSR", "scale": 2, "num_features": 64, "num_blocks": 1}
     cost = measure_in_subprocess(edsr, 64, 96, budget=600)
     assert cost.milliseconds > 0
@@ -67,7 +68,7 @@ def test_a_network_is_measured_unless_it_needs_more_than_the_budget():
     assert measure(edsr, 64, 96, budget=0) is None
 
 
-def test_help_is_quick_and_has_an_example():
+def test_help_has_an_example_and_imports_no_torch():
     code = """
 import runpy, sys
 sys.argv = ["models", "--help"]

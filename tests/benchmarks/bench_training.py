@@ -23,9 +23,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import pytorch_lightning as pl
-from hydra import compose, initialize_config_dir
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.data import SRDataModule, bundled_photos
 from sr_lightning.degradations import Bicubic
 from sr_lightning.loggers import MetricsCSV
@@ -34,6 +32,7 @@ from sr_lightning.networks import EDSR, ESPCN, SRCNN, WDSR, SRResNet
 from sr_lightning.optim import Muon, warmup_cosine
 from sr_lightning.training.trainer import build_trainer, silence_lightning
 from sr_lightning.utils.malloc import keep_freed_memory
+from tests.helpers import compose
 
 STEPS, ROUNDS = 400, 15
 
@@ -81,8 +80,7 @@ def loop() -> None:
 
     def lightning(datamodule: SRDataModule, folder: str) -> float:
         words = ["name=bench", f"run_dir={folder}", f"max_steps={STEPS}", f"save_every={never}", f"val_every={never}"]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("train", [*words, "trainer=cpu", "trainer.precision=32-true"])
+        cfg = compose(*words, "trainer=cpu", "trainer.precision=32-true")
         trained = module(tiny())
         trainer = build_trainer(cfg, trained, [MetricsCSV(Path(folder, "metrics.csv"))])
         trainer.callbacks.append(clock := Clock())

@@ -1,4 +1,4 @@
-"""Files of other projects, with the names and shapes their code gives them; and warm starts."""
+"""Weights of other projects, with the names and shapes of their code; and warm starts."""
 
 import logging
 import sys
@@ -27,7 +27,7 @@ def convs(**layers):
 
 
 def edsr_pytorch_file(scale, blocks=16, f=64):
-    """As src/model/edsr.py builds it."""
+    """The module names of src/model/edsr.py."""
     eye = torch.eye(3).view(3, 3, 1, 1)
     layers = {"head.0": (f, 3)}
     for i in range(blocks):
@@ -42,7 +42,7 @@ def edsr_pytorch_file(scale, blocks=16, f=64):
 
 
 def basicsr_edsr_file(scale, blocks=16, f=64):
-    """As basicsr/archs/edsr_arch.py builds it."""
+    """The module names of basicsr/archs/edsr_arch.py."""
     layers = {"conv_first": (f, 3)}
     for i in range(blocks):
         layers |= {f"body.{i}.conv1": (f, f), f"body.{i}.conv2": (f, f)}
@@ -54,7 +54,7 @@ def basicsr_edsr_file(scale, blocks=16, f=64):
 
 
 def basicsr_msrresnet_file(scale, blocks=16, f=64):
-    """As basicsr/archs/srresnet_arch.py builds it."""
+    """The module names of basicsr/archs/srresnet_arch.py."""
     layers = {"conv_first": (f, 3)}
     for i in range(blocks):
         layers |= {f"body.{i}.conv1": (f, f), f"body.{i}.conv2": (f, f)}
@@ -85,7 +85,7 @@ STEPS = {2: [2], 3: [3], 4: [2, 2]}
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("residual_scale", [1.0, 0.1])
-def test_edsr_pytorchs_file_gives_the_output_of_its_code(scale, residual_scale, tmp_path):
+def test_edsr_pytorch_weights_match_its_code(scale, residual_scale, tmp_path):
     w = edsr_pytorch_file(scale)
     torch.save(w, tmp_path / "edsr_baseline.pt")
     network = EDSR(scale=scale, residual_scale=residual_scale)
@@ -100,7 +100,7 @@ def test_edsr_pytorchs_file_gives_the_output_of_its_code(scale, residual_scale, 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("wrapper", [None, "params", "params_ema"])
-def test_basicsrs_edsr_file_gives_the_output_of_its_code(scale, wrapper, tmp_path):
+def test_basicsr_edsr_weights_match_its_code(scale, wrapper, tmp_path):
     w = basicsr_edsr_file(scale)
     torch.save(w if wrapper is None else {wrapper: w}, tmp_path / "edsr.pth")
     network = EDSR(scale=scale)
@@ -112,7 +112,7 @@ def test_basicsrs_edsr_file_gives_the_output_of_its_code(scale, wrapper, tmp_pat
     torch.testing.assert_close(network(lr), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
 
-def test_the_average_is_taken_where_a_basicsr_file_has_both(tmp_path):
+def test_basicsr_average_is_preferred(tmp_path):
     raw, averaged = basicsr_edsr_file(2, 1, 4), basicsr_edsr_file(2, 1, 4)
     torch.save({"params": raw, "params_ema": averaged}, tmp_path / "net_g.pth")
     network = EDSR(scale=2, num_blocks=1, num_features=4)
@@ -121,7 +121,7 @@ def test_the_average_is_taken_where_a_basicsr_file_has_both(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_basicsrs_msrresnet_file_gives_the_output_of_its_code(scale, tmp_path):
+def test_basicsr_msrresnet_weights_match_its_code(scale, tmp_path):
     w = basicsr_msrresnet_file(scale)
     assert sum(v.numel() for v in w.values()) == {2: 1_369_859, 3: 1_554_499, 4: 1_517_571}[scale]
     torch.save({"params": w}, tmp_path / "msrresnet.pth")
@@ -169,7 +169,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_the_pickled_vdsr_gives_the_output_of_its_module(zipped, tmp_path, monkeypatch):
+def test_pickled_vdsr_matches_its_module(zipped, tmp_path, monkeypatch):
     (tmp_path / "vdsr.py").write_text(VDSR_SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     import vdsr
@@ -195,7 +195,7 @@ FILES = {
 @pytest.mark.parametrize("layout", KEY_MAPS[:3], ids=str)
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize(("blocks", "f"), [(16, 64), (32, 256)])
-def test_documented_names_and_ours_are_a_bijection(layout, scale, blocks, f):
+def test_names_map_one_to_one(layout, scale, blocks, f):
     with torch.device("meta"):
         file = FILES[f"{layout.project} {layout.network.__name__}"](scale, blocks, f)
         network = layout.network(scale=scale, num_blocks=blocks, num_features=f)
@@ -208,7 +208,7 @@ def test_documented_names_and_ours_are_a_bijection(layout, scale, blocks, f):
 
 @pytest.mark.parametrize("layout", KEY_MAPS[:3], ids=str)
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_what_is_written_for_another_project_has_its_documented_names(layout, scale, tmp_path):
+def test_exported_weights_have_the_documented_names(layout, scale, tmp_path):
     network = layout.network(scale=scale, num_blocks=3, num_features=8).to(memory_format=torch.channels_last)
     save_weights(network, tmp_path / "out.pth", layout.project)
     content = torch.load(tmp_path / "out.pth", weights_only=True)
@@ -226,7 +226,7 @@ def test_what_is_written_for_another_project_has_its_documented_names(layout, sc
     assert [path.name for path in tmp_path.iterdir()] == ["out.pth"]
 
 
-def test_safetensors_keep_every_bit_and_say_what_they_are(tmp_path):
+def test_safetensors_are_exact_and_described(tmp_path):
     network = WDSR(scale=3, num_blocks=2, num_features=8).to(memory_format=torch.channels_last)
     description = {"_target_": "sr_lightning.networks.WDSR", "scale": 3, "num_blocks": 2, "num_features": 8}
     save_weights(network, tmp_path / "wdsr.safetensors", description=description)
@@ -240,7 +240,7 @@ def test_safetensors_keep_every_bit_and_say_what_they_are(tmp_path):
         assert torch.equal(other.state_dict()[key], value)
 
 
-def test_a_network_that_another_project_lacks_is_not_written_in_its_names(tmp_path):
+def test_network_missing_in_the_other_project_is_refused(tmp_path):
     for network, layout, message in [
         (WDSR(scale=2, num_blocks=1), "basicsr", r"has no WDSR; choose ours or one of EDSR \(edsr-pytorch\)"),
         (EDSR(scale=2, num_blocks=1), "kair", "layout='kair'"),
@@ -267,7 +267,7 @@ def test_every_name_and_shape_that_differs_is_named(tmp_path):
     assert lines[3] == "  unknown to the network: extra.weight 8x3x3x3"
 
 
-def test_a_file_of_another_network_is_refused_with_what_it_holds(tmp_path):
+def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(basicsr_msrresnet_file(4, 2, 8), tmp_path / "net.pth")
     with pytest.raises(InputError, match=r"holds MSRResNet \(basicsr\).* this network is EDSR"):
         load_weights(EDSR(scale=4, num_blocks=2, num_features=8), tmp_path / "net.pth")
@@ -277,7 +277,7 @@ def test_a_file_of_another_network_is_refused_with_what_it_holds(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"sub_mean.bias": -MEAN}, {"add_mean.weight": None}])
-def test_another_mean_or_range_is_refused(change, tmp_path):
+def test_other_mean_or_range_is_refused(change, tmp_path):
     w = edsr_pytorch_file(2, 2, 8) | change
     torch.save({k: v for k, v in w.items() if v is not None}, tmp_path / "edsr.pt")
     with pytest.raises(InputError, match=next(iter(change))):
@@ -285,14 +285,14 @@ def test_another_mean_or_range_is_refused(change, tmp_path):
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [torch.zeros(1)]])
-def test_a_file_without_weights_is_refused(content, tmp_path):
+def test_file_without_weights_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"a\.pt holds no weights"):
         load_weights(EDSR(scale=2, num_blocks=1), tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-def test_an_unreadable_or_absent_file_is_refused(name, tmp_path):
+def test_unreadable_or_missing_file_is_refused(name, tmp_path):
     with pytest.raises(InputError, match=f"there is no file or folder .*{name}"):
         load_weights(EDSR(scale=2, num_blocks=1), tmp_path / name)
     (tmp_path / name).write_bytes(b"no weights" * 100)
@@ -304,7 +304,7 @@ def small(cls=EDSR, **options):
     return cls(**{"scale": 2, "num_features": 16, "num_blocks": 3} | options)
 
 
-def test_a_warm_start_to_another_scale_keeps_the_trunk_and_lists_the_rest(tmp_path, caplog):
+def test_warm_start_to_another_scale_loads_the_trunk_and_lists_the_rest(tmp_path, caplog):
     source, network = small(), small(scale=3)
     untouched = network.upsampler[0].weight.clone()
     save_weights(source, tmp_path / "x2.safetensors")
@@ -319,7 +319,7 @@ def test_a_warm_start_to_another_scale_keeps_the_trunk_and_lists_the_rest(tmp_pa
     ]
 
 
-def test_a_warm_start_takes_a_published_file_and_another_class_and_depth(tmp_path, caplog):
+def test_warm_start_accepts_published_weights_of_another_class_and_depth(tmp_path, caplog):
     torch.save(edsr_pytorch_file(2, 5, 16), tmp_path / "edsr.pt")
     network = RCAN(scale=2, num_features=16, num_groups=1, num_blocks=1, reduction=4)
     with caplog.at_level(logging.INFO):
@@ -336,14 +336,14 @@ def test_a_warm_start_takes_a_published_file_and_another_class_and_depth(tmp_pat
     assert torch.equal(shallow(lr), deep(lr))
 
 
-def test_weights_that_do_not_depend_on_the_scale_go_over_whole(tmp_path, caplog):
+def test_weights_independent_of_the_scale_are_all_loaded(tmp_path, caplog):
     save_weights(SRCNN(scale=2), tmp_path / "srcnn.safetensors")
     with caplog.at_level(logging.INFO):
         warm_start(SRCNN(scale=4), tmp_path / "srcnn.safetensors")
     assert caplog.messages[0].endswith(": 6 of 6 tensors")
 
 
-def test_a_warm_start_from_which_nothing_fits_is_refused(tmp_path):
+def test_warm_start_without_a_matching_tensor_is_refused(tmp_path):
     save_weights(small(), tmp_path / "edsr.safetensors")
     with pytest.raises(InputError, match=r"nothing in it fits ESPCN:\n  only in the file"):
         warm_start(ESPCN(scale=2), tmp_path / "edsr.safetensors")
@@ -351,7 +351,7 @@ def test_a_warm_start_from_which_nothing_fits_is_refused(tmp_path):
         warm_start(Bicubic(scale=2), tmp_path / "edsr.safetensors")
 
 
-def test_names_that_differ_in_a_number_share_an_entry():
+def test_names_differing_in_a_number_share_a_line():
     assert compact_ranges([3]) == "3"
     assert compact_ranges([5, 0, 1, 2]) == "{0-2,5}"
     texts = {f"blocks.{i}.conv.2.weight": "8x8" for i in (0, 1, 3)} | {
@@ -363,7 +363,7 @@ def test_names_that_differ_in_a_number_share_an_entry():
     )
 
 
-def test_batch_normalisations_count_and_statistics_go_over_too(tmp_path):
+def test_batch_norm_statistics_are_loaded(tmp_path):
     source, network = small(SRResNet), small(SRResNet, scale=4)
     source.train()(torch.rand(2, 3, 6, 6))
     save_weights(source, tmp_path / "srresnet.safetensors")

@@ -1,4 +1,4 @@
-"""Files with a pickled module: as torch writes them today, as it wrote them in 2017, and ones made to do harm."""
+"""Files with a pickled module: of torch today, of torch in 2017, and malicious ones."""
 
 import pickle
 import sys
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def network(tmp_path, monkeypatch):
-    """A module whose class exists only while the test writes it, with its source in a file, as a user's."""
+    """A module whose class, with its source in a file, exists only while the test writes it."""
     (tmp_path / "a_users_module.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     import a_users_module
@@ -48,7 +48,7 @@ def forget_the_class(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("wrap", [lambda net: net, lambda net: {"epoch": 50, "model": net}])
-def test_a_module_of_an_unknown_class_gives_its_state_dict(network, tmp_path, zipped, wrap):
+def test_module_of_an_unknown_class_gives_its_state_dict(network, tmp_path, zipped, wrap):
     expected = {key: value.clone() for key, value in network.state_dict().items()}
     torch.save(wrap(network), tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
     forget_the_class(tmp_path)
@@ -131,7 +131,7 @@ def old_module(parameters=(), modules=()):
 
 
 @pytest.mark.parametrize("keep_data_in_state", [False, True])
-def test_a_module_written_in_2017_gives_its_tensors(tmp_path, keep_data_in_state):
+def test_module_written_in_2017_gives_its_tensors(tmp_path, keep_data_in_state):
     conv = old_module([("weight", Parameter(("17", (2, 3)))), ("bias", None)])
     net = old_module(modules=[("input", conv), ("relu", old_module())])
     write_as_in_2017(
@@ -151,7 +151,7 @@ class Harm:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_nothing_that_the_pickle_names_is_run(network, tmp_path, zipped):
+def test_nothing_named_in_the_pickle_is_executed(network, tmp_path, zipped):
     network.harm = Harm(tmp_path / "harm")
     torch.save(network, tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
     assert len(read_module(tmp_path / "net.pth")) == len(network.state_dict())
@@ -160,7 +160,7 @@ def test_nothing_that_the_pickle_names_is_run(network, tmp_path, zipped):
     assert (tmp_path / "harm").exists()  # it would have been
 
 
-def test_a_cut_off_file_is_refused(network, tmp_path):
+def test_truncated_file_is_refused(network, tmp_path):
     torch.save(network, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
     whole = (tmp_path / "net.pth").read_bytes()
     for share in (0.2, 0.5, 0.9):
@@ -170,7 +170,7 @@ def test_a_cut_off_file_is_refused(network, tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, {"a": nn.ReLU(), "b": nn.ReLU()}])
-def test_none_or_several_modules_are_refused(tmp_path, content):
+def test_zero_or_several_modules_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(InputError, match=r"it holds [02]"):
         read_module(tmp_path / "net.pth")

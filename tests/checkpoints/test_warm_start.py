@@ -1,15 +1,16 @@
-"""train.py model.warm_start=…, from outside."""
+"""Warm starts of whole runs: train.py model.warm_start=…"""
 
 import shutil
-import sys
 
+import pytest
 import torch
 
 from sr_lightning.checkpoints.checkpoint import load_network
 from tests.helpers import run
 
 
-def test_a_run_starts_from_another_scale_and_resumes_without_it(command, tmp_path):
+@pytest.mark.slow
+def test_run_starts_from_another_scale_and_resumes_without_its_source(command, tmp_path):
     source, started = tmp_path / "x2", tmp_path / "x3"
     run(*command, "max_steps=10", f"hydra.run.dir={source}")
     trained = load_network(source / "checkpoints" / "best.ckpt").network.state_dict()
@@ -24,11 +25,11 @@ def test_a_run_starts_from_another_scale_and_resumes_without_it(command, tmp_pat
     assert all(torch.equal(weights[key], trained[key]) for key in weights if not key.startswith("convs.3."))
 
     shutil.rmtree(source)
-    done = run(sys.executable, "train.py", f"resume={started}")
+    done = run("train.py", f"resume={started}")
     assert "warm start" not in done.stdout
 
 
-def test_weights_that_are_not_there_are_one_clear_error(command, tmp_path):
+def test_missing_weights_are_one_clear_error(command, tmp_path):
     done = run(*command, f"model.warm_start={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}", check=False)
     assert done.returncode == 1
     assert f"error: model.warm_start={tmp_path}: {tmp_path} is a folder without a checkpoint" in done.stdout

@@ -1,4 +1,4 @@
-"""CelebA, by a small stand-in: a folder or a zip archive, split files right and wrong, images that are nowhere."""
+"""CelebA by a small stand-in: folder and zip archive, valid and invalid split files, missing images."""
 
 import os
 import shutil
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
@@ -16,9 +15,8 @@ from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size, read_image
-from tests.helpers import ROOT
+from tests.helpers import compose
 
-CONF = ROOT / "conf"
 SPLIT = {"000001.jpg": 0, "000002.jpg": 0, "000003.jpg": 1, "000004.jpg": 0, "000005.jpg": 2, "000006.jpg": 1}
 
 
@@ -47,7 +45,7 @@ def in_folder(faces, tmp_path):
 
 @pytest.fixture
 def in_zip(faces, tmp_path):
-    """As it is handed out: the archive in one subfolder, the split in another."""
+    """CelebA as distributed: the archive in one subfolder, the split in another."""
     root = tmp_path / "CelebA"
     write_split(root / "Eval")
     (root / "Img").mkdir()
@@ -59,7 +57,7 @@ def in_zip(faces, tmp_path):
 
 
 @pytest.mark.parametrize("root", ["in_folder", "in_zip"])
-def test_splits_are_the_split_files_in_its_order(root, request, faces):
+def test_splits_follow_the_split_file(root, request, faces):
     root = request.getfixturevalue(root)
     for part, split in enumerate(("train", "valid", "test")):
         pairs = celeba(root, split)
@@ -71,7 +69,7 @@ def test_splits_are_the_split_files_in_its_order(root, request, faces):
     np.testing.assert_array_equal(read_image(pairs[1].hr), read_image(faces / "000002.jpg"))
 
 
-def test_folder_and_archive_share_one_store_and_are_not_read_again(in_folder, in_zip, tmp_path, monkeypatch):
+def test_folder_and_archive_share_one_store(in_folder, in_zip, tmp_path, monkeypatch):
     (in_zip / "img_align_celeba").rename(tmp_path / "elsewhere")
     from_zip = celeba(in_zip)
     (tmp_path / "elsewhere").rename(in_zip / "img_align_celeba")
@@ -89,7 +87,7 @@ def test_folder_and_archive_share_one_store_and_are_not_read_again(in_folder, in
 
 
 @pytest.mark.parametrize("nested", ["", "Img/img_align_celeba"])
-def test_folders_may_be_nested_and_spelled_otherwise_and_copies_have_a_csv(faces, tmp_path, nested):
+def test_nested_folders_other_spellings_and_csv_are_accepted(faces, tmp_path, nested):
     root = tmp_path / "celeba"
     shutil.copytree(faces, root / nested / "img_align_celeba")
     lines = "".join(f"{name},{part}\n" for name, part in SPLIT.items())
@@ -97,7 +95,7 @@ def test_folders_may_be_nested_and_spelled_otherwise_and_copies_have_a_csv(faces
     assert [pair.name for pair in celeba(tmp_path / "CelebA", "valid")] == ["000003", "000006"]
 
 
-def test_what_is_missing_is_named_with_the_place_to_put_it(tmp_path, faces):
+def test_missing_files_are_named_with_their_place(tmp_path, faces):
     root = tmp_path / "CelebA"
     with pytest.raises(InputError) as caught:
         celeba(root)
@@ -115,7 +113,7 @@ def test_what_is_missing_is_named_with_the_place_to_put_it(tmp_path, faces):
     assert "000001.jpg" not in str(caught.value)
 
 
-def test_all_wrong_lines_of_the_split_file_are_named(in_folder):
+def test_wrong_lines_of_the_split_file_are_all_named(in_folder):
     write_split(in_folder, "000001.jpg 0\n000002.jpg 3\n\nnothing here\n000003 1\n000001.jpg 1\n000004.jpg 0\n")
     with pytest.raises(InputError) as caught:
         celeba(in_folder)
@@ -134,7 +132,7 @@ def test_all_wrong_lines_of_the_split_file_are_named(in_folder):
 
 
 @pytest.mark.parametrize("root", ["in_folder", "in_zip"])
-def test_images_that_are_listed_but_absent_are_named_unless_they_are_not_asked_for(root, request):
+def test_missing_images_are_named_if_needed(root, request):
     root = request.getfixturevalue(root)
     lines = "".join(f"{name} 0\n" for name in [*SPLIT, "000007.jpg", "000008.jpg"])
     for file in root.rglob("list_eval_partition.txt"):
@@ -146,7 +144,7 @@ def test_images_that_are_listed_but_absent_are_named_unless_they_are_not_asked_f
     assert len(celeba(root, limit=6)) == 6
 
 
-def test_an_archive_is_taken_where_the_folder_lacks_images(in_folder, in_zip):
+def test_archive_is_used_where_the_folder_lacks_images(in_folder, in_zip):
     (in_folder / "img_align_celeba" / "000004.jpg").unlink()
     assert in_folder == in_zip
     assert str(celeba(in_folder)[2].hr).endswith("img_align_celeba.zip/img_align_celeba/000004.jpg")
@@ -177,15 +175,14 @@ def test_damaged_archives_and_members_are_named(in_zip, tmp_path):
         ({"limit": 0.5}, r"limit=0\.5: the number"),
     ],
 )
-def test_choices_that_do_not_exist_are_named(in_folder, settings, message):
+def test_unknown_choices_are_named(in_folder, settings, message):
     with pytest.raises(InputError, match=message):
         celeba(in_folder, **settings)
 
 
-def test_the_configuration_trains_x4_on_faces_and_validates_on_few(in_zip, tmp_path):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = ["data=celeba", "scale=x4", f"data_root={in_zip.parent}", f"cache_dir={tmp_path / 'cache'}"]
-        cfg = compose("train", overrides=[*words, "data.train.limit=2", "degradation=blur_noise_jpeg"])
+def test_config_trains_x4_on_faces_and_validates_on_few(in_zip, tmp_path):
+    words = ["data=celeba", "scale=x4", f"data_root={in_zip.parent}", f"cache_dir={tmp_path / 'cache'}"]
+    cfg = compose(*words, "data.train.limit=2", "degradation=blur_noise_jpeg")
     assert cfg.data.val.limit == 100
     data = instantiate(cfg.data, _convert_="all")
     data.setup()

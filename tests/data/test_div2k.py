@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sr_lightning.data import div2k as room
+from sr_lightning.data import div2k as div2k_module
 from sr_lightning.data.div2k import ARCHIVES, SCALES, div2k, parts
 from sr_lightning.errors import InputError
 
@@ -42,7 +42,7 @@ def numbered(pattern: str, first: int = 801, last: int = 900) -> list[str]:
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_every_track_and_scale_has_an_archive_and_every_archive_is_used(split):
+def test_tracks_and_scales_cover_the_archives(split):
     used = {part.archive for track, scales in SCALES.items() for scale in scales for part in parts(split, track, scale)}
     assert used == {name for name in ARCHIVES if name.startswith(f"DIV2K_{split}_")}
     assert len(used) == 11
@@ -61,7 +61,7 @@ def test_every_track_and_scale_has_an_archive_and_every_archive_is_used(split):
         ("wild", 4, "DIV2K_valid_LR_wild/0801x4w.png"),
     ],
 )
-def test_images_are_found_wherever_they_lie_below_the_official_folders(tmp_path, track, scale, lr):
+def test_images_are_found_below_the_official_folders(tmp_path, track, scale, lr):
     touch(tmp_path / "DIV2K_valid_HR", "0801.png")
     touch((tmp_path / lr).parent, Path(lr).name, "0802x7.png", "notes.txt")
     (pair,) = div2k(tmp_path, "valid", track, scale, first=801, last=801)
@@ -69,7 +69,7 @@ def test_images_are_found_wherever_they_lie_below_the_official_folders(tmp_path,
     assert (pair.hr, pair.lr) == (tmp_path / "DIV2K_valid_HR" / "0801.png", tmp_path / lr)
 
 
-def test_pairs_come_by_number_and_belong_together(tmp_path):
+def test_pairs_are_matched_by_number(tmp_path):
     touch(tmp_path / "DIV2K_valid_HR", *reversed(numbered("%04d.png")))
     touch(tmp_path / "DIV2K_valid_LR_bicubic" / "X2", *numbered("%04dx2.png"))
     pairs = div2k(str(tmp_path), "valid", scale=2)
@@ -78,13 +78,13 @@ def test_pairs_come_by_number_and_belong_together(tmp_path):
     assert [pair.name for pair in div2k(tmp_path, "valid", scale=2, first=805, last=806)] == ["0805", "0806"]
 
 
-def test_without_a_track_there_is_hr_alone(tmp_path):
+def test_hr_alone_without_a_track(tmp_path):
     touch(tmp_path / "DIV2K_train_HR", "0001.png", "0002.png")
     pairs = div2k(tmp_path, "train", track=None, last=2)
     assert [(pair.name, pair.lr) for pair in pairs] == [("0001", None), ("0002", None)]
 
 
-def test_wild_gives_a_pair_for_each_lr_image(tmp_path):
+def test_wild_track_has_a_pair_for_each_lr_image(tmp_path):
     touch(tmp_path / "DIV2K_train_HR", "0001.png", "0002.png")
     names = [f"000{n}x4w{variant}.png" for n in (1, 2) for variant in (1, 2, 3, 4)]
     touch(tmp_path / "DIV2K_train_LR_wild", *names)
@@ -104,7 +104,7 @@ def test_linked_folders_are_followed(tmp_path):
     assert div2k(tmp_path / "root", track=None, last=1)[0].hr.exists()
 
 
-def test_what_is_being_unpacked_by_another_job_is_not_taken(tmp_path):
+def test_folder_of_another_job_in_progress_is_ignored(tmp_path):
     touch(tmp_path / "DIV2K_train_HR" / ".X.extracting", "0001.png")
     with pytest.raises(InputError, match="DIV2K images are missing"):
         div2k(tmp_path, track=None, last=1)
@@ -121,12 +121,12 @@ def test_what_is_being_unpacked_by_another_job_is_not_taken(tmp_path):
         ({"split": "test", "track": "blurry"}, "split=test.*track=blurry"),
     ],
 )
-def test_choices_that_do_not_exist_are_refused_with_what_does(tmp_path, choice, message):
+def test_unknown_choices_list_the_valid_ones(tmp_path, choice, message):
     with pytest.raises(InputError, match=message):
         div2k(tmp_path, **choice)
 
 
-def test_absent_folders_are_said_together_with_both_ways_out(tmp_path):
+def test_missing_folders_are_named_with_both_remedies(tmp_path):
     with pytest.raises(InputError) as error:
         div2k(tmp_path, "train", "bicubic", 2)
     message = str(error.value)
@@ -136,7 +136,7 @@ def test_absent_folders_are_said_together_with_both_ways_out(tmp_path):
     assert f"{tmp_path}/DIV2K_train_HR.zip, from https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip" in message
 
 
-def test_missing_images_of_both_folders_are_listed_up_to_a_cap(tmp_path):
+def test_missing_images_are_listed_up_to_a_limit(tmp_path):
     touch(tmp_path / "DIV2K_valid_HR", *set(numbered("%04d.png")) - {"0850.png"})
     touch(tmp_path / "DIV2K_valid_LR_bicubic", *numbered("%04dx2.png", 801, 870))
     with pytest.raises(InputError) as error:
@@ -146,15 +146,15 @@ def test_missing_images_of_both_folders_are_listed_up_to_a_cap(tmp_path):
     assert re.search(r"30 of 100 below .*: 0871x2.png, .*0880x2.png and 20 more\n", message)
 
 
-def test_download_fetches_only_what_is_absent_and_only_once(tmp_path, mirror, monkeypatch):
+def test_download_fetches_missing_files_once(tmp_path, mirror, monkeypatch):
     url = mirror(
         DIV2K_valid_HR=numbered("DIV2K_valid_HR/%04d.png"),
         DIV2K_valid_LR_bicubic_X2=numbered("DIV2K_valid_LR_bicubic/X2/%04dx2.png"),
         DIV2K_valid_LR_bicubic_X3=numbered("DIV2K_valid_LR_bicubic/X3/%04dx3.png"),
     )
-    fetched, fetch = [], room.fetch
+    fetched, fetch = [], div2k_module.fetch
     monkeypatch.setattr(
-        room, "fetch", lambda address, *args, **kw: fetched.append(address) or fetch(address, *args, **kw)
+        div2k_module, "fetch", lambda address, *args, **kw: fetched.append(address) or fetch(address, *args, **kw)
     )
     root = tmp_path / "data"
     for scale in (2, 3, 2, 3):
@@ -169,7 +169,7 @@ def test_download_fetches_only_what_is_absent_and_only_once(tmp_path, mirror, mo
     ]
 
 
-def test_an_archive_put_there_by_hand_is_verified_and_used_without_download(tmp_path, mirror):
+def test_local_archive_is_verified_and_used_without_download(tmp_path, mirror):
     mirror(DIV2K_valid_HR=numbered("%04d.png"))
     archive = tmp_path / "mirror" / "DIV2K_valid_HR.zip"
     root = tmp_path / "data"
@@ -181,13 +181,13 @@ def test_an_archive_put_there_by_hand_is_verified_and_used_without_download(tmp_
     assert len(div2k(root, "valid", track=None)) == 100
 
 
-def test_an_archive_that_lacks_images_is_said(tmp_path, mirror):
+def test_archive_lacking_images_is_an_error(tmp_path, mirror):
     url = mirror(DIV2K_valid_HR=numbered("%04d.png", 801, 899))
     with pytest.raises(InputError, match=r"1 of 100 below .*: 0900.png"):
         div2k(tmp_path, "valid", track=None, download=True, base_url=url)
 
 
-def test_jobs_that_start_together_all_get_everything(tmp_path, mirror):
+def test_concurrent_jobs_all_get_every_image(tmp_path, mirror):
     url = mirror(DIV2K_valid_HR=numbered("DIV2K_valid_HR/%04d.png"))
     results = []
 

@@ -1,4 +1,4 @@
-"""Which patches a batch has, against a Philox of our own; and what is gathered, against NumPy's rot90 and flip."""
+"""Patch draws against an independent Philox; gathered patches against NumPy's rot90 and flip."""
 
 from collections import Counter
 from itertools import pairwise
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sr_lightning.data import patches as room
+from sr_lightning.data import patches as patches_module
 from sr_lightning.data.patches import DeviceGather, PatchDraw, PatchSampler, gather
 from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError
@@ -54,7 +54,7 @@ def philox(key, length):
 
 
 def upright(patch, symmetry):
-    """Undo a symmetry by NumPy's own words: (C, p, p)."""
+    """Undo a symmetry with NumPy: (C, p, p)."""
     if symmetry & 4:
         patch = np.rot90(np.flip(patch, axis=2), axes=(1, 2))  # exchanges rows and columns
     if symmetry & 2:
@@ -64,7 +64,7 @@ def upright(patch, symmetry):
     return patch
 
 
-def test_a_batch_is_what_philox_says_on_every_machine():
+def test_batches_are_the_same_on_every_machine():
     sizes = [(6, 5), (4, 9), (7, 7)]
     places = [(i, y, x) for i, (h, w) in enumerate(sizes) for y in range(h - 3) for x in range(w - 3)]
     sampler = make_sampler(make_store(*sizes), seed=42)
@@ -76,7 +76,7 @@ def test_a_batch_is_what_philox_says_on_every_machine():
         assert list(zip(*sampler.draw(batch_number), strict=True)) == expected
 
 
-def test_a_batch_does_not_depend_on_the_batches_before():
+def test_batch_does_not_depend_on_earlier_batches():
     store = make_store((9, 9), (8, 12))
     forward = [make_sampler(store).draw(k) for k in range(5)]
     sampler = make_sampler(store)
@@ -87,7 +87,7 @@ def test_a_batch_does_not_depend_on_the_batches_before():
     assert not np.array_equal(make_sampler(store, seed=1).draw(0), forward[0])
 
 
-def test_every_place_and_symmetry_is_equally_likely():
+def test_places_and_symmetries_are_uniform():
     sampler = make_sampler(make_store((6, 5), (4, 9), (4, 4)), batch_size=64, seed=5)
     counts = Counter()
     for k in range(300):
@@ -99,7 +99,7 @@ def test_every_place_and_symmetry_is_equally_likely():
     assert 65 < sum((count - expected) ** 2 / expected for count in counts.values()) < 150
 
 
-def test_without_augmentation_the_same_places_are_drawn_upright():
+def test_augmentation_does_not_change_the_places():
     store = make_store((9, 9), (8, 12))
     with_symmetries, without = make_sampler(store).draw(7), make_sampler(store, augment=False).draw(7)
     for one, other in zip(with_symmetries[:3], without[:3], strict=True):
@@ -108,7 +108,7 @@ def test_without_augmentation_the_same_places_are_drawn_upright():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_processes_share_the_batch_that_one_would_train_on(world_size):
+def test_processes_share_the_batch_of_one(world_size):
     store = make_store((9, 9), (8, 12))
     whole = np.array(make_sampler(store).draw(3))
     shared = np.empty_like(whole)
@@ -119,7 +119,7 @@ def test_processes_share_the_batch_that_one_would_train_on(world_size):
     np.testing.assert_array_equal(shared, whole)
 
 
-def test_data_sets_of_terabytes_do_not_overflow():
+def test_terabytes_do_not_overflow():
     sizes = np.full((200_000, 2), 2000)
     empty = np.empty(0, np.uint8)
     store = ImageStore(("",) * len(sizes), 2, empty, sizes * 2, sizes, np.zeros(len(sizes)), np.zeros(len(sizes)))
@@ -129,7 +129,7 @@ def test_data_sets_of_terabytes_do_not_overflow():
         assert 0 <= place.min() < 20 and 1976 < place.max() <= 1996
 
 
-def test_requests_that_cannot_be_met_name_the_values():
+def test_impossible_arguments_are_named():
     store = make_store((9, 9), (8, 12))
     with pytest.raises(InputError, match=r"patch_size=9 .*\n  image 1: LR of 8x12"):
         make_sampler(store, patch_size=9)
@@ -139,7 +139,7 @@ def test_requests_that_cannot_be_met_name_the_values():
         make_sampler(store, seed=-1)
 
 
-def test_the_eight_symmetries_are_those_of_the_square():
+def test_symmetries_are_those_of_the_square():
     store = make_store((4, 4))
     zeros = np.zeros(8, np.int64)
     _, patches = gather(store, PatchDraw(zeros, zeros, zeros, np.arange(8)), 4)
@@ -151,7 +151,7 @@ def test_the_eight_symmetries_are_those_of_the_square():
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("patch_size", [1, 4, 7])
-def test_patches_are_crops_turned_and_lr_is_that_of_the_same_place(scale, patch_size):
+def test_patches_are_turned_crops_of_one_place(scale, patch_size):
     store = make_store((7, 9), (12, 8), (10, 10), scale=scale)
     sampler = make_sampler(store, patch_size=patch_size, batch_size=200)
     draw = sampler.draw(0)
@@ -172,12 +172,12 @@ def test_batches_larger_than_the_cache_are_the_same(monkeypatch):
     draw = make_sampler(store, batch_size=50).draw(0)
     whole = gather(store, draw, 4)
     for patches_at_once in (0, 1, 7):
-        monkeypatch.setattr(room, "CACHE_BYTES", patches_at_once * 3 * 12 * 12)
+        monkeypatch.setattr(patches_module, "CACHE_BYTES", patches_at_once * 3 * 12 * 12)
         for piecewise, expected in zip(gather(store, draw, 4), whole, strict=True):
             assert torch.equal(piecewise, expected)
 
 
-def test_the_last_place_of_the_last_image_is_reached():
+def test_last_place_of_the_last_image_is_drawn():
     store = make_store((5, 6), (6, 5))
     one = [np.array([value]) for value in (1, 2, 1)]
     for symmetry in range(8):
@@ -186,7 +186,7 @@ def test_the_last_place_of_the_last_image_is_reached():
         np.testing.assert_array_equal(upright(hr[0].numpy(), symmetry), store.hr(1)[:, -12:, -12:])
 
 
-def test_a_batch_in_use_is_not_overwritten_by_the_next():
+def test_batch_is_not_overwritten_by_the_next():
     store = make_store((9, 9), (8, 12))
     sampler = make_sampler(store)
     batches = [gather(store, sampler.draw(k), 4) for k in range(3)]
@@ -197,7 +197,7 @@ def test_a_batch_in_use_is_not_overwritten_by_the_next():
 
 @pytest.mark.parametrize("patch_size", [1, 5])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_device_gathers_the_same_batch(device, patch_size):
+def test_device_gathers_the_same_batch(device, patch_size):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     store = make_store((7, 9), (12, 8), (10, 10), scale=2)
@@ -207,7 +207,7 @@ def test_the_device_gathers_the_same_batch(device, patch_size):
         assert ours.device.type == device and ours.is_contiguous() and torch.equal(ours.cpu(), expected)
 
 
-def test_a_device_that_is_too_small_says_what_to_set(monkeypatch):
+def test_images_too_large_for_the_device_are_an_error(monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("no memory")
 

@@ -1,4 +1,4 @@
-"""LR that a random degradation makes: of training patches on the fly, of whole images once, and what it is called."""
+"""LR of a random degradation: of training patches on the fly, of whole images once, and its name."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
@@ -18,9 +17,7 @@ from sr_lightning.degradations import JPEG, Bicubic, Noise, RandomDegradation, R
 from sr_lightning.evaluation.scoring import load_sample
 from sr_lightning.images.files import write_image
 from sr_lightning.metrics.protocol import Protocol
-from tests.helpers import ROOT, rows_of, run
-
-CONF = ROOT / "conf"
+from tests.helpers import compose, rows_of, run
 
 
 def degradation():
@@ -45,7 +42,7 @@ def batch(data, number, **where):
     return data.to_float(data.train_batches(**where)[number])
 
 
-def test_batch_k_is_the_same_whatever_was_made_before(pictures, cache):
+def test_batch_does_not_depend_on_earlier_batches(pictures, cache):
     data = module(pictures, cache)
     forward = [batch(data, k)["lr"] for k in range(4)]
     again = module(pictures, cache)
@@ -56,7 +53,7 @@ def test_batch_k_is_the_same_whatever_was_made_before(pictures, cache):
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_share_the_batch_that_one_would_train_on(pictures, cache, world_size):
+def test_processes_share_the_batch_of_one(pictures, cache, world_size):
     data = module(pictures, cache)
     whole = batch(data, 5)
     for rank in range(world_size):
@@ -65,7 +62,7 @@ def test_processes_share_the_batch_that_one_would_train_on(pictures, cache, worl
             assert torch.equal(part[name], whole[name][rank::world_size])
 
 
-def test_hr_is_that_of_other_degradations_and_lr_is_made_of_it(pictures, cache):
+def test_hr_is_that_of_bicubic_and_lr_is_made_from_it(pictures, cache):
     data, bicubic = module(pictures, cache), module(pictures, cache, Bicubic())
     made, usual = batch(data, 7), batch(bicubic, 7)
     assert made.keys() == {"lr", "hr"} and torch.equal(made["hr"], usual["hr"])
@@ -83,7 +80,7 @@ def test_images_on_the_device_give_the_same_batch(pictures, cache):
     assert torch.equal(there["lr"], here["lr"]) and torch.equal(there["hr"], here["hr"])
 
 
-def test_validation_and_scoring_see_one_lr_by_a_name_of_its_own(pictures, cache):
+def test_validation_and_scoring_use_the_same_lr_and_name_it(pictures, cache):
     data = module(pictures, cache)
     for i, pair in enumerate(data.val):
         shown = data.to_float(WholeImages(data.val_store)[i])
@@ -93,7 +90,7 @@ def test_validation_and_scoring_see_one_lr_by_a_name_of_its_own(pictures, cache)
         assert degradation().lr_source.removeprefix("made-") in sample.protocol.description
 
 
-def test_a_benchmark_with_lr_files_stays_what_it_is_unless_lr_is_to_be_made(pictures, tmp_path):
+def test_lr_files_of_a_benchmark_are_used_unless_lr_is_made(pictures, tmp_path):
     hr = pictures / "0.png"
     lr = np.random.default_rng(0).integers(0, 256, (3, 48, 40), dtype=np.uint8)
     write_image(tmp_path / "0x2.png", lr)
@@ -107,7 +104,7 @@ def test_a_benchmark_with_lr_files_stays_what_it_is_unless_lr_is_to_be_made(pict
     assert by_bicubic.protocol.lr_source == "made"  # what was done, not what was asked
 
 
-def test_lr_files_are_left_out_and_it_is_said(pictures, tmp_path, caplog):
+def test_lr_files_are_ignored_with_a_message(pictures, tmp_path, caplog):
     for file in pictures.glob("*.png"):
         image = Image.open(file)
         (tmp_path / "lr").mkdir(exist_ok=True)
@@ -140,11 +137,10 @@ def stand_in(root: Path, folders: dict[str, list[str]]) -> None:
     ],
     ids=["div2k", "bsds"],
 )
-def test_data_sets_go_with_random_degradations(tmp_path, cache, name, folders, made_by, words):
+def test_data_sets_combine_with_random_degradations(tmp_path, cache, name, folders, made_by, words):
     stand_in(tmp_path, folders)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        fixed = [f"data={name}", f"degradation={made_by}", "scale=x4", f"data_root={tmp_path}", f"cache_dir={cache}"]
-        cfg = compose("train", overrides=[*fixed, "data.patch_size=8", "data.batch_size=2", *words])
+    fixed = [f"data={name}", f"degradation={made_by}", "scale=x4", f"data_root={tmp_path}", f"cache_dir={cache}"]
+    cfg = compose(*fixed, "data.patch_size=8", "data.batch_size=2", *words)
     data = instantiate(cfg.data, _convert_="all")
     data.setup()
     made = batch(data, 0)
@@ -152,7 +148,7 @@ def test_data_sets_go_with_random_degradations(tmp_path, cache, name, folders, m
     assert data.degradation.name == made_by
 
 
-def test_a_run_trains_on_it_and_its_scores_say_so(command, tmp_path):
+def test_run_trains_on_random_lr_and_its_protocol_names_it(command, tmp_path):
     short = ("max_steps=4", "val_every=4", "num_pictures=0")
     run(*command, "degradation=second_order", *short, f"hydra.run.dir={tmp_path / 'run'}")
     rows = rows_of(tmp_path / "run" / "results.csv")

@@ -1,7 +1,5 @@
 """Lists of image files, from folders of empty files: sources look at names only."""
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from sr_lightning.data.sources import (
 )
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
-from tests.helpers import run
+from tests.helpers import run_in_new_interpreter
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -37,12 +35,12 @@ def names(pairs):
     return [pair.name for pair in pairs]
 
 
-def test_a_folder_gives_its_images_by_name(tmp_path):
+def test_folder_lists_its_images_by_name(tmp_path):
     hr = touch(tmp_path / "hr", "b.png", "a.jpg")
     assert image_folder(hr) == [Pair("a", hr / "a.jpg"), Pair("b", hr / "b.png")]
 
 
-def test_several_folders_follow_one_another_and_may_share_names(tmp_path):
+def test_several_folders_may_share_names(tmp_path):
     first, second = touch(tmp_path / "1", "b.png", "c.png"), touch(tmp_path / "2", "a.png", "b.png")
     folders = OmegaConf.create([str(first), str(second)])  # as yaml hands them over
     files = [pair.hr for pair in image_folder(folders)]
@@ -50,7 +48,7 @@ def test_several_folders_follow_one_another_and_may_share_names(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["", "x4", "x4m"])
-def test_lr_belongs_to_hr_by_stem(tmp_path, ending):
+def test_lr_is_matched_to_hr_by_stem(tmp_path, ending):
     hr, lr = touch(tmp_path / "hr", "0001.png", "0002.jpg"), touch(tmp_path / "lr", f"0001{ending}.png")
     touch(lr, f"0002{ending}.png")
     expected = [
@@ -60,12 +58,12 @@ def test_lr_belongs_to_hr_by_stem(tmp_path, ending):
     assert image_folder(hr, lr, scale=4) == image_folder(hr, lr) == expected
 
 
-def test_an_hr_name_that_ends_like_a_scale_keeps_its_own_lr(tmp_path):
+def test_hr_name_ending_like_a_scale_keeps_its_lr(tmp_path):
     hr, lr = touch(tmp_path / "hr", "a.png", "ax2.png"), touch(tmp_path / "lr", "a.png", "ax2.png")
     assert [pair.lr.name for pair in image_folder(hr, lr, scale=2)] == ["a.png", "ax2.png"]
 
 
-def test_all_files_without_a_partner_are_named_at_once(tmp_path):
+def test_unpaired_files_are_all_named(tmp_path):
     hr, lr = touch(tmp_path / "hr", "a.png", "b.png", "c.png"), touch(tmp_path / "lr", "ax4.png", "d.png", "cx2.png")
     with pytest.raises(InputError) as caught:
         image_folder(hr, lr, scale=4)
@@ -85,7 +83,7 @@ def test_two_files_for_one_place_are_named(tmp_path):
         image_folder([str(hr), str(other)], lr, scale=4)
 
 
-def test_excluded_images_go_with_their_lr_and_need_not_be_there(tmp_path):
+def test_excluded_images_take_their_lr_along_and_may_be_absent(tmp_path):
     hr, lr = touch(tmp_path / "hr", "302003.jpg", "1.jpg"), touch(tmp_path / "lr", "302003x2.png", "1x2.png")
     assert names(image_folder(hr, exclude=["302003", "absent"])) == ["1"]
     assert names(image_folder(hr, exclude=[302003])) == names(image_folder(hr, exclude="302003")) == ["1"]
@@ -94,14 +92,14 @@ def test_excluded_images_go_with_their_lr_and_need_not_be_there(tmp_path):
         image_folder(hr, exclude=["302003", "1"])
 
 
-def test_a_split_has_every_image_once_and_the_share_asked_for(tmp_path):
+def test_split_has_every_image_once_in_the_given_share(tmp_path):
     hr = touch(tmp_path / "hr", *(f"{i}.png" for i in range(50)))
     train, val = split_folder(hr, part="train", fraction=0.2), split_folder(hr, part="val", fraction=0.2)
     assert len(val) == 10 and sorted([*train, *val], key=lambda pair: pair.hr) == image_folder(hr)
     assert val == split_folder(hr, part="val", fraction=0.2)
 
 
-def test_a_split_depends_on_stems_alone_and_bears_additions(tmp_path):
+def test_split_depends_on_stems_and_survives_additions(tmp_path):
     stems = [f"image{i}" for i in range(40)]
     png, jpg = touch(tmp_path / "a", *(f"{s}.png" for s in stems)), touch(tmp_path / "b", *(f"{s}.jpg" for s in stems))
     held_out = names(split_folder(png, part="val"))
@@ -119,7 +117,7 @@ def test_each_part_of_a_split_has_an_image(tmp_path):
         split_folder(hr)
 
 
-def test_a_split_takes_lr_along_and_refuses_what_does_not_exist(tmp_path):
+def test_split_takes_lr_along_and_refuses_unknown_parts(tmp_path):
     hr, lr = touch(tmp_path / "hr", "a.png", "b.png"), touch(tmp_path / "lr", "ax3.png", "bx3.png")
     (pair,) = split_folder(hr, lr, part="val", scale=3)
     assert pair.lr == lr / f"{pair.name}x3.png"
@@ -129,7 +127,7 @@ def test_a_split_takes_lr_along_and_refuses_what_does_not_exist(tmp_path):
         split_folder(hr, fraction=1)
 
 
-def test_bundled_photos_are_there_and_held_out_ones_are_others():
+def test_bundled_photos_exist_and_held_out_ones_are_different():
     pairs = bundled_photos(PHOTOS)
     assert names(pairs) == [*TRAIN_PHOTOS, *HELD_OUT_PHOTOS] and len(pairs) == 15
     assert not TRAIN_PHOTOS.keys() & HELD_OUT_PHOTOS.keys()
@@ -141,10 +139,10 @@ def test_bundled_photos_do_not_import_scikit_image():
         "import sys; from sr_lightning.data.sources import bundled_photos; "
         "bundled_photos(['coffee']); sys.exit('skimage' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    run_in_new_interpreter("-c", code)
 
 
-def test_an_unknown_photo_or_a_missing_package_says_what_to_do(monkeypatch):
+def test_unknown_photo_or_missing_package_is_an_error(monkeypatch):
     with pytest.raises(InputError, match=r"lena, 7; choose from rocket, .* coffee"):
         bundled_photos(["lena", "camera", 7])
     monkeypatch.setattr(sources, "PHOTOS", {"camera": "removed.png"})
@@ -155,7 +153,7 @@ def test_an_unknown_photo_or_a_missing_package_says_what_to_do(monkeypatch):
         bundled_photos(["camera"])
 
 
-def test_a_benchmark_set_has_lr_files_where_the_archive_has(tmp_path):
+def test_benchmark_set_has_the_lr_files_of_its_archive(tmp_path):
     hr = touch(tmp_path / "benchmark" / "Set2" / "HR", "a.png", "b.png")
     lr = touch(tmp_path / "benchmark" / "Set2" / "LR_bicubic" / "X3", "ax3.png", "bx3.png")
     assert benchmark_set(tmp_path, "Set2", 3) == [Pair(s, hr / f"{s}.png", lr / f"{s}x3.png") for s in "ab"]
@@ -165,7 +163,7 @@ def test_a_benchmark_set_has_lr_files_where_the_archive_has(tmp_path):
         benchmark_set(tmp_path, "Set2", 3)
 
 
-def test_an_unknown_benchmark_set_lists_those_that_are_there(tmp_path):
+def test_unknown_benchmark_set_lists_the_available_ones(tmp_path):
     with pytest.raises(InputError, match=r"no test set Set5 \(it has no <name>/HR at all\)"):
         benchmark_set(tmp_path, "Set5", 4)
     for name in ("Set14", "B100"):
@@ -174,7 +172,7 @@ def test_an_unknown_benchmark_set_lists_those_that_are_there(tmp_path):
         benchmark_set(tmp_path, "Set5", 4)
 
 
-def test_the_real_sets_pair_up(data_root):
+def test_real_sets_are_paired(data_root):
     assert len(benchmark_set(data_root, "Set5", 4)) == 5
     bsd100 = benchmark_set(data_root, "BSD100", 3)
     assert len(bsd100) == 100 and all(pair.lr.stem == f"{pair.name}x3" for pair in bsd100)
@@ -184,7 +182,6 @@ def test_the_real_sets_pair_up(data_root):
 
 def test_lists_of_files_need_no_torch_and_no_lightning():
     code = """
-import sys
 from sr_lightning.data import benchmark_set, bundled_photos, image_folder
 from sr_lightning.data.celeba import celeba
 from sr_lightning.data.div2k import div2k
@@ -197,7 +194,7 @@ assert not slow, slow
 from sr_lightning.data import FolderDataModule, SRDataModule
 assert issubclass(FolderDataModule, SRDataModule) and "torch" in sys.modules
 """
-    run(sys.executable, "-c", code)
+    run_in_new_interpreter("-c", code)
 
 
 def test_the_package_has_no_other_names():

@@ -1,29 +1,24 @@
-"""The image store: what it holds, what its name depends on, and builders that race, are killed or run out of space."""
+"""The image store: its content, its name, and builders that race, are killed or run out of space."""
 
 import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sr_lightning.data import store as room
+from sr_lightning.data import store as store_module
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image, write_image
-
-PROJECT = Path(__file__).parents[2]
+from tests.helpers import Command
 
 
 class FirstPixel:
-    """The first pixel of each scale x scale, so that LR tells where it came from."""
+    """The first pixel of each scale x scale block, so that LR identifies its source."""
 
     def __init__(self, version=1):
         self.key = {"name": "first pixel", "version": version}
@@ -55,7 +50,7 @@ def stores(cache):
 
 
 @pytest.mark.parametrize("residence", ["mmap", "memory"])
-def test_hr_is_cropped_to_a_multiple_of_the_scale_and_lr_made_of_the_whole(tmp_path, residence):
+def test_hr_is_cropped_to_a_multiple_of_the_scale_and_lr_made_from_all(tmp_path, residence):
     pairs, planes = images(tmp_path / "hr", (20, 31), (9, 8), (8, 13))
     store = ImageStore.open(pairs, 3, FirstPixel(), tmp_path / "cache", residence)
     assert len(store) == 3 and store.names == ("000", "001", "002")
@@ -71,7 +66,7 @@ def test_hr_is_cropped_to_a_multiple_of_the_scale_and_lr_made_of_the_whole(tmp_p
         assert store.hr(i).dtype == np.uint8 and not store.hr(i).flags.writeable
 
 
-def test_given_lr_is_stored_as_it_is_and_needs_no_degradation(tmp_path):
+def test_given_lr_is_stored_unchanged(tmp_path):
     pairs, planes = images(tmp_path / "hr", (9, 11), (8, 8))
     lr_pairs, lr_planes = images(tmp_path / "lr", (4, 5), (4, 4), seed=1)
     pairs = [Pair(hr.name, hr.hr, lr.hr) for hr, lr in zip(pairs, lr_pairs, strict=True)]
@@ -98,7 +93,7 @@ def test_lr_made_for_the_store_equals_the_published_files(data_root, tmp_path, s
         np.testing.assert_array_equal(store.lr(i), read_image(pair.lr))
 
 
-def test_all_pairs_that_do_not_fit_are_named_at_once_and_nothing_is_left(tmp_path):
+def test_mismatched_pairs_are_all_named_and_no_file_is_left(tmp_path):
     pairs, _ = images(tmp_path / "hr", (8, 8), (8, 8), (1, 8), (8, 8))
     lr_pairs, _ = images(tmp_path / "lr", (4, 4), (4, 5), (2, 2))
     (tmp_path / "hr" / "003.png").write_bytes(b"no image")
@@ -113,7 +108,7 @@ def test_all_pairs_that_do_not_fit_are_named_at_once_and_nothing_is_left(tmp_pat
     assert stores(tmp_path / "cache") == []
 
 
-def test_an_image_damaged_behind_its_header_is_found_and_nothing_is_left(tmp_path):
+def test_image_damaged_behind_its_header_is_named_and_no_file_is_left(tmp_path):
     pairs, _ = images(tmp_path / "hr", *[(64, 64)] * 5)
     for i in (1, 3):
         pairs[i].hr.write_bytes(pairs[i].hr.read_bytes()[:2000])
@@ -124,7 +119,7 @@ def test_an_image_damaged_behind_its_header_is_found_and_nothing_is_left(tmp_pat
     assert stores(tmp_path / "cache") == []
 
 
-def test_wrong_requests_say_what_to_do(tmp_path):
+def test_wrong_arguments_are_refused(tmp_path):
     pairs, _ = images(tmp_path / "hr", (8, 8))
     with pytest.raises(InputError, match="the data set has no images"):
         ImageStore.open([], 2, FirstPixel(), tmp_path / "cache")
@@ -139,7 +134,7 @@ def test_wrong_requests_say_what_to_do(tmp_path):
         ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "file" / "cache")
 
 
-def test_a_degradation_of_the_wrong_size_is_a_clear_error(tmp_path):
+def test_degradation_of_the_wrong_size_is_an_error(tmp_path):
     pairs, _ = images(tmp_path / "hr", (8, 8))
     degradation = FirstPixel()
     degradation.__class__ = type("TooLarge", (FirstPixel,), {"__call__": lambda self, hr, scale: hr})
@@ -147,22 +142,22 @@ def test_a_degradation_of_the_wrong_size_is_a_clear_error(tmp_path):
         ImageStore.open(pairs, 2, degradation, tmp_path / "cache")
 
 
-def test_too_little_space_is_said_before_decoding(tmp_path, monkeypatch):
+def test_too_little_space_is_an_error_before_decoding(tmp_path, monkeypatch):
     pairs, _ = images(tmp_path / "hr", (8, 8))
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: usage._replace(free=239))
-    monkeypatch.setattr(room, "_load", None)
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda folder: usage._replace(free=239))
+    monkeypatch.setattr(store_module, "_load", None)
     with pytest.raises(InputError, match="240 bytes needed, 239 free"):
         ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     assert stores(tmp_path / "cache") == []
 
 
-def test_a_store_is_built_once_and_found_wherever_the_files_lie(tmp_path, monkeypatch):
+def test_store_is_built_once_for_the_same_files_in_any_folder(tmp_path, monkeypatch):
     pairs, planes = images(tmp_path / "hr", (8, 8), (12, 8))
     ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     shutil.copytree(tmp_path / "hr", tmp_path / "other")
     os.rename(tmp_path / "other" / "000.png", tmp_path / "other" / "renamed.png")
-    monkeypatch.setattr(room, "_build", None)
+    monkeypatch.setattr(store_module, "_build", None)
     files = (tmp_path / "other" / "renamed.png", tmp_path / "other" / "001.png")
     store = ImageStore.open([Pair(file.stem, file) for file in files], 2, FirstPixel(), tmp_path / "cache")
     assert store.names == ("renamed", "001")
@@ -191,7 +186,7 @@ def test_content_order_scale_and_degradation_each_make_another_store(tmp_path):
     np.testing.assert_array_equal(ImageStore.open(pairs, 2, FirstPixel(), cache).hr(0), 255 - planes[0])
 
 
-def test_where_all_lr_is_given_the_degradation_does_not_matter(tmp_path):
+def test_degradation_does_not_matter_where_lr_is_given(tmp_path):
     pairs, _ = images(tmp_path / "hr", (8, 8))
     lr = images(tmp_path / "lr", (4, 4))[0][0].hr
     for degradation in (None, FirstPixel(1), FirstPixel(2)):
@@ -199,12 +194,12 @@ def test_where_all_lr_is_given_the_degradation_does_not_matter(tmp_path):
     assert len(stores(tmp_path / "cache")) == 1
 
 
-def test_contents_are_read_once_and_again_after_a_change(tmp_path, monkeypatch):
+def test_files_are_hashed_once_and_again_after_a_change(tmp_path, monkeypatch):
     pairs, planes = images(tmp_path / "hr", (8, 8), (8, 8))
     age(tmp_path / "hr")
     read = []
-    digest = room._digest
-    monkeypatch.setattr(room, "_digest", lambda file: (read.append(file.name), digest(file))[1])
+    digest = store_module._digest
+    monkeypatch.setattr(store_module, "_digest", lambda file: (read.append(file.name), digest(file))[1])
 
     def opened():
         read.clear()
@@ -224,21 +219,21 @@ def test_contents_are_read_once_and_again_after_a_change(tmp_path, monkeypatch):
 
 
 def open_at_once(barrier, results, folder, cache):
-    """In a process of its own: open the store, tell whether this process decoded and what it sees."""
+    """Open the store in this process; report how many images it decoded and the sum of all pixels."""
     torch.set_num_threads(1)
     decoded = []
-    load = room._load
-    room._load = lambda *args: (decoded.append(1), load(*args))[1]
+    load = store_module._load
+    store_module._load = lambda *args: (decoded.append(1), load(*args))[1]
     pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
     barrier.wait()
     store = ImageStore.open(pairs, 2, FirstPixel(), cache)
     results.put((len(decoded), int(store.pixels.astype(np.int64).sum())))
 
 
-def test_of_processes_that_start_at_once_one_builds_and_all_see_the_same(tmp_path):
+def test_one_of_several_processes_builds_the_store(tmp_path):
     _, planes = images(tmp_path / "hr", *[(200, 200)] * 12)
     total = sum(int(p.astype(np.int64).sum() + p[:, ::2, ::2].astype(np.int64).sum()) for p in planes)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # they have torch imported
     barrier, results = context.Barrier(3), context.Queue()
     args = (barrier, results, tmp_path / "hr", tmp_path / "cache")
     processes = [context.Process(target=open_at_once, args=args) for _ in range(3)]
@@ -273,19 +268,24 @@ ImageStore.open(pairs, 2, Slow(), cache)
 
 
 class Quick(FirstPixel):
-    """Named like the builder's, but quick."""
+    """The key of the builder's degradation without its delay."""
 
     def __init__(self):
         self.key = "slow"
 
 
 def start_builder(folder, cache):
-    """A process that is in the middle of building: all but the last image are written."""
-    command = [sys.executable, "-c", BUILDER, str(folder), str(cache)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
-    assert process.stdout.readline() == "building\n"
+    """Start a process and wait until it has written all but the last image."""
+    process = run_builder(folder, cache)
+    process.wait_for_output("building\n")
     (pixels,) = cache.glob("*.partial/pixels")
     return process, pixels
+
+
+def run_builder(folder, cache, before=""):
+    script = folder.parent / "builder.py"
+    script.write_text(before + BUILDER)
+    return Command(script, folder, cache)
 
 
 @pytest.fixture
@@ -297,11 +297,11 @@ def slow_images(tmp_path):
     return pairs, planes
 
 
-def test_a_killed_builder_leaves_nothing_that_counts(tmp_path, slow_images):
+def test_store_of_a_killed_builder_is_discarded(tmp_path, slow_images):
     pairs, planes = slow_images
     cache = tmp_path / "cache"
     process, pixels = start_builder(tmp_path / "hr", cache)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert pixels.exists()
     assert ImageStore.open(pairs[:1], 2, Quick(), cache).names == ("000",)  # another set's builder clears up
@@ -311,18 +311,16 @@ def test_a_killed_builder_leaves_nothing_that_counts(tmp_path, slow_images):
         np.testing.assert_array_equal(store.hr(i), image)
 
 
-def test_a_builder_at_work_is_left_alone_and_waited_for(tmp_path, slow_images):
+def test_running_builder_is_waited_for(tmp_path, slow_images):
     pairs, _ = slow_images
     cache = tmp_path / "cache"
     process, pixels = start_builder(tmp_path / "hr", cache)
     try:
         ImageStore.open(pairs[:1], 2, Quick(), cache)
         assert pixels.exists()
-        code = f"import logging; logging.basicConfig(level='INFO')\n{BUILDER}"
-        command = [sys.executable, "-c", code, str(tmp_path / "hr"), str(cache)]
-        waiting = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
+        waiting = run_builder(tmp_path / "hr", cache, "import logging; logging.basicConfig(level='INFO')\n")
         try:
-            assert "another process is making the decoded images" in waiting.stderr.readline()
+            waiting.wait_for_output("another process is making the decoded images")
         finally:
             waiting.kill()
             waiting.wait()
@@ -331,7 +329,7 @@ def test_a_builder_at_work_is_left_alone_and_waited_for(tmp_path, slow_images):
         process.wait()
 
 
-def test_a_store_that_was_cut_short_afterwards_is_built_again(tmp_path, caplog):
+def test_truncated_store_is_rebuilt(tmp_path, caplog):
     pairs, planes = images(tmp_path / "hr", (8, 8))
     ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     (pixels,) = (tmp_path / "cache").glob("*/pixels")
@@ -341,7 +339,7 @@ def test_a_store_that_was_cut_short_afterwards_is_built_again(tmp_path, caplog):
     assert "is damaged: the images are decoded again" in caplog.text
 
 
-def test_images_smaller_than_a_patch_are_all_named_with_what_would_fit(tmp_path):
+def test_images_smaller_than_a_patch_are_all_named(tmp_path):
     pairs, _ = images(tmp_path / "hr", (40, 40), (14, 40), (40, 22))
     store = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     store.check_patch_size(7)

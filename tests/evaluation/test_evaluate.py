@@ -1,7 +1,6 @@
-"""evaluate.py from outside: what it prints, writes and refuses."""
+"""The command evaluate.py: its output, files and errors."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -32,10 +31,10 @@ def benchmarks(tmp_path_factory):
 
 
 def evaluate(*words, check=True):
-    return run(sys.executable, "evaluate.py", *words, check=check)
+    return run("evaluate.py", *words, check=check)
 
 
-def test_a_checkpoint_needs_no_other_word(checkpoint, benchmarks, tmp_path):
+def test_checkpoint_alone_is_enough(checkpoint, benchmarks, tmp_path):
     done = evaluate(f"ckpt={checkpoint}", "benchmarks=[Mine]", f"data_root={benchmarks}", f"hydra.run.dir={tmp_path}")
     rows = rows_of(tmp_path / "results.csv")
     assert [(row["model"], row["image"]) for row in rows] == [
@@ -58,7 +57,7 @@ def test_several_checkpoints_share_a_table_under_their_own_names(checkpoint, ben
     assert means[1]["psnr_y"] == means[2]["psnr_y"]
 
 
-def test_two_checkpoints_of_one_run_are_told_apart(checkpoint, benchmarks, tmp_path):
+def test_checkpoints_of_one_run_have_different_names(checkpoint, benchmarks, tmp_path):
     last = checkpoint.with_name("last.ckpt")
     words = ("benchmarks=[Mine]", f"data_root={benchmarks}", f"hydra.run.dir={tmp_path}")
     evaluate(f"ckpt=[{checkpoint},{last}]", *words)
@@ -66,7 +65,7 @@ def test_two_checkpoints_of_one_run_are_told_apart(checkpoint, benchmarks, tmp_p
     assert [row["model"] for row in means] == ["bicubic", "espcn best", "espcn last"]
 
 
-def test_the_rgb_protocol_scores_a_luma_network_with_bicubic_chroma(checkpoint, benchmarks, tmp_path):
+def test_rgb_protocol_scores_a_luma_network_with_bicubic_chroma(checkpoint, benchmarks, tmp_path):
     words = ("benchmarks=[Mine]", f"data_root={benchmarks}", "protocol=rgb", f"hydra.run.dir={tmp_path}")
     evaluate(f"ckpt={checkpoint}", *words)
     rows = rows_of(tmp_path / "results.csv")
@@ -74,7 +73,7 @@ def test_the_rgb_protocol_scores_a_luma_network_with_bicubic_chroma(checkpoint, 
     assert rows[0]["protocol"].startswith("rgb_")
 
 
-def test_the_baseline_is_scored_without_a_checkpoint(benchmarks, tmp_path):
+def test_bicubic_is_scored_without_a_checkpoint(benchmarks, tmp_path):
     words = ("benchmarks=[Mine]", f"data_root={benchmarks}", f"hydra.run.dir={tmp_path}")
     evaluate("model=bicubic", "scale=x3", *words)
     assert [row["image"] for row in rows_of(tmp_path / "results.csv")] == ["colour", "gray", "mean"]
@@ -97,7 +96,7 @@ def test_the_baseline_is_scored_without_a_checkpoint(benchmarks, tmp_path):
         (["benchmark=[Mine]"], "Key 'benchmark' is not in struct"),
     ],
 )
-def test_wrong_input_gets_one_clear_error(words, message, checkpoint, benchmarks, tmp_path):
+def test_wrong_input_is_one_clear_error(words, message, checkpoint, benchmarks, tmp_path):
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
     names = {"checkpoint": checkpoint, "text": text, "folder": tmp_path, "checkpoints": checkpoint.parent}
@@ -110,7 +109,7 @@ def test_wrong_input_gets_one_clear_error(words, message, checkpoint, benchmarks
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_bicubic_of_set5_has_its_published_value(data_root, tmp_path):
+def test_bicubic_of_set5_matches_the_published_score(data_root, tmp_path):
     words = ("benchmarks=[Set5]", "num_pictures=0", f"data_root={data_root}", f"hydra.run.dir={tmp_path}")
     evaluate("model=bicubic", "scale=x3", "protocol=srcnn_paper", *words)
     mean = rows_of(tmp_path / "results.csv")[-1]

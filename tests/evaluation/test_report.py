@@ -1,4 +1,4 @@
-"""report.html without a browser: what is in it, what lies beside it, and whether the places are the right ones."""
+"""report.html without a browser: its data, the files beside it, and the choice of crops."""
 
 import base64
 import json
@@ -36,13 +36,13 @@ def saved(folder, image="a", models=("bicubic", "net"), dataset="Set", scale=2):
 
 
 def data_of(page):
-    """What the page's script reads."""
+    """The data embedded for the page's script."""
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), flags=re.DOTALL)
     return json.loads(found[1])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_pictures_hold_the_very_pixels(channels, tmp_path):
+def test_saved_pictures_are_lossless(channels, tmp_path):
     lr, hr = noise(0, (channels, 10, 8)), noise(1, (channels, 20, 16))
     models = {"bicubic": noise(2, (channels, 20, 16)), "net": noise(3, (channels, 20, 16))}
     versions = save_versions(tmp_path, "Set", "a", 2, lr, models, hr)
@@ -54,7 +54,7 @@ def test_the_pictures_hold_the_very_pixels(channels, tmp_path):
         assert np.array_equal(read, np.broadcast_to(planes, read.shape))
 
 
-def test_what_webp_cannot_hold_is_png(tmp_path):
+def test_images_too_large_for_webp_are_png(tmp_path):
     hr = noise(0, (1, 2, 16384))
     versions = save_versions(tmp_path, "Set", "a", 2, hr[:, :1, ::2], {"bicubic": hr}, hr)
     assert {file.suffix for file in versions.files} == {".png"}
@@ -75,7 +75,7 @@ def brute_force(hr, bicubic, model, border, size):
 
 
 @pytest.mark.parametrize(("border", "size"), [(0, 8), (3, 8), (2, 5)])
-def test_the_places_are_those_of_a_search_through_all_windows(border, size):
+def test_crops_equal_an_exhaustive_search(border, size):
     hr, bicubic, model = (noise(seed, (3, 33, 29)) for seed in range(3))
     crops = find_crops({"bicubic": bicubic, "net": model}, hr, border, size, count=3)
     gains = brute_force(hr, bicubic, model, border, size)
@@ -94,30 +94,30 @@ def test_the_places_are_those_of_a_search_through_all_windows(border, size):
     assert crops[0].psnr == pytest.approx(10 * np.log10(255**2 / ((sr - truth) ** 2).mean()), abs=1e-9)
 
 
-def test_a_model_that_is_bicubic_gains_and_loses_nowhere():
+def test_bicubic_model_has_no_crops():
     hr, bicubic = noise(0, (3, 60, 60)), noise(1, (3, 60, 60))
     assert find_crops({"bicubic": bicubic, "copy": bicubic.copy()}, hr) == ()
 
 
-def test_a_model_that_is_hr_loses_nowhere_and_has_no_error():
+def test_perfect_model_has_only_gains():
     hr = noise(0, (3, 60, 60))
     crops = find_crops({"bicubic": noise(1, hr.shape), "perfect": hr.copy()}, hr)
     assert crops
     assert all(crop.gain > 0 and crop.psnr == float("inf") for crop in crops)
 
 
-def test_without_bicubic_no_place_is_looked_for():
+def test_no_crops_without_bicubic():
     hr = noise(0, (3, 60, 60))
     assert find_crops({"net": noise(1, hr.shape)}, hr) == ()
 
 
-def test_a_small_image_is_one_place():
+def test_small_image_is_one_crop():
     hr = noise(0, (1, 9, 12))
     crops = find_crops({"bicubic": noise(1, hr.shape), "perfect": hr.copy()}, hr, border=1)
     assert (crops[0].size, crops[0].top) == (7, 1)
 
 
-def test_few_pictures_go_into_the_page_and_nothing_is_left_beside_it(tmp_path):
+def test_few_pictures_are_embedded_in_the_page(tmp_path):
     versions = [saved(tmp_path / "report_files")]
     pictures = {name: path.read_bytes() for name, path in versions[0].models.items()}
     size = write_report(tmp_path / "report.html", [row("bicubic"), row("net")], versions)
@@ -128,7 +128,7 @@ def test_few_pictures_go_into_the_page_and_nothing_is_left_beside_it(tmp_path):
     assert base64.b64decode(files[2].removeprefix("data:image/webp;base64,")) == pictures["net"]
 
 
-def test_many_pictures_stay_beside_the_page_and_are_found_from_it(tmp_path):
+def test_many_pictures_are_linked_from_the_page(tmp_path):
     versions = [saved(tmp_path / "report_files", name) for name in ("a", "b c")]
     rows = [row(model, image) for model in ("bicubic", "net") for image in ("a", "b c")]
     size = write_report(tmp_path / "report.html", rows, versions, embedded=1000)
@@ -143,14 +143,14 @@ def test_many_pictures_stay_beside_the_page_and_are_found_from_it(tmp_path):
     assert set(named) == set(on_disk) - {tmp_path / "report.html"}
 
 
-def test_the_size_that_the_page_tells_is_its_own(tmp_path):
+def test_page_states_its_own_size(tmp_path):
     write_report(tmp_path / "report.html", [row("bicubic"), row("net")], [saved(tmp_path / "report_files")])
     told = int(re.search(r'data-bytes="(\d+)"', (tmp_path / "report.html").read_text())[1])
     assert told == pytest.approx((tmp_path / "report.html").stat().st_size, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_names_are_text_and_nothing_else(name, tmp_path):
+def test_odd_names_are_escaped(name, tmp_path):
     folder = tmp_path / "run" / "report_files"
     odd = saved(folder, name, ("bicubic", name), name)
     rows = [row("bicubic", name, dataset=name), row(name, name, dataset=name)]
@@ -177,7 +177,7 @@ def test_different_names_have_different_files(tmp_path):
     assert len(files) == 4 * len(names)
 
 
-def test_several_sets_and_scales_stay_apart(tmp_path):
+def test_sets_and_scales_are_kept_apart(tmp_path):
     rows = [
         row(m, i, psnr, d, s)
         for s, d in ((2, "A"), (2, "B"), (3, "A"))
@@ -192,14 +192,14 @@ def test_several_sets_and_scales_stay_apart(tmp_path):
     assert [["files" in image for image in s["images"]] for s in sets] == [[False], [True], [False]]
 
 
-def test_each_set_says_its_own_protocol(tmp_path):
+def test_each_set_states_its_protocol(tmp_path):
     rows = [row("net"), row("net", dataset="Other") | {"protocol": "another"}]
     write_report(tmp_path / "report.html", rows)
     data = data_of(tmp_path / "report.html")
     assert [s["protocol"] for s in data["sets"]] == [PROTOCOL, "another"]
 
 
-def test_any_score_is_reported_also_infinite_and_missing_ones(tmp_path):
+def test_infinite_and_missing_scores_are_reported(tmp_path):
     rows = [
         row("bicubic", lpips=0.4),
         row("net", psnr=float("inf"), lpips=float("nan")),
@@ -211,7 +211,7 @@ def test_any_score_is_reported_also_infinite_and_missing_ones(tmp_path):
     assert entry["images"][0]["scores"] == [[30.0, 0.9, 0.4], [1e308, 0.9, None], [1.0, 0.9, None]]
 
 
-def test_a_kill_while_writing_leaves_the_old_page(tmp_path, monkeypatch):
+def test_kill_while_writing_leaves_the_old_page(tmp_path, monkeypatch):
     page = tmp_path / "report.html"
     write_report(page, [row("old")])
     old = page.read_text()
@@ -229,14 +229,14 @@ def test_a_kill_while_writing_leaves_the_old_page(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["report.html", "report_files"]
 
 
-def test_the_page_names_no_address_but_its_own_pictures(tmp_path):
+def test_page_links_only_its_own_pictures(tmp_path):
     write_report(tmp_path / "report.html", [row("bicubic"), row("net")], [saved(tmp_path / "report_files")], embedded=0)
     text = (tmp_path / "report.html").read_text().replace("http://www.w3.org/2000/svg", "")
     assert not re.findall(r"""https?:|//[a-z0-9-]+\.|@import|url\((?!#)""", text)
     assert "default-src 'none'" in text
 
 
-def test_what_cannot_be_reported_is_named(tmp_path):
+def test_missing_data_for_the_report_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no scores to report"):
         write_report(tmp_path / "report.html", [])
     with pytest.raises(InputError, match="missing: image, scale"):

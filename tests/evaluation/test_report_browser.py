@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,19 +14,30 @@ from PIL import Image
 
 from sr_lightning.evaluation.report import save_versions, write_report
 
+pytestmark = pytest.mark.slow
 PROTOCOL = "y_shave-scale_8bit_ssim-wang_lr-made"
 SIZE = 96  # of HR
 GREY, RED, BLUE, GREEN = (90, 90, 90), (200, 30, 30), (30, 60, 210), (30, 190, 60)
 ODD = "<img src=x onerror=alert(1)> \"q\" 'é' & 100 %/#?"
 
 
+def missing(what: str) -> None:
+    """Skip, or fail where the environment says that the browser tests must run."""
+    if os.environ.get("CI_BROWSER") == "1":
+        pytest.fail(f"CI_BROWSER=1, but there is {what}")
+    pytest.skip(f"there is {what}")
+
+
 @pytest.fixture(scope="module")
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright: it drives the browser")
+    try:
+        from playwright import sync_api as playwright
+    except ImportError:
+        missing("no playwright: pip install playwright")
     with playwright.sync_playwright() as driver:
         found = shutil.which("chromium") or shutil.which("chromium-browser") or driver.chromium.executable_path
         if not Path(found).exists():
-            pytest.skip("no chromium: apt-get install chromium, or playwright install chromium")
+            missing("no chromium: apt-get install chromium, or playwright install chromium")
         browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -84,7 +96,7 @@ def flat_page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def noise_page(tmp_path_factory):
-    """One image, one model, two sets; noise, so that no place is like another; the pictures are in the page."""
+    """One image, one model, two sets; noise, so that all places differ; the pictures are in the page."""
     folder = tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
     hr, bicubic, net = (rng.integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8) for _ in range(3))
@@ -97,7 +109,7 @@ def noise_page(tmp_path_factory):
 
 
 def shot(page, selector):
-    """(H, W, 3) of an element as it is on the screen."""
+    """(H, W, 3) of an element on the screen."""
     return np.asarray(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB"))
 
 
@@ -132,7 +144,7 @@ def pixels(page, box, number):
 
 
 def eventually(check):
-    """What the page does in its own time."""
+    """Wait for work that the page postpones."""
     for _ in range(100):
         if check():
             return
@@ -140,7 +152,7 @@ def eventually(check):
     assert check()
 
 
-def test_the_divider_shows_the_left_version_on_its_left_and_the_right_one_on_its_right(flat_page, visit):
+def test_divider_shows_one_version_on_each_side(flat_page, visit):
     page = visit(flat_page)
     stage_is_drawn(page)
     assert (split(page), colours(page)) == (50, [RED, BLUE])
@@ -173,7 +185,7 @@ def test_any_two_versions_can_be_compared(flat_page, visit):
     ]
 
 
-def test_everything_is_done_by_keyboard(flat_page, visit):
+def test_keyboard_reaches_every_control(flat_page, visit):
     page = visit(flat_page)
     stage_is_drawn(page)
     order = []
@@ -214,7 +226,7 @@ def test_everything_is_done_by_keyboard(flat_page, visit):
     stage_is_drawn(page, "error of net", "error of bicubic")
 
 
-def test_a_click_on_a_head_sorts_and_another_reverses(flat_page, visit):
+def test_click_on_a_column_head_sorts_and_reverses(flat_page, visit):
     page = visit(flat_page)
 
     def column(table, number):
@@ -236,7 +248,7 @@ def test_a_click_on_a_head_sorts_and_another_reverses(flat_page, visit):
     assert page.locator("#images-table tfoot td").all_inner_texts() == ["+2.50", "+0.50"]
 
 
-def test_the_squares_show_the_same_place_in_every_version_pixel_by_pixel(noise_page, visit):
+def test_squares_show_the_same_pixels_of_every_version(noise_page, visit):
     path, versions, crops = noise_page
     page = visit(path)
     page.locator("#versions").scroll_into_view_if_needed()
@@ -256,7 +268,7 @@ def test_the_squares_show_the_same_place_in_every_version_pixel_by_pixel(noise_p
         eventually(lambda: np.array_equal(pixels(page, ".version", i), place))  # noqa: B023
 
 
-def test_zooming_enlarges_pixels_without_smoothing_where_the_pointer_is(noise_page, visit):
+def test_zoom_enlarges_pixels_at_the_pointer_without_smoothing(noise_page, visit):
     path, versions, _ = noise_page
     page = visit(path)
     stage_is_drawn(page, "bicubic", ODD)
@@ -312,7 +324,7 @@ def test_error_maps_are_dark_without_error_and_bright_with(flat_page, visit):
     assert shot(page, "#stage")[y, centre + 60][:2] == pytest.approx(expected, abs=3)
 
 
-def test_a_place_of_gain_opens_in_the_viewer(noise_page, visit):
+def test_crop_opens_in_the_viewer(noise_page, visit):
     path, versions, crops = noise_page
     page = visit(path)
     gains = sorted((crop for crop in crops if crop.gain > 0), key=lambda crop: -crop.gain)
@@ -327,7 +339,7 @@ def test_a_place_of_gain_opens_in_the_viewer(noise_page, visit):
     assert page.evaluate("document.activeElement.id") == "divider"
 
 
-def test_a_place_has_an_address(flat_page, visit):
+def test_crop_has_an_address(flat_page, visit):
     page = visit(flat_page)
     page.locator("#image").select_option("second")
     page.locator("#right").select_option("HR")
@@ -340,7 +352,7 @@ def test_a_place_has_an_address(flat_page, visit):
     assert other.locator("#status").inner_text() == page.locator("#status").inner_text()
 
 
-def test_an_address_given_later_or_wrong_is_followed_as_far_as_it_says_something(flat_page, visit):
+def test_partly_wrong_address_is_followed_where_valid(flat_page, visit):
     page = visit(flat_page)
     stage_is_drawn(page)
     page.evaluate("location.hash = '#s=0&i=1&l=e1&r=e2&x=abc&y=&z=1e9&p=-5'")
@@ -355,7 +367,7 @@ def test_an_address_given_later_or_wrong_is_followed_as_far_as_it_says_something
     assert page.locator("#image option:checked").inner_text() == "second"
 
 
-def test_the_row_of_images_is_one_stop_of_the_tab_key_and_focus_survives_another_image(flat_page, visit):
+def test_image_row_is_one_tab_stop_and_keeps_focus(flat_page, visit):
     page = visit(flat_page)
     stage_is_drawn(page)
     thumbs = page.locator("#strip button")
@@ -375,7 +387,7 @@ def test_the_row_of_images_is_one_stop_of_the_tab_key_and_focus_survives_another
     assert page.locator("#image option:checked").inner_text() == "second"
 
 
-def test_a_small_pinch_on_a_trackpad_is_a_small_step(flat_page, visit):
+def test_small_trackpad_pinch_is_a_small_step(flat_page, visit):
     page = visit(flat_page)
     stage_is_drawn(page)
     box = page.locator("#stage").bounding_box()
@@ -387,7 +399,7 @@ def test_a_small_pinch_on_a_trackpad_is_a_small_step(flat_page, visit):
     page.locator("#status").get_by_text("Zoom 8×").wait_for()  # from 6
 
 
-def test_a_version_of_which_nothing_is_seen_is_not_named(flat_page, visit):
+def test_hidden_version_has_no_label(flat_page, visit):
     page = visit(flat_page)
     stage_is_drawn(page)
     page.locator("#divider").focus()
@@ -396,14 +408,14 @@ def test_a_version_of_which_nothing_is_seen_is_not_named(flat_page, visit):
         assert (page.locator("#tag-left").is_visible(), page.locator("#tag-right").is_visible()) == (left, right)
 
 
-def test_a_lower_window_has_a_lower_viewer(flat_page, visit):
+def test_low_window_has_a_low_viewer(flat_page, visit):
     page = visit(flat_page)
     stage_is_drawn(page)
     page.set_viewport_size({"width": 1200, "height": 450})
     eventually(lambda: page.locator("#stage").bounding_box()["height"] < 330)
 
 
-def test_fine_detail_is_best_where_it_is_that_of_hr(tmp_path, visit):
+def test_best_fine_detail_is_closest_to_hr(tmp_path, visit):
     energies = {"bicubic": 0.02, "flat": 0.3, "near": 1.1, "noisy": 1.9}
     rows = [row(m, i, 30.0) | {"spectrum": e, "consistency": 50.123} for m, e in energies.items() for i in "ab"]
     rows += [row(m, "mean", 30.0) | {"spectrum": e, "consistency": 50.123} for m, e in energies.items()]
@@ -422,7 +434,7 @@ def test_fine_detail_is_best_where_it_is_that_of_hr(tmp_path, visit):
     assert strength[1] > strength[0] > strength[2]
 
 
-def test_what_is_printed_is_whole(flat_page, noise_page, visit):
+def test_print_is_complete(flat_page, noise_page, visit):
     for path, inside in ((flat_page, False), (noise_page[0], True)):
         page = visit(path, height=300)
         page.locator("#status").get_by_text("Zoom").wait_for()
@@ -437,7 +449,7 @@ def test_what_is_printed_is_whole(flat_page, noise_page, visit):
         assert page.locator("#images-table .tall").evaluate("node => getComputedStyle(node).maxHeight") == "none"
 
 
-def test_odd_names_are_shown_as_they_are_and_sets_are_chosen(noise_page, visit):
+def test_odd_names_are_shown_literally_and_sets_are_chosen(noise_page, visit):
     page = visit(noise_page[0])
     assert page.locator("#set option").all_inner_texts() == ["Noise ×3", f"{ODD} ×3"]
     assert page.title() == f"Noise ×3, {ODD} ×3"
@@ -448,7 +460,7 @@ def test_odd_names_are_shown_as_they_are_and_sets_are_chosen(noise_page, visit):
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_pictures_are_fetched_when_they_are_shown(flat_page, visit):
+def test_pictures_load_when_shown(flat_page, visit):
     page = visit(flat_page)
     stage_is_drawn(page)
     assert not [url for url in page.requests if "/second/" in url and "LR" not in url]
@@ -458,7 +470,7 @@ def test_pictures_are_fetched_when_they_are_shown(flat_page, visit):
     eventually(lambda: page.title() and [url for url in page.requests if "/second/HR" in url])
 
 
-def test_a_picture_that_is_gone_is_said_so(flat_page, visit, tmp_path):
+def test_missing_picture_is_reported(flat_page, visit, tmp_path):
     shutil.copytree(flat_page.parent, tmp_path / "copy")
     (gone,) = (tmp_path / "copy").rglob("Flat_x2/first/model_net.webp")
     gone.unlink()
@@ -469,7 +481,7 @@ def test_a_picture_that_is_gone_is_said_so(flat_page, visit, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_all_of_it_without_scrolling_sideways(flat_page, noise_page, visit, scheme):
+def test_phone_needs_no_horizontal_scrolling(flat_page, noise_page, visit, scheme):
     for path in (flat_page, noise_page[0]):
         page = visit(path, width=360, height=740, color_scheme=scheme, has_touch=True)
         page.locator("#stage").scroll_into_view_if_needed()
@@ -481,7 +493,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(flat_page, noise_pag
         assert dark == (scheme == "dark")
 
 
-def test_a_finger_moves_the_divider_and_one_that_scrolls_does_not(flat_page, visit):
+def test_touch_moves_the_divider_unless_it_scrolls(flat_page, visit):
     page = visit(flat_page, width=360, height=740, has_touch=True, is_mobile=True)
     stage_is_drawn(page)
     touch = page.context.new_cdp_session(page)
@@ -503,7 +515,7 @@ def test_a_finger_moves_the_divider_and_one_that_scrolls_does_not(flat_page, vis
     assert split(page) == moved
 
 
-def test_bicubic_alone_is_a_report(tmp_path, visit):
+def test_report_of_bicubic_alone(tmp_path, visit):
     saved = save_versions(
         tmp_path / "report_files", "Set", "a", 2, flat(GREY, 8), {"bicubic": flat(RED, 16)}, flat(BLUE, 16)
     )
@@ -514,7 +526,7 @@ def test_bicubic_alone_is_a_report(tmp_path, visit):
     assert not page.locator("#crops").is_visible()
 
 
-def test_scores_without_pictures_are_a_report(tmp_path, visit):
+def test_report_without_pictures(tmp_path, visit):
     leaderboard = [{"run": "a", "psnr": 30.0, "steps": 5000}, {"run": "b", "psnr": None, "steps": 700}]
     write_report(tmp_path / "report.html", [row("net", "a", float("inf"))], leaderboard=leaderboard)
     page = visit(tmp_path / "report.html")

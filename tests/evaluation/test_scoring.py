@@ -1,4 +1,4 @@
-"""What is scored: other projects' files, self-ensembles, inference forms."""
+"""Scoring of other projects' weights, self-ensembles and inference forms; measures and reports."""
 
 import base64
 import io
@@ -10,10 +10,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.checkpoints.interop import save_weights
 from sr_lightning.data.sources import benchmark_set
 from sr_lightning.degradations import Bicubic as Degradation
@@ -26,9 +24,8 @@ from sr_lightning.inference import SelfEnsemble
 from sr_lightning.metrics.extra import consistency, spectrum
 from sr_lightning.metrics.protocol import Protocol, score
 from sr_lightning.networks import EDSR, FSRCNN, WDSR
-from tests.helpers import ROOT, rows_of
+from tests.helpers import compose, rows_of
 
-CONF = ROOT / "conf"
 SMALL = ["model=edsr_baseline", "model.network.num_features=8", "model.network.num_blocks=1", "name=edsr"]
 
 
@@ -51,13 +48,12 @@ def published(tmp_path):
 
 
 def config(root, *words):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        fixed = ["name=x", "benchmarks=[Mine]", f"data_root={root}", f"run_dir={root / 'run'}", "num_pictures=0"]
-        return compose("evaluate", overrides=[*fixed, *words])
+    fixed = ["name=x", "benchmarks=[Mine]", f"data_root={root}", f"run_dir={root / 'run'}", "num_pictures=0"]
+    return compose(*fixed, *words, config="evaluate")
 
 
 @pytest.mark.parametrize(("ensemble", "name"), [(False, "edsr"), (True, "edsr+")])
-def test_a_published_file_is_scored_in_the_network_of_model(root, published, ensemble, name):
+def test_published_weights_are_scored_in_the_given_model(root, published, ensemble, name):
     network, path = published
     returned = evaluate(config(root, *SMALL, "scale=x2", f"ckpt={path}", f"self_ensemble={ensemble}"))
     row = next(r for r in rows_of(root / "run" / "results.csv") if (r["model"], r["image"]) == (name, "a"))
@@ -70,7 +66,7 @@ def test_a_published_file_is_scored_in_the_network_of_model(root, published, ens
     assert returned == pytest.approx(expected, abs=1e-4)
 
 
-def test_several_published_files_are_told_apart_by_their_names(root, published):
+def test_several_published_files_are_named_by_file(root, published):
     path = published[1]
     other = shutil.copy(path, path.with_name("mine.pt"))
     cfg = config(root, *SMALL, "scale=x2")
@@ -79,7 +75,7 @@ def test_several_published_files_are_told_apart_by_their_names(root, published):
     assert not any(model.network.training for model in models)
 
 
-def test_a_published_file_needs_model_and_scale_beside_it(root, published):
+def test_published_weights_need_model_and_scale(root, published):
     path = published[1]
     with pytest.raises(InputError, match="say the scale as well"):
         requested_models([path], config(root, *SMALL).model.network, "edsr")
@@ -88,7 +84,7 @@ def test_a_published_file_needs_model_and_scale_beside_it(root, published):
 
 
 @pytest.mark.parametrize("cls", [WDSR, FSRCNN])
-def test_a_network_is_scored_in_its_inference_form_with_the_same_result(cls, root, monkeypatch):
+def test_inference_form_scores_the_same(cls, root, monkeypatch):
     torch.manual_seed(0)
     network = cls(scale=2).eval()
     for parameter in network.parameters():
@@ -111,7 +107,7 @@ def test_a_network_is_scored_in_its_inference_form_with_the_same_result(cls, roo
     assert in_form[-1]["psnr_y"] != in_form[0]["psnr_y"]
 
 
-def test_the_report_holds_what_the_network_made(root, published):
+def test_report_contains_the_output_of_the_network(root, published):
     network, path = published
     evaluate(config(root, *SMALL, "scale=x2", f"ckpt={path}"))
     page = (root / "run" / "report.html").read_text()
@@ -130,7 +126,7 @@ def test_the_report_holds_what_the_network_made(root, published):
 
 
 @pytest.mark.parametrize(("words", "shown"), [(["report=1"], [True, False]), (["report=0"], None)])
-def test_only_the_first_images_are_in_the_report(root, words, shown):
+def test_report_contains_only_the_first_images(root, words, shown):
     folder = root / "benchmark" / "Mine" / "HR"
     shutil.copy(folder / "a.png", folder / "b.png")
     evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", *words))
@@ -142,12 +138,12 @@ def test_only_the_first_images_are_in_the_report(root, words, shown):
 
 
 @pytest.mark.parametrize("value", ["true", "-1", "many", "0.5"])
-def test_a_report_of_no_number_of_images_is_refused(root, value):
+def test_report_must_be_a_number_of_images(root, value):
     with pytest.raises(InputError, match=r"report=.*number of images of each data set"):
         check_request(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report={value}"))
 
 
-def test_measures_are_columns_of_each_image_and_the_mean_and_of_the_table(root, published, caplog):
+def test_measures_are_columns_of_images_means_and_table(root, published, caplog):
     network, path = published
     folder = root / "benchmark" / "Mine" / "HR"
     Image.open(folder / "a.png").rotate(180).save(folder / "b.png")
@@ -167,7 +163,7 @@ def test_measures_are_columns_of_each_image_and_the_mean_and_of_the_table(root, 
     assert "| consistency | spectrum | gain" in caplog.text and cells in caplog.text
 
 
-def test_a_measure_that_there_is_not_stops_an_evaluation_before_it_writes(root):
+def test_unknown_measure_stops_before_anything_is_written(root):
     with pytest.raises(InputError, match="measures: unknown sharpness; give a list of spectrum"):
         evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", "measures=[sharpness]"))
     assert not (root / "run").exists()

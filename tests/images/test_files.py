@@ -25,13 +25,13 @@ def save(path, pixels, mode=None, **options):
     return path
 
 
-def test_colour_comes_as_contiguous_planes(tmp_path):
+def test_colour_is_read_as_contiguous_planes(tmp_path):
     image = read_image(save(tmp_path / "a.png", RGB))
     assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
     np.testing.assert_array_equal(image, np.stack([RGB[..., 0], RGB[..., 1], RGB[..., 2]]))
 
 
-def test_gray_comes_as_one_plane(tmp_path):
+def test_gray_is_read_as_one_plane(tmp_path):
     np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", RGB[..., 0])), RGB[None, ..., 0])
 
 
@@ -79,7 +79,7 @@ def test_transparency_of_any_kind_is_refused(tmp_path):
             read_image(path)
 
 
-def test_a_transparent_colour_that_does_not_occur_is_fine(tmp_path):
+def test_unused_transparent_colour_is_accepted(tmp_path):
     black = np.zeros((2, 2, 3), np.uint8)
     assert not read_image(save(tmp_path / "a.png", black, transparency=(1, 2, 3))).any()
 
@@ -134,14 +134,14 @@ def test_exif_rotation_is_applied_to_pixels_and_size_alike(tmp_path, name, orien
     assert image_size(tmp_path / name) == image.shape[1:] == ((5, 7) if orientation < 5 else (7, 5))
 
 
-def test_the_size_of_a_png_is_known_without_decoding_its_pixels(tmp_path):
+def test_png_size_is_read_without_decoding(tmp_path):
     content = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)).save(content, "PNG")
     (tmp_path / "a.png").write_bytes(content.getvalue()[:200])
     assert image_size(tmp_path / "a.png") == (64, 48)
 
 
-def test_animations_and_many_pages_are_refused(tmp_path):
+def test_animations_and_multiple_pages_are_refused(tmp_path):
     frames = [Image.new("L", (4, 4), level) for level in (0, 100, 200)]
     for name in ("a.webp", "a.tif", "a.png"):
         path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
@@ -149,13 +149,13 @@ def test_animations_and_many_pages_are_refused(tmp_path):
             read_image(path)
 
 
-def test_the_main_picture_of_a_cameras_jpeg_is_taken(tmp_path):
+def test_main_picture_of_an_mpo_file_is_read(tmp_path):
     frames = [Image.new("RGB", (16, 16), (level,) * 3) for level in (50, 200)]
     save(tmp_path / "a.jpg", frames[0], format="MPO", save_all=True, append_images=frames[1:])
     assert abs(int(read_image(tmp_path / "a.jpg")[0, 8, 8]) - 50) <= 1
 
 
-def test_what_cannot_be_read_is_named_with_the_reason(tmp_path):
+def test_unreadable_file_is_named_with_the_reason(tmp_path):
     whole = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)).save(whole, "PNG")
     (tmp_path / "truncated.png").write_bytes(whole.getvalue()[:3000])
@@ -185,7 +185,7 @@ def test_large_images_pass_without_a_warning_and_larger_ones_are_refused(tmp_pat
             read_image(tmp_path / "a.png")
 
 
-def test_threads_leave_the_warning_filters_as_they_were(tmp_path):
+def test_threads_leave_warning_filters_unchanged(tmp_path):
     files = [save(tmp_path / f"{i}.png", RGB) for i in range(40)]
     before = list(warnings.filters)
     assert len(list(in_threads(read_image, files))) == 40
@@ -200,7 +200,7 @@ def test_image_files_are_sorted_and_only_images(tmp_path):
     assert [file.name for file in image_files(tmp_path)] == ["a.jpg", "b.PNG", "c.Tiff"]
 
 
-def test_a_missing_or_empty_folder_says_what_was_looked_for(tmp_path):
+def test_missing_or_empty_folder_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"absent: no such folder; looked for .*\.png"):
@@ -211,7 +211,7 @@ def test_a_missing_or_empty_folder_says_what_was_looked_for(tmp_path):
         image_files(tmp_path / "file")
 
 
-def test_threads_keep_the_order_and_a_few_results_in_flight():
+def test_threads_keep_order_and_few_results_in_flight():
     started = []
 
     def work(number):
@@ -224,7 +224,7 @@ def test_threads_keep_the_order_and_a_few_results_in_flight():
     assert list(results) == [number * number for number in range(3, 1000)]
 
 
-def test_all_bad_items_are_named_at_once_but_not_more_than_a_screenful():
+def test_bad_items_are_named_at_once_up_to_a_limit():
     def work(number):
         if number % 4 == 3:
             raise InputError(f"item {number} is bad")
@@ -238,12 +238,12 @@ def test_all_bad_items_are_named_at_once_but_not_more_than_a_screenful():
     assert "item 79 is bad" in message and "item 83 is bad" not in message and message.endswith("... and 5 more")
 
 
-def test_a_defect_is_not_taken_for_a_bad_item():
+def test_bug_is_not_reported_as_a_bad_item():
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda number: 1 // number, [1, 0, 2]))
 
 
-def test_giving_up_early_leaves_no_thread_behind():
+def test_stopping_early_leaves_no_thread():
     before = threading.active_count()
     results = in_threads(abs, range(1000))
     next(results)
@@ -252,13 +252,13 @@ def test_giving_up_early_leaves_no_thread_behind():
 
 
 @pytest.mark.parametrize("pixels", [RGB.transpose(2, 0, 1), RGB[None, ..., 0]], ids=["rgb", "gray"])
-def test_a_written_image_reads_back(tmp_path, pixels):
+def test_written_image_reads_back(tmp_path, pixels):
     write_image(tmp_path / "new" / "a.png", pixels)
     np.testing.assert_array_equal(read_image(tmp_path / "new" / "a.png"), pixels)
     assert os.listdir(tmp_path / "new") == ["a.png"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     write_image(tmp_path / "a.png", RGB.transpose(2, 0, 1))
 
     def disk_full(self, file, **options):
@@ -273,7 +273,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["a.png"]
 
 
-def test_only_planes_of_uint8_and_known_formats_are_written(tmp_path):
+def test_writing_needs_uint8_planes_and_a_known_format(tmp_path):
     with pytest.raises(ValueError, match=r"got float32 of shape \(3, 2, 2\)"):
         write_image(tmp_path / "a.png", np.zeros((3, 2, 2), np.float32))
     with pytest.raises(ValueError, match=r"got uint8 of shape \(2, 2, 3\)"):
@@ -282,7 +282,7 @@ def test_only_planes_of_uint8_and_known_formats_are_written(tmp_path):
         write_image(tmp_path / "a.xyz", np.zeros((3, 2, 2), np.uint8))
 
 
-def test_real_images_decode_to_what_pillow_shows(data_root):
+def test_real_images_decode_as_by_pillow(data_root):
     for path in (data_root / "T91" / "t1.png", next((data_root / "BSDS500" / "train").glob("*.jpg"))):
         with Image.open(path) as image:
             expected = np.asarray(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Users' pictures keep what they have: depth, transparency, which way is up, metadata."""
+"""Users' pictures keep depth, transparency, orientation and metadata."""
 
 import io
 import logging
@@ -44,7 +44,7 @@ def exif(orientation, suffix, xmp=None):
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "jpg"])
-def test_a_picture_is_upright_and_says_no_more_that_it_is_not(orientation, suffix, tmp_path):
+def test_picture_is_turned_upright_and_its_orientation_reset(orientation, suffix, tmp_path):
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](np.kron(COLOUR, np.ones((8, 8, 1), np.uint8)))))
     options = {"lossless": True} if suffix == "webp" else {"quality": 95, "subsampling": 0} if suffix == "jpg" else {}
     stored.save(tmp_path / f"a.{suffix}", exif=exif(orientation, suffix), **options)
@@ -52,7 +52,7 @@ def test_a_picture_is_upright_and_says_no_more_that_it_is_not(orientation, suffi
         kept = opened.copy()
         photo = as_photo(opened)
         if suffix != "tif":  # which Pillow turns itself
-            assert opened.getexif()[ExifTags.Base.Orientation] == orientation  # what is given stays as it is
+            assert opened.getexif()[ExifTags.Base.Orientation] == orientation  # the input is unchanged
             assert (np.asarray(as_photo(kept)) == np.asarray(photo)).all()
     for result in (photo, as_photo(photo)):
         values = np.asarray(result).astype(int)[4::8, 4::8]  # the middle of each block
@@ -63,7 +63,7 @@ def test_a_picture_is_upright_and_says_no_more_that_it_is_not(orientation, suffi
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "jpg"])
-def test_metadata_goes_from_file_to_file(suffix, tmp_path):
+def test_metadata_is_copied(suffix, tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6" dc:title="Title"/></x:xmpmeta>'
     text = PngImagePlugin.PngInfo()
@@ -100,7 +100,7 @@ def test_metadata_goes_from_file_to_file(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
-def test_a_tiff_keeps_its_compression_unless_it_loses_something(compression, tmp_path):
+def test_tiff_keeps_a_lossless_compression(compression, tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "a.tif", compression=compression)
     write_photo(tmp_path / "b.tif", as_photo(read_photo(tmp_path / "a.tif")))
     with Image.open(tmp_path / "b.tif") as image:
@@ -137,7 +137,7 @@ def colours(mode):
         ("HSV", "RGB"),
     ],
 )
-def test_every_kind_of_pixels_becomes_one_of_five(mode, result):
+def test_pixel_modes_become_one_of_five(mode, result):
     image = colours(mode)
     photo = as_photo(image)
     assert photo.mode == result
@@ -147,7 +147,7 @@ def test_every_kind_of_pixels_becomes_one_of_five(mode, result):
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">u2", "int32"])
-def test_gray_of_16_bits_keeps_them(dtype):
+def test_16_bit_gray_keeps_16_bits(dtype):
     gray = RNG.integers(0, 65536, (5, 7))
     photo = as_photo(Image.fromarray(gray.astype(dtype)))
     assert photo.mode == "I;16"
@@ -155,13 +155,13 @@ def test_gray_of_16_bits_keeps_them(dtype):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_files_of_16_bits_are_written(suffix, tmp_path):
+def test_16_bit_files_are_written(suffix, tmp_path):
     gray = RNG.integers(0, 65536, (5, 7)).astype(np.uint16)
     write_photo(tmp_path / f"a.{suffix}", as_photo(Image.fromarray(gray)))
     assert (np.asarray(read_photo(tmp_path / f"a.{suffix}")) == gray).all()
 
 
-def test_a_format_of_8_bits_gets_8_and_it_is_said(tmp_path, caplog):
+def test_8_bit_format_reduces_to_8_bits_with_a_warning(tmp_path, caplog):
     gray = np.array([[0, 128, 129, 257, 65535]], np.uint16)  # 128.5 is halfway to the first level
     write_photo(tmp_path / "a.bmp", as_photo(Image.fromarray(gray)))
     assert np.asarray(Image.open(tmp_path / "a.bmp")).tolist() == [[0, 0, 1, 1, 255]]
@@ -181,14 +181,14 @@ def png_of_16_bits(colour):
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_colour_of_16_bits_has_8_and_it_is_said(tmp_path, caplog):
+def test_16_bit_colour_is_reduced_to_8_with_a_warning(tmp_path, caplog):
     (tmp_path / "deep.png").write_bytes(png_of_16_bits(COLOUR.astype(np.uint16) * 256 + 77))
     photo = read_photo(tmp_path / "deep.png")
     assert (np.asarray(photo) == COLOUR).all()
     assert "deep.png: 16 bits per channel, of which Pillow reads 8: the result has 8" in caplog.text
 
 
-def test_animations_and_pages_are_refused(tmp_path):
+def test_animations_and_multiple_pages_are_refused(tmp_path):
     frames = [Image.fromarray(COLOUR), Image.fromarray(COLOUR[::-1].copy())]
     for suffix in ("gif", "webp", "png", "tif"):
         frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
@@ -196,7 +196,7 @@ def test_animations_and_pages_are_refused(tmp_path):
             read_photo(tmp_path / f"a.{suffix}")
 
 
-def test_numbers_without_a_range_are_refused():
+def test_pixels_without_a_range_are_refused():
     with pytest.raises(InputError, match="floating point"):
         as_photo(Image.fromarray(np.zeros((2, 2), np.float32)))
     with pytest.raises(InputError, match="gray values from -3 to 0"):
@@ -204,7 +204,7 @@ def test_numbers_without_a_range_are_refused():
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "bmp"])
-def test_transparency_goes_only_where_there_is_some(suffix, tmp_path):
+def test_alpha_is_written_only_where_needed(suffix, tmp_path):
     image = Image.fromarray(COLOUR).convert("RGBA")
     path = tmp_path / f"a.{suffix}"
     check_fits(path, image, 2)
@@ -224,13 +224,13 @@ def test_transparency_goes_only_where_there_is_some(suffix, tmp_path):
         ((40, 40), 1000, "a.tif", "40000x40000 pixels are too many for one TIFF"),
     ],
 )
-def test_what_a_format_cannot_hold_is_said_before_the_work(size, scale, name, message, tmp_path):
+def test_unsupported_content_is_refused_before_the_work(size, scale, name, message, tmp_path):
     with pytest.raises(InputError, match=message):
         check_fits(tmp_path / name, Image.new("RGB", size), scale)
     check_fits(tmp_path / "a.png", Image.new("RGB", (8, 8)), scale)
 
 
-def test_webp_of_quality_100_loses_nothing(tmp_path):
+def test_webp_of_quality_100_is_lossless(tmp_path):
     image = Image.fromarray(np.dstack([COLOUR, COLOUR[..., :1] // 200 * 255]))
     write_photo(tmp_path / "a.webp", image, quality=100)
     assert (np.asarray(read_photo(tmp_path / "a.webp")) == np.asarray(image)).all()
@@ -238,7 +238,7 @@ def test_webp_of_quality_100_loses_nothing(tmp_path):
     assert (np.asarray(read_photo(tmp_path / "b.webp")) != np.asarray(image)).any()
 
 
-def test_jpeg_keeps_colour_as_sharp_as_brightness(tmp_path):
+def test_jpeg_does_not_subsample_chroma(tmp_path):
     write_photo(tmp_path / "a.jpg", Image.fromarray(COLOUR))
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.layer[0][1:3] == image.layer[1][1:3] == (1, 1)
@@ -283,7 +283,7 @@ def test_cmyk_becomes_srgb_by_its_profile(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("tag", [ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo])
-def test_a_tiff_with_directories_in_directories_is_read(tag, tmp_path):
+def test_tiff_with_nested_directories_is_read(tag, tmp_path):
     tags = Image.Exif()
     tags[ExifTags.Base.Make] = "Camera"
     tags.get_ifd(ExifTags.IFD.Exif)[ExifTags.IFD.Interop] = {1: "R98"}
@@ -294,7 +294,7 @@ def test_a_tiff_with_directories_in_directories_is_read(tag, tmp_path):
     assert photo.getpixel((0, 0)) == (9, 8, 7)
 
 
-def test_damage_to_exif_costs_the_exif_alone(tmp_path, caplog, monkeypatch):
+def test_damaged_exif_is_dropped_alone(tmp_path, caplog, monkeypatch):
     Image.new("RGB", (6, 5), (9, 8, 7)).save(tmp_path / "a.png", dpi=(300, 300))
 
     def damaged(self):
@@ -306,7 +306,7 @@ def test_damage_to_exif_costs_the_exif_alone(tmp_path, caplog, monkeypatch):
     assert "a.png: unreadable EXIF is dropped" in caplog.text
 
 
-def test_a_profile_of_other_colours_does_not_stay(caplog):
+def test_profile_of_another_colour_space_is_dropped(caplog):
     lab = Image.new("LAB", (4, 4))
     lab.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     photo = as_photo(lab)
@@ -315,13 +315,13 @@ def test_a_profile_of_other_colours_does_not_stay(caplog):
     assert "converted from Lab to sRGB" in caplog.text
 
 
-def test_transparency_that_16_bits_do_not_keep_is_said(tmp_path, caplog):
+def test_alpha_lost_in_16_bits_is_a_warning(tmp_path, caplog):
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "a.png", transparency=1000)
     assert read_photo(tmp_path / "a.png").mode == "I;16"
     assert "one 16-bit gray value stands for transparency, which is dropped" in caplog.text
 
 
-def test_nothing_half_written_is_left(tmp_path, monkeypatch):
+def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_photo(tmp_path / "a.png", Image.fromarray(COLOUR))

@@ -1,4 +1,4 @@
-"""evaluate.py runs=…: what the leaderboard says of runs, and what it does not compute twice."""
+"""evaluate.py runs=…: the leaderboard's rows, and the scores it stores."""
 
 import csv
 import itertools
@@ -6,13 +6,11 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -20,7 +18,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.degradations import Bicubic as Degradation
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
@@ -29,7 +26,7 @@ from sr_lightning.leaderboard.published import FOLDER, published_score
 from sr_lightning.leaderboard.runs import mean_and_deviation
 from sr_lightning.models import count
 from sr_lightning.networks import SRCNN
-from tests.helpers import ROOT, rows_of, run
+from tests.helpers import compose, rows_of, run
 
 SMALL = {"_target_": "sr_lightning.networks.SRCNN", "scale": 2, "num_features": [3, 2], "kernel_sizes": [3, 1, 3]}
 SMALL |= {"global_skip": True}
@@ -39,7 +36,7 @@ STANDARD = "y_shave-scale_8bit_ssim-wang_lr-files"
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
-    """Nobody waits for threads; nothing is drawn, and no time measured, but in the test of the command."""
+    """One thread; plots and cost measurements only in the test of the command."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr("sr_lightning.leaderboard.costs.measure", lambda *_: None)
@@ -64,7 +61,7 @@ def root(tmp_path_factory):
 
 
 def make_run(directory, seed=0, network=SMALL, name="srcnn", status="finished", **settings):
-    """A run's directory as train.py leaves it, its network untrained."""
+    """Write a run's directory in the format of train.py, its network untrained."""
     torch.manual_seed(seed)
     built = instantiate(network)
     for parameter in built.parameters():
@@ -92,9 +89,7 @@ def make_run(directory, seed=0, network=SMALL, name="srcnn", status="finished", 
 
 
 def config(root, out, runs, *words):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        fixed = ["name=x", f"data_root={root}", f"run_dir={out}", f"runs={runs}"]
-        return compose("evaluate", overrides=[*fixed, *words])
+    return compose("name=x", f"data_root={root}", f"run_dir={out}", f"runs={runs}", *words, config="evaluate")
 
 
 def board_of(root, out, runs, *words):
@@ -104,7 +99,7 @@ def board_of(root, out, runs, *words):
 
 
 def spoil(directory):
-    """A checkpoint that cannot be read, of the same size and time."""
+    """Make a checkpoint unreadable without changing its size and time."""
     path = directory / "checkpoints" / "best.ckpt"
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     path.write_bytes(b"x" * path.stat().st_size)
@@ -132,7 +127,7 @@ def independent_psnr(directory, root):
     return np.mean(psnrs)
 
 
-def test_seeds_are_one_row_with_the_mean_and_deviation_of_what_each_scores(root, tmp_path):
+def test_seeds_share_a_row_with_mean_and_deviation(root, tmp_path):
     folders = [make_run(tmp_path / "runs" / "deep" / str(seed), seed) for seed in (0, 1, 2)]
     make_run(tmp_path / "runs" / "other", seed=5, name="other")
     expected = [independent_psnr(folder, root) for folder in folders]
@@ -152,7 +147,7 @@ def test_seeds_are_one_row_with_the_mean_and_deviation_of_what_each_scores(root,
     assert [float(row["psnr_y"]) for row in means] == pytest.approx(expected, abs=1e-4)
 
 
-def test_rows_are_in_order_of_benchmark_scale_and_psnr(root, tmp_path):
+def test_rows_are_sorted_by_benchmark_scale_and_psnr(root, tmp_path):
     for seed, scale in itertools.product((0, 1), (3, 2)):
         make_run(tmp_path / "runs" / f"{seed}{scale}", seed, SMALL | {"scale": scale}, name=f"net{seed}")
     rows = board_of(root, tmp_path / "out", tmp_path / "runs", "benchmarks=[Set5,Mine]")
@@ -175,7 +170,7 @@ def test_costs_are_those_of_the_network(root, tmp_path):
     assert int(row["multiply_adds"]) == pytest.approx(8032 * 1280 * 720, rel=0.004)  # and the bicubic enlargement
 
 
-def test_what_is_known_is_not_computed_again(root, tmp_path, monkeypatch):
+def test_stored_scores_are_not_recomputed(root, tmp_path, monkeypatch):
     folders = [make_run(tmp_path / "runs" / str(seed), seed) for seed in (0, 1)]
     first = board_of(root, tmp_path / "out", tmp_path / "runs")
     for folder in folders:
@@ -189,7 +184,7 @@ def test_what_is_known_is_not_computed_again(root, tmp_path, monkeypatch):
     assert board_of(root, tmp_path / "again", tmp_path / "runs") == first
 
 
-def test_other_keys_add_to_what_is_known(root, tmp_path):
+def test_other_settings_add_to_stored_scores(root, tmp_path):
     folder = make_run(tmp_path / "runs" / "a")
     board_of(root, tmp_path / "out", tmp_path / "runs")
     kept = json.loads((folder / "scores.json").read_text())["entries"]
@@ -215,7 +210,7 @@ def test_other_keys_add_to_what_is_known(root, tmp_path):
         assert again == before
 
 
-def test_what_is_known_of_another_checkpoint_or_other_images_is_not_taken(root, tmp_path):
+def test_scores_of_other_checkpoints_or_images_are_not_used(root, tmp_path):
     folder = make_run(tmp_path / "runs" / "a")
     images = tmp_path / "images"
     shutil.copytree(root, images)
@@ -230,7 +225,7 @@ def test_what_is_known_of_another_checkpoint_or_other_images_is_not_taken(root, 
         board_of(root, tmp_path / "out", tmp_path / "runs")
 
 
-def test_a_damaged_file_of_scores_is_made_anew(root, tmp_path):
+def test_damaged_score_file_is_rebuilt(root, tmp_path):
     folder = make_run(tmp_path / "runs" / "a")
     first = board_of(root, tmp_path / "out", tmp_path / "runs")
     (folder / "scores.json").write_text('{"checkpoint": ')
@@ -238,7 +233,7 @@ def test_a_damaged_file_of_scores_is_made_anew(root, tmp_path):
     assert json.loads((folder / "scores.json").read_text())["entries"]
 
 
-def test_runs_that_cannot_be_scored_are_listed_and_stop_no_other(root, tmp_path):
+def test_unscorable_runs_are_listed_and_stop_no_other(root, tmp_path):
     runs = tmp_path / "runs"
     make_run(runs / "good")
     make_run(runs / "again")  # comes first, so it is the one in the table
@@ -272,14 +267,14 @@ def test_runs_that_cannot_be_scored_are_listed_and_stop_no_other(root, tmp_path)
     assert all(f"{runs / name} " in listed for name in found)
 
 
-def test_a_deviation_of_what_is_no_number_is_none_either():
+def test_deviation_of_nan_or_infinity_is_nan():
     assert mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1)))
     assert mean_and_deviation([5.0]) == (5.0, None)
     for values in ([np.inf, np.inf], [np.nan, 1.0]):
         assert np.isnan(mean_and_deviation(values)[1])
 
 
-def test_labels_tell_apart_what_has_one_name(root, tmp_path):
+def test_labels_distinguish_runs_of_one_name(root, tmp_path):
     runs = tmp_path / "runs"
     for i, rate in enumerate((1e-3, 3e-3)):
         make_run(runs / f"rate{i}", model={"optimizer": {"lr": rate}}, max_steps=10)
@@ -331,27 +326,18 @@ def test_labels_tell_apart_what_has_one_name(root, tmp_path):
         ("model=edsr_baseline", 8, None, None, ()),
     ],
 )
-def test_a_run_is_compared_with_its_own_system_or_the_table_says_in_what_it_differs(
-    words, scale, system, psnr, differs
-):
+def test_run_is_compared_with_its_published_system(words, scale, system, psnr, differs):
     chosen = dict(word.split("=", 1) for word in words.split())
     choices = {"data": "t91"} | {key: chosen[key] for key in ("experiment", "data") if key in chosen}
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        fixed = [
-            "name=x",
-            "run_dir=x",
-            "data_root=x",
-            "choices.model=x",
-            *(f"choices.{k}={v}" for k, v in choices.items()),
-        ]
-        fixed += [] if "experiment" in choices else ["choices.experiment=null"]
-        cfg = OmegaConf.to_container(compose("train", [*words.split(), f"scale=x{scale}", *fixed]), resolve=True)
+    fixed = ["data_root=x", "choices.model=x", *(f"choices.{k}={v}" for k, v in choices.items())]
+    fixed += [] if "experiment" in choices else ["choices.experiment=null"]
+    cfg = OmegaConf.to_container(compose(*words.split(), f"scale=x{scale}", *fixed), resolve=True)
     found = published_score(cfg, scale, "Set5", STANDARD)
     assert (found and found.system, found and found.psnr) == (system, psnr)
     assert tuple(one.split(" ")[0] for one in found.differs) == differs if found else not differs
 
 
-def test_no_score_is_compared_across_protocols():
+def test_scores_are_not_compared_across_protocols():
     edsr = {"model": {"network": {"_target_": "sr_lightning.networks.EDSR", "num_features": 64, "num_blocks": 16}}}
     edsr["model"]["network"]["num_channels"] = 3
     assert published_score(edsr, 2, "Set5", STANDARD).psnr == 37.98
@@ -361,7 +347,7 @@ def test_no_score_is_compared_across_protocols():
     assert published_score(edsr, 2, "Set5", "y_shave-scale_8bit_ssim-wang_lr-blurred") is None
 
 
-def test_every_system_of_one_table_is_in_the_other():
+def test_published_tables_list_the_same_systems():
     with open(FOLDER / "published.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["system"] for row in rows} == {entry["system"] for entry in OmegaConf.load(FOLDER / "systems.yaml")}
@@ -371,7 +357,7 @@ def test_every_system_of_one_table_is_in_the_other():
     assert all(0.5 < float(row["ssim"]) < 1 for row in rows if row["ssim"])
 
 
-def test_the_distance_is_to_the_published_number(root, tmp_path):
+def test_distance_is_to_the_published_score(root, tmp_path):
     make_run(tmp_path / "runs" / "paper", network=PAPER, name="paper")
     make_run(tmp_path / "runs" / "skip", network=PAPER | {"global_skip": True}, name="skip")
     make_run(tmp_path / "runs" / "small", name="small")
@@ -391,7 +377,7 @@ def test_the_distance_is_to_the_published_number(root, tmp_path):
     assert {row["published"] for row in ensembles if row["model"] != "bicubic"} == {""}
 
 
-def test_the_report_shows_a_run_of_every_row_and_opens_with_the_table(root, tmp_path):
+def test_report_opens_with_the_table_and_shows_every_row(root, tmp_path):
     runs = tmp_path / "runs"
     folders = [make_run(runs / str(seed), seed) for seed in (1, 0)] + [make_run(runs / "x", name="other")]
     make_run(runs / "spoilt", name="spoilt")
@@ -411,7 +397,8 @@ def test_the_report_shows_a_run_of_every_row_and_opens_with_the_table(root, tmp_
     assert not (tmp_path / "again" / "report.html").exists()
 
 
-def test_pictures_have_a_panel_for_every_scale_and_labels_that_hide_nothing(root, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_plots_have_a_panel_per_scale_and_no_overlapping_labels(root, tmp_path, monkeypatch):
     figures = {}
     save = Figure.savefig
     monkeypatch.setattr(
@@ -463,7 +450,7 @@ def test_pictures_have_a_panel_for_every_scale_and_labels_that_hide_nothing(root
         (["report=-1"], "report=-1: how many images"),
     ],
 )
-def test_wrong_words_are_refused(words, message, root, tmp_path):
+def test_wrong_arguments_are_refused(words, message, root, tmp_path):
     make_run(tmp_path / "runs" / "a")
     (tmp_path / "empty").mkdir()
     words = [word.format(empty=tmp_path / "empty") for word in words]
@@ -471,13 +458,13 @@ def test_wrong_words_are_refused(words, message, root, tmp_path):
         evaluate(config(root, tmp_path / "out", tmp_path / "runs", *words))
 
 
-def test_nothing_to_score_is_an_error_that_lists_the_runs(root, tmp_path):
+def test_nothing_to_score_is_an_error_listing_the_runs(root, tmp_path):
     make_run(tmp_path / "runs" / "a", status="failed")
     with pytest.raises(InputError, match=r"no run can be scored:\n  .*a: failed: boom"):
         evaluate(config(root, tmp_path / "out", tmp_path / "runs"))
 
 
-def test_a_description_that_is_no_network_runs_nothing(root, tmp_path):
+def test_description_of_no_network_runs_nothing(root, tmp_path):
     folder = make_run(tmp_path / "runs" / "a")
     board_of(root, tmp_path / "out", tmp_path / "runs")
     kept = json.loads((folder / "scores.json").read_text())
@@ -489,12 +476,13 @@ def test_a_description_that_is_no_network_runs_nothing(root, tmp_path):
         board_of(root, tmp_path / "out", tmp_path / "runs")
 
 
-def test_a_run_of_train_py_is_ranked_by_one_command(command, root, tmp_path):
+@pytest.mark.slow
+def test_trained_run_is_ranked_by_one_command(command, root, tmp_path):
     run_dir = tmp_path / "runs" / "a"
     small = ("model.network.num_features=[2,2,2]", "max_steps=2", "val_every=2", "num_pictures=0")
     run(*command, *small, f"hydra.run.dir={run_dir}")
     words = (f"runs={tmp_path}/runs", "benchmarks=[Mine]", f"data_root={root}", f"hydra.run.dir={tmp_path}/out")
-    done = run(sys.executable, "evaluate.py", *words)
+    done = run("evaluate.py", *words)
     rows = {row["model"]: row for row in rows_of(tmp_path / "out" / "leaderboard.csv")}
     assert rows.keys() == {"espcn", "bicubic"}
     weights = 2 * 25 + 2 + 2 * (2 * 2 * 9 + 2) + 4 * 2 * 9 + 4

@@ -1,4 +1,4 @@
-"""What a run that failed and was resumed left in Weights & Biases, TensorBoard and metrics.csv, by their readers."""
+"""A failed and resumed run in Weights & Biases, TensorBoard and metrics.csv, read by their own readers."""
 
 import json
 import os
@@ -20,12 +20,13 @@ from sr_lightning.inference import super_resolve
 from tests.helpers import rows_of, run
 from tests.loggers.wandb_server import KEY, WandbServer
 
+pytestmark = pytest.mark.slow
 WANDB = Path(sys.executable).with_name("wandb")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Weights & Biases has a key and writes nothing outside the tests' folders; its server does not exist."""
+    """Give Weights & Biases a key, folders of its own, and a server that does not exist."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("WANDB_MODE", "WANDB_DATA_DIR", "WANDB_PROJECT", "WANDB_ENTITY"):
@@ -40,20 +41,20 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def told(command, home, tmp_path_factory):
-    """A run's directory and what its two processes printed: one that failed at step 16, and the one that resumed it."""
+    """A run's directory and the output of its two processes: one that failed at step 16, one that resumed it."""
     run_dir = tmp_path_factory.mktemp("runs") / "a"
     words = ["logger=both", "logger.wandb.offline=false", "logger.wandb.tags=[x]", "sweep=mine"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SR_FAIL", "0:17")  # the first call is the preflight's
         words += ["model.loss._target_=tests.training.failing.FailingLoss", f"hydra.run.dir={run_dir}"]
         failed = run(*command, *words, check=False)
-    resumed = run(sys.executable, "train.py", f"resume={run_dir}")
+    resumed = run("train.py", f"resume={run_dir}")
     return run_dir, failed, resumed
 
 
 @pytest.fixture(scope="module")
 def parts(told):
-    """The records of each part of the run, as W&B's own reader tells them."""
+    """The records of each part of the run, by W&B's own reader."""
     files = sorted(told[0].glob("wandb/offline-run-*/run-*.wandb"))
     words = [WANDB, "leet", "inspect", "--json"]
     lines = [subprocess.run([*words, file], capture_output=True, check=True).stdout.splitlines() for file in files]
@@ -61,7 +62,7 @@ def parts(told):
 
 
 def curve(parts, key):
-    """Steps and values, in the order they were told."""
+    """Steps and values in the order of logging."""
     rows = [record["history"]["item"] for part in parts for record in part if "history" in record]
     return [(row["step"], row[key]) for row in rows if key in row]
 
@@ -83,7 +84,7 @@ def artifact(parts, name):
     return {content["path"]: Path(content["local_path"]) for content in found["manifest"]["contents"]}
 
 
-def test_without_a_network_both_parts_are_written_and_each_says_so_in_one_line(told):
+def test_offline_parts_are_written_with_one_line_each(told):
     run_dir, *processes = told
     assert [process.returncode for process in processes] == [1, 0]
     assert "made to fail" in processes[0].stdout + processes[0].stderr
@@ -95,7 +96,7 @@ def test_without_a_network_both_parts_are_written_and_each_says_so_in_one_line(t
 
 
 @pytest.mark.parametrize("key", ["train/loss", "train/learning_rate", "val/psnr", "val/ssim"])
-def test_the_record_weights_and_biases_and_tensorboard_have_one_curve(told, parts, key):
+def test_metrics_file_wandb_and_tensorboard_agree(told, parts, key):
     record = recorded(told[0], key)
     assert [step for step, _ in record] == list(range(5, 31, 5) if key.startswith("train") else range(10, 31, 10))
 
@@ -109,7 +110,7 @@ def test_the_record_weights_and_biases_and_tensorboard_have_one_curve(told, part
     assert shown == [(step, pytest.approx(value, rel=1e-6)) for step, value in record]
 
 
-def test_a_resumed_run_is_one_run_with_its_sweep_its_settings_and_how_it_ended(told, parts):
+def test_resumed_run_is_one_run_with_sweep_settings_and_exit_code(told, parts):
     run_dir = told[0]
     runs = [next(record["run"] for record in part if "run" in record) for part in parts]
     assert {r["run_id"] for r in runs} == {(run_dir / "wandb_id").read_text().strip()}
@@ -127,7 +128,7 @@ def test_a_resumed_run_is_one_run_with_its_sweep_its_settings_and_how_it_ended(t
     assert (config["seed"], config["max_steps"], config["choices"]["model"]) == (0, 30, "espcn")
 
 
-def test_the_summary_says_what_the_result_says(told, parts):
+def test_summary_equals_the_result(told, parts):
     values, result = summary(parts[-1]), json.loads((told[0] / "result.json").read_text())
     for key in ("status", "psnr", "best_step", "steps", "seconds", "protocol"):
         assert values[key] == result[key]
@@ -136,7 +137,7 @@ def test_the_summary_says_what_the_result_says(told, parts):
     assert values["test/held-out/ssim_y"] == pytest.approx(float(mean["ssim_y"]))
 
 
-def test_the_results_and_the_comparisons_are_there(told, parts):
+def test_results_and_comparisons_are_uploaded(told, parts):
     table = json.loads(artifact(parts, "results")["results.table.json"].read_text())
     rows = rows_of(told[0] / "results.csv")
     assert table["columns"] == list(rows[0])
@@ -144,7 +145,7 @@ def test_the_results_and_the_comparisons_are_there(told, parts):
     assert summary(parts[-1])["pictures.count"] == len(list((told[0] / "pictures").glob("*.png"))) == 1
 
 
-def test_the_crops_are_of_one_place_where_bicubic_is_furthest_from_hr(told, parts, pictures):
+def test_crops_show_the_largest_error_of_bicubic(told, parts, pictures):
     files = artifact(parts, "crops")
     table = json.loads(files["crops.table.json"].read_text())
     (row,) = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
@@ -173,13 +174,13 @@ def test_the_crops_are_of_one_place_where_bicubic_is_furthest_from_hr(told, part
     assert errors[top] == max(errors[::10])  # places are tried an eighth of their size apart
 
 
-def test_nothing_to_be_uploaded_is_outside_the_run_directory(told, parts, home):
+def test_uploads_are_inside_the_run_directory(told, parts, home):
     for name in ("results", "crops"):
         assert all(file.is_relative_to(told[0]) for file in artifact(parts, name).values())
     assert not [path for path in home.rglob("*") if path.is_file() and path.suffix != ".log"]
 
 
-def test_wandb_sync_makes_one_run_of_both_parts(told, home):
+def test_wandb_sync_merges_both_parts(told, home):
     run_dir, server = told[0], WandbServer()
     try:
         folders = sorted(run_dir.glob("wandb/offline-run-*"))

@@ -1,4 +1,4 @@
-"""As much of a Weights & Biases server as its client talks to, and what that client has told it."""
+"""The part of a Weights & Biases server that its client uses, with a record of uploads."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ KEY = "0123456789" * 4
 
 @dataclass
 class Uploaded:
-    """A run as the server knows it: rows are kept by number, as W&B's client numbers them."""
+    """A run on the server: rows by number, as W&B's client numbers them."""
 
     name: str | None
     group: str | None
@@ -25,7 +25,7 @@ class Uploaded:
 
 
 class WandbServer:
-    """On this machine. `status` is sent instead of an answer; `silent` takes what comes and never answers."""
+    """A local server. `status` is sent instead of an answer; `silent` accepts requests and never answers."""
 
     def __init__(self):
         self.runs: dict[str, Uploaded] = {}
@@ -82,7 +82,7 @@ class WandbServer:
     project = {"id": "p", "name": "sr_lightning", "entity": {"id": "e", "name": "me"}}  # noqa: RUF012
 
     def known(self, run_id):
-        """What a client that goes on with a run is told of it; None of one that is not there."""
+        """The state of a run for a client that resumes it; None if unknown."""
         run = self.runs.get(run_id)
         return run and {
             **{"id": run_id, "name": run_id, "displayName": run.name, "tags": run.tags, "notes": None},
@@ -101,7 +101,7 @@ class WandbServer:
         return {"bucket": bucket, "inserted": not there}
 
     def have(self, artifact):
-        """Claims to have its content already, so that nothing more is sent."""
+        """Claim to have the artifact's content already, so that it is not sent."""
         self.artifacts.add(artifact["artifactCollectionName"])
         return {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": {"id": "a"}}}
 

@@ -1,20 +1,16 @@
-"""Which settings make a cell, and what it is called."""
+"""The settings that identify a cell, and its name."""
 
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.runs.fingerprint import IRRELEVANT_SETTINGS, cell_name, changed_settings, fingerprint, result_settings
-from tests.helpers import ROOT
+from tests.helpers import ROOT, compose
 
 
 def composed(*overrides):
-    words = ["name=net", "run_dir=nowhere", "choices={data: t91, model: net, experiment: null}", "data=t91", *overrides]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", words)
+    return compose("name=net", "choices={data: t91, model: net, experiment: null}", "data=t91", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +22,7 @@ def composed(*overrides):
         ["sweep=other", "prune_after=100", "launcher=gpus", "search=optuna"],
     ],
 )
-def test_places_logs_and_devices_make_no_other_cell(words):
+def test_folders_loggers_and_devices_do_not_change_the_cell(words):
     assert cell_name(composed(*words)) == cell_name(composed())
 
 
@@ -41,13 +37,13 @@ def test_places_logs_and_devices_make_no_other_cell(words):
         "val_every=9",
     ],
 )
-def test_what_bears_on_the_result_makes_another_cell(word):
+def test_settings_that_change_the_result_change_the_cell(word):
     assert fingerprint(composed(word)) != fingerprint(composed())
 
 
-def test_of_each_setting_it_is_said_whether_it_bears_on_the_result():
-    """A new one of train.yaml is listed here, or in IRRELEVANT_SETTINGS if a cell stays the same whatever it says."""
-    relevant = {
+def test_every_setting_is_classified():
+    """List a new setting of train.yaml here, or in IRRELEVANT_SETTINGS."""
+    identifying = {
         "name",
         "seed",
         "max_steps",
@@ -59,14 +55,14 @@ def test_of_each_setting_it_is_said_whether_it_bears_on_the_result():
         "protocol",
         "trainer",
     }
-    assert set(composed()) - set(IRRELEVANT_SETTINGS) == relevant
+    assert set(composed()) - set(IRRELEVANT_SETTINGS) == identifying
 
 
-def test_a_setting_added_later_and_off_changes_no_name():
+def test_new_setting_that_is_off_changes_no_name():
     assert fingerprint(composed("+model.invented_later=null")) == fingerprint(composed())
 
 
-def test_a_config_read_from_a_runs_directory_is_the_cell_that_wrote_it():
+def test_saved_config_names_the_cell_that_wrote_it():
     cfg = composed("data_root=/here")
     saved = OmegaConf.create(OmegaConf.to_container(composed("data_root=/there", "choices=null"), resolve=False))
     saved = OmegaConf.create({k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v
@@ -75,13 +71,13 @@ def test_a_config_read_from_a_runs_directory_is_the_cell_that_wrote_it():
     assert result_settings(cfg)["data.train.hr"] == "<data_root>/T91"
 
 
-def test_what_was_changed_is_named_with_both_values():
+def test_changed_settings_are_named_with_both_values():
     was, asked = composed(), composed("name=other", "data_root=/elsewhere", "model.network.activation=Tanh")
     changes = ["model.network.activation: was ReLU, asked Tanh", "name: was net, asked other"]
     assert changed_settings(was, asked) == changes
 
 
-def test_a_name_says_what_the_cell_is_and_is_safe_for_every_file_system():
+def test_cell_name_is_descriptive_and_safe_for_file_systems():
     assert re.fullmatch(r"net_t91_x2_seed0_[0-9a-f]{8}", cell_name(composed()))
     odd = cell_name(composed("name='a=b/c d\"é'", "seed=5"))
     assert re.fullmatch(r"a-b-c-d-_t91_x2_seed5_[0-9a-f]{8}", odd)

@@ -1,7 +1,7 @@
-"""A stand-in for train.py that trains nothing: for what sweeps do around a training, at a tenth of its cost.
+"""A stand-in for train.py that trains nothing, for tests of the launching, locking and reporting of cells.
 
-Its settings speak: `max_steps` are hundredths of a second, seed=13 raises, seed=12 names a mistake, seed=9 is killed,
-seed=11 ends without a word, seed=4 leaves a checkpoint and hangs, unless it is resumed.
+`max_steps` are hundredths of a second; seed=13 raises, seed=12 raises InputError, seed=9 is killed, seed=11 exits
+without a result, seed=4 writes a checkpoint and hangs unless it is resumed.
 """
 
 import os

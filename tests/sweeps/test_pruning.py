@@ -1,20 +1,18 @@
-"""A cell is stopped where it does worse than the median of its rivals at the same step, and can go on."""
+"""Pruning: a cell below the median of its rivals at the same step stops, and can be resumed."""
 
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
 from sr_lightning.callbacks.pruning import MIN_RIVALS, Pruning, best_until
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.runs.result import read_result
 from sr_lightning.sweeps.processes import PARENT
 from sr_lightning.training.train import train
-from tests.helpers import ROOT, rows_of
+from tests.helpers import CONF, compose, rows_of
 
 
 def cell(sweep, name, psnr, scale=2):
-    """The directory of a cell that was validated at steps 10, 20, ... with these PSNR."""
+    """The directory of a cell with these PSNR at steps 10, 20, ..."""
     folder = sweep / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"choices: {{data: demo}}\nscale: {scale}\nmax_steps: 90\nprotocol: {{}}\n")
@@ -23,20 +21,20 @@ def cell(sweep, name, psnr, scale=2):
     return folder
 
 
-def test_the_best_so_far_counts_and_only_of_who_has_come_so_far(tmp_path):
+def test_rivals_are_compared_by_their_best_score_until_that_step(tmp_path):
     metrics = cell(tmp_path, "a", [30.0, 33.0, 31.0]) / "metrics.csv"
     assert [best_until(metrics, step) for step in (10, 20, 30, 40)] == [30.0, 33.0, 33.0, None]
     assert best_until(tmp_path / "none" / "metrics.csv", 10) is None
 
 
-def test_a_cell_below_the_median_of_its_rivals_is_hopeless(tmp_path):
+def test_cell_below_the_median_is_pruned(tmp_path):
     for i in range(MIN_RIVALS):  # 31, 32, 33, 34: a median of 32.5
         cell(tmp_path, f"rival{i}", [20.0, 31.0 + i, 40.0])
     assert Pruning(cell(tmp_path, "worse", [29.0, 32.4]), after=10).is_hopeless(20)
     assert not Pruning(cell(tmp_path, "better", [29.0, 32.6]), after=10).is_hopeless(20)
 
 
-def test_few_rivals_and_those_of_another_scale_say_nothing(tmp_path):
+def test_few_rivals_or_another_scale_do_not_prune(tmp_path):
     for i in range(MIN_RIVALS - 1):
         cell(tmp_path, f"rival{i}", [30.0, 40.0])
     for i in range(MIN_RIVALS):
@@ -47,13 +45,12 @@ def test_few_rivals_and_those_of_another_scale_say_nothing(tmp_path):
     assert mine.is_hopeless(20)
 
 
-def test_a_stopped_cell_says_so_and_goes_on_when_pruning_is_off(command, tmp_path, monkeypatch):
+def test_pruned_cell_is_marked_and_resumes_without_pruning(command, tmp_path, monkeypatch):
     run_dir = tmp_path / "sweep" / "mine"
-    words = [*command[2:], f"run_dir={run_dir}", "name=mine", "choices={data: demo, model: espcn, experiment: null}"]
+    words = [*command[1:], f"run_dir={run_dir}", "name=mine", "choices={data: demo, model: espcn, experiment: null}"]
 
     def train_here(*more):
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("train", [*words, "max_steps=90", "num_pictures=0", *more], return_hydra_config=True)
+        cfg = compose(*words, "max_steps=90", "num_pictures=0", *more, hydra=True)
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
@@ -64,7 +61,7 @@ def test_a_stopped_cell_says_so_and_goes_on_when_pruning_is_off(command, tmp_pat
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # and afterwards
     for i in range(MIN_RIVALS):
         rival = cell(tmp_path / "sweep", f"rival{i}", [0.0, 20.0, 99.0])
-        protocol = {"protocol": OmegaConf.to_container(OmegaConf.load(ROOT / "conf/protocol/standard.yaml"))}
+        protocol = {"protocol": OmegaConf.to_container(OmegaConf.load(CONF / "protocol" / "standard.yaml"))}
         OmegaConf.save(OmegaConf.merge(OmegaConf.load(rival / "config.yaml"), protocol), rival / "config.yaml")
     result = train_here("prune_after=15", "save_every=50")
     assert (result["status"], result["steps"], result["max_steps"]) == ("pruned", 30, 90)

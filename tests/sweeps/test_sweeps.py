@@ -1,10 +1,8 @@
-"""Whole sweeps: most with app.py, whose training is a short sleep; one with the real one, killed and started again."""
+"""Whole sweeps: most with app.py, whose training is a short sleep; one with train.py, killed and restarted."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,23 +12,23 @@ import pytest
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps import run_lock
-from tests.helpers import ROOT, rows_of, run
+from tests.helpers import ROOT, Command, rows_of, run
 from tests.training.test_resume import assert_same
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    """Command line of sweeps that train nothing, on two pretended GPUs that no other test shares; and their folder."""
+    """The command of sweeps that train nothing on two simulated GPUs, shared with no other test; and their folder."""
     folder = tmp_path_factory.mktemp("sweeps")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("TMPDIR", str(folder))  # where the locks are
-        yield [sys.executable, "tests/sweeps/app.py", "-m", "max_steps=30"], folder
+        yield ["tests/sweeps/app.py", "-m", "max_steps=30"], folder
 
 
 def reports(sweep: Path) -> list[dict]:
-    """What the latest call reported of its jobs."""
+    """The reports of the latest call's jobs."""
     call = max((path.parent for path in sweep.glob(".sweep/*/call.json")), key=lambda path: path.stat().st_mtime)
     return [json.loads(path.read_text()) for path in sorted(call.glob("0*.json"))]
 
@@ -51,7 +49,7 @@ def wait_for(condition, seconds=60):
 
 @pytest.fixture(scope="module")
 def mixed(app):
-    """A finished sweep on both devices, three of whose cells failed: its directory and what was printed."""
+    """A finished sweep on both devices with three failed cells: its directory and output."""
     words, folder = app
     sweep = folder / "mixed"
     done = run(*words, "launcher=gpus", "seed=1,13,9,12,2", f"hydra.sweep.dir={sweep}", check=False)
@@ -59,7 +57,7 @@ def mixed(app):
     return sweep, done.stdout + done.stderr
 
 
-def test_cells_that_raise_are_killed_or_refused_fail_alone_and_say_why(mixed):
+def test_failing_cells_fail_alone_with_a_reason(mixed):
     sweep, output = mixed
     found = results(sweep)
     assert {seed: result["status"] for seed, result in found.items()} == {
@@ -78,7 +76,7 @@ def test_cells_that_raise_are_killed_or_refused_fail_alone_and_say_why(mixed):
         assert f"| {error.splitlines()[0]}" in output.rpartition("5 cells, 2 finished, 3 failed")[2]  # in the end
 
 
-def test_cells_share_the_devices_out_and_none_is_used_by_two(mixed):
+def test_no_device_is_used_by_two_cells(mixed):
     cells = sorted(reports(mixed[0]), key=lambda cell: cell["started"])
     assert {tuple(cell["devices"]) for cell in cells} == {("0",), ("1",)}
     for device in ("0", "1"):
@@ -86,7 +84,8 @@ def test_cells_share_the_devices_out_and_none_is_used_by_two(mixed):
         assert all(one["ended"] <= other["started"] for one, other in pairwise(mine))
 
 
-def test_the_same_command_skips_what_is_finished_retries_what_failed_and_overwrites_nothing(app, mixed):
+@pytest.mark.slow
+def test_same_command_skips_finished_and_retries_failed_cells(app, mixed):
     (words, _), (sweep, _) = app, mixed
     kept = {path: path.stat().st_mtime_ns for seed in (1, 2) for path in sweep.glob(f"*seed{seed}_*/*")}
     done = run(*words, "seed=1,13,2,3", f"hydra.sweep.dir={sweep}", check=False)
@@ -98,7 +97,8 @@ def test_the_same_command_skips_what_is_finished_retries_what_failed_and_overwri
     assert [report["psnr"] for report in reports(sweep) if report["status"] != "failed"] == [30.1, 30.2, 30.3]
 
 
-def test_a_directory_with_a_run_of_other_settings_is_refused(app, mixed):
+@pytest.mark.slow
+def test_directory_of_a_run_with_other_settings_is_refused(app, mixed):
     (words, _), (sweep, _) = app, mixed
     (cell,) = sweep.glob("*seed2_*")
     config = (cell / ".hydra" / "config.yaml").read_text()
@@ -109,10 +109,11 @@ def test_a_directory_with_a_run_of_other_settings_is_refused(app, mixed):
     assert "max_steps: was 31, asked 30" in done.stdout
 
 
-def test_nothing_outlives_a_launcher_that_is_killed(app):
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_launcher(app):
     words, folder = app
     sweep = folder / "orphans"
-    launcher = subprocess.Popen([*words, "launcher=gpus", "seed=4", f"hydra.sweep.dir={sweep}"], cwd=ROOT)
+    launcher = Command(*words, "launcher=gpus", "seed=4", f"hydra.sweep.dir={sweep}")
     (owner,) = wait_for(lambda: list(sweep.glob("*/checkpoints/last.ckpt"))) and sweep.glob("*/.owner")
     trainer = int(owner.read_text().split()[1])
     os.kill(launcher.pid, signal.SIGKILL)
@@ -122,32 +123,34 @@ def test_nothing_outlives_a_launcher_that_is_killed(app):
         assert not (owner.parent / "result.json").exists()
 
 
-def test_a_preempted_job_is_queued_again_and_resumes(app):
+@pytest.mark.slow
+def test_preempted_job_is_requeued_and_resumes(app):
     words, folder = app
     sweep = folder / "preempted"
     words = [*words, "hydra/launcher=submitit_local", "seed=4", f"hydra.sweep.dir={sweep}"]
-    launcher = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    launcher = Command(*words)
     wait_for(lambda: list(sweep.glob("*/checkpoints/last.ckpt")))
     (log,) = sweep.glob(".submitit/*/*_log.out")
     controller = int(log.parent.name)
     job = int(Path(f"/proc/{controller}/task/{controller}/children").read_text())
     os.kill(job, signal.SIGUSR2)  # as SLURM does
-    output, _ = launcher.communicate(timeout=60)
-    assert launcher.returncode == 0
+    done = launcher.wait(timeout=60)
+    assert done.returncode == 0
     (report,) = reports(sweep)
     assert (report["status"], report["devices"]) == ("resumed", ["0"])
-    assert "resumed" in output
+    assert "resumed" in done.stdout
 
 
-def test_a_study_survives_failing_trials_and_its_own_death(app):
+@pytest.mark.slow
+def test_study_survives_failing_trials_and_a_kill(app):
     optuna = pytest.importorskip("optuna", reason="search=optuna needs hydra-optuna-sweeper")
     words, folder = app
     sweep = folder / "study"
     words = [*words, "search=optuna", "seed=range(4,9)", "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={sweep}"]
     words += ["hydra.sweeper.sampler.seed=44", "hydra.sweeper.n_jobs=1"]  # which draws 9, killed, and 4, that hangs
-    first = subprocess.Popen(words, cwd=ROOT)
+    first = Command(*words)
     wait_for(lambda: list(sweep.glob("*seed4_*/checkpoints/last.ckpt")))
-    first.kill()
+    os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert results(sweep)[9]["status"] == "failed"
 
@@ -159,7 +162,7 @@ def test_a_study_survives_failing_trials_and_its_own_death(app):
     assert [(trial.params["seed"], trial.value) for trial in trials] == [(9, None), (4, None), (4, 30.4)]
 
 
-def test_one_directory_is_trained_into_by_one_process(tmp_path):
+def test_run_directory_is_locked(tmp_path):
     message = rf"{tmp_path} is in use by process {os.getpid()} on "
     with run_lock(tmp_path), pytest.raises(InputError, match=message), run_lock(tmp_path, patience=0):
         pass
@@ -167,7 +170,7 @@ def test_one_directory_is_trained_into_by_one_process(tmp_path):
         pass
 
 
-def test_a_dry_run_counts_what_cells_would_take_and_names_those_that_cannot_be(command, tmp_path):
+def test_dry_run_states_costs_and_names_impossible_cells(command, tmp_path):
     words = ["dry_run=true", "model=espcn,srcnn", "data.patch_size=8,1000", f"sweep={tmp_path / 'sweep'}", "-m"]
     done = run(*command, *words, check=False)
     assert done.returncode == 1
@@ -184,14 +187,15 @@ def test_a_dry_run_counts_what_cells_would_take_and_names_those_that_cannot_be(c
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_cell_whose_sweep_was_killed_ends_with_the_bits_of_one_never_stopped(command, tmp_path):
+@pytest.mark.slow
+def test_killed_and_resumed_cell_equals_an_uninterrupted_one(command, tmp_path):
     words = [*command, "max_steps=150", "val_every=20", "save_every=5", "log_every=5", "num_pictures=0"]
     sweep = tmp_path / "sweep"
     words += ["name=killed,whole", f"hydra.sweep.dir={sweep}", "-m"]  # the same training twice
-    launcher = subprocess.Popen([str(word) for word in words], cwd=ROOT)
+    launcher = Command(*words)
     last = wait_for(lambda: list(sweep.glob("killed_*/checkpoints/last.ckpt")))[0]
     os.kill(int((last.parents[1] / ".owner").read_text().split()[1]), signal.SIGKILL)
-    launcher.kill()
+    os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait()
     assert 0 < steps_done(read_checkpoint(last)) < 150
 

@@ -1,4 +1,4 @@
-"""A loss that fails when it is told to: SR_FAIL="RANK:CALL", in the process of that rank at that call."""
+"""A loss that fails on request: SR_FAIL="RANK:CALL" fails in the process of that rank at that call."""
 
 import os
 

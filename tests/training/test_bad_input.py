@@ -1,4 +1,4 @@
-"""Wrong images and settings: one clear error that names them all, before the first step."""
+"""Wrong images and settings are one error that names them all, before the first step."""
 
 import shutil
 
@@ -11,12 +11,12 @@ from tests.helpers import run
 
 @pytest.fixture
 def folder(pictures, tmp_path):
-    """A copy of the small pictures that a test may spoil."""
+    """A copy of the small pictures to modify."""
     return shutil.copytree(pictures, tmp_path / "mine")
 
 
 def refused(command, *words) -> str:
-    """The output of a training that must end with a plain error and without a step."""
+    """Output of a training that ends with a plain error and without a step."""
     done = run(*command, *words, check=False)
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
@@ -34,7 +34,7 @@ def test_every_unreadable_image_is_named(command, folder):
     assert "2.png" not in output
 
 
-def test_images_smaller_than_a_patch_are_named_with_the_way_out(command, folder):
+def test_images_smaller_than_a_patch_are_named_with_a_patch_size_that_fits(command, folder):
     Image.new("RGB", (20, 20)).save(folder / "tiny.png")
     Image.new("RGB", (12, 40)).save(folder / "thin.png")
     output = refused(command, f"data.hr={folder}", "data.patch_size=16", "data.val_hr=" + str(folder))
@@ -43,7 +43,7 @@ def test_images_smaller_than_a_patch_are_named_with_the_way_out(command, folder)
     assert "patch_size to 6 or less" in output
 
 
-def test_hr_and_lr_that_do_not_pair_are_named(command, folder, tmp_path):
+def test_unpaired_hr_and_lr_are_named(command, folder, tmp_path):
     lr = tmp_path / "lr"
     lr.mkdir()
     for i in range(1, 6):
@@ -54,7 +54,7 @@ def test_hr_and_lr_that_do_not_pair_are_named(command, folder, tmp_path):
     assert "9x2.png: LR without HR" in output
 
 
-def test_an_lr_of_another_scale_is_named(command, folder, tmp_path):
+def test_lr_of_another_scale_is_named(command, folder, tmp_path):
     lr = tmp_path / "lr"
     lr.mkdir()
     for path in folder.iterdir():
@@ -75,16 +75,16 @@ def test_an_lr_of_another_scale_is_named(command, folder, tmp_path):
         (["seed=-1", "max_steps=soon", "val_every=0"], "seed=-1 (a whole number from 0 to 4294967295), max_steps=soon"),
     ],
 )
-def test_a_wrong_setting_is_named(command, words, message):
+def test_wrong_setting_is_named(command, words, message):
     assert message in refused(command, *words)
 
 
 @pytest.mark.parametrize(("name", "way_out"), [("t91", "nowhere/T91"), ("div2k", "data.train.download=true")])
-def test_a_data_set_that_is_not_there_says_what_to_do(short, name, way_out):
+def test_missing_data_set_says_how_to_get_it(short, name, way_out):
     assert way_out in refused(short, f"data={name}", "data_root=nowhere")
 
 
-def test_images_of_every_kind_train(command, tmp_path):
+def test_images_of_every_pixel_mode_train(command, tmp_path):
     """Gray, palette, 16 bit, opaque alpha and CMYK are read as documented."""
     folder = tmp_path / "kinds"
     folder.mkdir()
@@ -99,7 +99,7 @@ def test_images_of_every_kind_train(command, tmp_path):
     assert (tmp_path / "run" / "results.csv").is_file()
 
 
-def test_small_images_are_left_out_when_asked(command, folder, tmp_path):
+def test_small_images_are_skipped_on_request(command, folder, tmp_path):
     Image.new("RGB", (20, 20)).save(folder / "tiny.png")
     words = ("data.patch_size=16", f"data.val_hr={folder}", "data.skip_small=true", "max_steps=10")
     done = run(*command, f"data.hr={folder}", *words, f"hydra.run.dir={tmp_path / 'run'}")

@@ -4,29 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers that conf/ uses
-from tests.helpers import ROOT
+from tests.helpers import CONF, compose
 
-CONF = ROOT / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
-def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", ["name=test", "run_dir=nowhere", *overrides])
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_recipe_says_its_command_and_builds(name):
+def test_recipe_states_its_command_and_builds(name):
     head = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert head[0] == "# @package _global_"
     assert head[1].startswith(f"# python train.py experiment={name}")
     assert head[2].startswith("# ")
     assert "TBD" not in "".join(head[:6])
-    cfg = composed(f"experiment={name}")
+    cfg = compose(f"experiment={name}")
     if "content" in cfg.model.loss.get("terms", {}):
         cfg.model.loss.terms.content.weights = "random"  # a test fetches nothing
     module = instantiate(cfg.model, _convert_="all")
@@ -46,27 +38,27 @@ def test_a_recipe_says_its_command_and_builds(name):
 
 
 @pytest.mark.parametrize("name", ["bsds", "t91_bsds"])
-def test_set5s_woman_is_in_no_training_list(name, data_root):
+def test_woman_of_set5_is_not_trained_on(name, data_root):
     assert (data_root / "BSDS500" / "train" / "302003.jpg").is_file()
-    files = [pair.hr for pair in instantiate(composed(f"data={name}", f"data_root={data_root}").data.train)]
+    files = [pair.hr for pair in instantiate(compose(f"data={name}", f"data_root={data_root}").data.train)]
     assert len(files) == {"bsds": 399, "t91_bsds": 490}[name]
     assert not [file for file in files if file.stem == "302003"]
 
 
-def test_no_data_set_lists_a_benchmark_folder():
+def test_no_data_set_trains_on_a_benchmark():
     for path in (CONF / "data").glob("*.yaml"):
         text = "".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
         assert "benchmark" not in text
         assert "BSDS500/val" not in text
 
 
-def test_validation_and_training_of_the_demo_have_no_photo_in_common():
-    data = composed("data=demo").data
+def test_demo_validates_on_other_photos_than_it_trains_on():
+    data = compose("data=demo").data
     assert not set(data.train.names) & set(data.val.names)
     motorcycles = [name for name in [*data.train.names, *data.val.names] if name.startswith("motorcycle")]
     assert len(motorcycles) == len([name for name in data.train.names if name.startswith("motorcycle")]) == 2
 
 
-def test_every_config_file_starts_by_saying_what_it_is():
+def test_every_config_file_starts_with_a_comment():
     bare = [path for path in CONF.rglob("*.yaml") if not path.read_text().startswith("#")]
     assert not [Path(path).relative_to(CONF) for path in bare]

@@ -1,9 +1,5 @@
-"""A run that is killed and resumed ends with the very bits of one that was never stopped."""
+"""A killed and resumed run ends bit for bit like an uninterrupted one."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +7,7 @@ import pytest
 import torch
 
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
-from tests.helpers import ROOT, rows_of, run
+from tests.helpers import Command, rows_of, run
 
 # Checkpoints fall before, on and between validations, and between two logged means.
 OFTEN = ["val_every=20", "save_every=5", "log_every=7", "num_pictures=0", "model.ema=0.99"]
@@ -26,9 +22,8 @@ TWO_PROCESSES = ["log_every=5", "trainer=ddp", "trainer.accelerator=cpu", "train
 
 
 def kill_after_new_checkpoints(words: list, path: Path, count: int) -> int:
-    """Start a run, kill its whole process group after `count` new checkpoints; the step it had come to."""
-    words = [str(word) for word in words]
-    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    """Start a run, kill its process group after `count` new checkpoints, and return the step of the last one."""
+    process = Command(*words)
     seen, last = 0, path.stat().st_mtime_ns if path.exists() else None
     deadline = time.monotonic() + 120
     while seen < count:
@@ -37,7 +32,7 @@ def kill_after_new_checkpoints(words: list, path: Path, count: int) -> int:
         now = path.stat().st_mtime_ns if path.exists() else None
         seen, last = seen + (now != last), now
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     return steps_done(read_checkpoint(path))
 
@@ -64,7 +59,8 @@ def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
     [(PIXEL, 2), (ADVERSARIAL, 2), ([*ADVERSARIAL, *TWO_PROCESSES], 1)],
     ids=["pixel loss", "adversarial", "adversarial in two processes"],
 )
-def test_a_run_killed_and_resumed_equals_one_never_stopped(command, tmp_path, settings, kills):
+@pytest.mark.slow
+def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, settings, kills):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(*command, *settings, f"hydra.run.dir={whole}")
     max_steps = steps_done(read_checkpoint(whole / "checkpoints" / "last.ckpt"))
@@ -74,7 +70,7 @@ def test_a_run_killed_and_resumed_equals_one_never_stopped(command, tmp_path, se
     stops = []
     for _ in range(kills):
         stops.append(kill_after_new_checkpoints(words, last, 3))
-        words = [sys.executable, "train.py", f"resume={killed}"]
+        words = ["train.py", f"resume={killed}"]
     assert 0 < stops[0] <= stops[-1] < max_steps
     assert stops == sorted(set(stops))
     run(*words)
@@ -90,12 +86,13 @@ def test_a_run_killed_and_resumed_equals_one_never_stopped(command, tmp_path, se
     assert rows_of(killed / "results.csv") == rows_of(whole / "results.csv")
 
 
-def test_a_run_that_was_moved_remembers_its_best_score_and_leaves_its_old_place_alone(command, tmp_path):
+@pytest.mark.slow
+def test_moved_run_resumes_in_its_new_directory_with_its_best_score(command, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     words = [*command, *PIXEL, "logger=tensorboard", f"hydra.run.dir={old}"]
     kill_after_new_checkpoints(words, old / "checkpoints" / "last.ckpt", 8)
     old.rename(new)
-    run(sys.executable, "train.py", f"resume={new}")
+    run("train.py", f"resume={new}")
     assert not old.exists()
     validated = [float(row["val/psnr"]) for row in rows_of(new / "metrics.csv") if row["val/psnr"]]
     (best,) = [
@@ -116,7 +113,7 @@ def test_resuming_with_other_settings_names_them(command, tmp_path):
     assert run(*command, f"resume={run_dir}").returncode == 0  # its own settings are welcome
 
 
-def test_resuming_what_is_no_run_says_so(command, tmp_path):
-    done = run(sys.executable, "train.py", f"resume={tmp_path / 'nothing'}", check=False)
+def test_resuming_a_folder_without_a_run_is_an_error(command, tmp_path):
+    done = run("train.py", f"resume={tmp_path / 'nothing'}", check=False)
     assert done.returncode == 1
     assert "is not the directory of a run" in done.stdout

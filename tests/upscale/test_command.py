@@ -1,4 +1,4 @@
-"""python -m sr_lightning.upscale, as its users run it."""
+"""The command python -m sr_lightning.upscale."""
 
 import logging
 import os
@@ -18,13 +18,14 @@ from sr_lightning.upscale.command import main
 from sr_lightning.upscale.options import MIN_TILE
 from sr_lightning.upscale.plan import check_output, find_inputs, plan
 from tests.helpers import ROOT
+from tests.helpers import run as run_command
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of every format and what else lies about."""
+    """Pictures of every format, and other files."""
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
     colour = Image.fromarray(RNG.integers(0, 256, (19, 24, 3), dtype=np.uint8))
@@ -41,7 +42,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def command(trained, tmp_path):
-    """Runs the command into tmp_path/out; gives its exit code."""
+    """A function that runs the command into tmp_path/out and returns its exit code."""
 
     def run(*words, ckpt=trained):
         words = [*words] if "-o" in words else [*words, "-o", tmp_path / "out"]
@@ -54,7 +55,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_is_enlarged_each_picture_in_its_format(folder, tmp_path, command, trained, caplog):
+def test_folder_is_enlarged_in_the_formats_of_its_pictures(folder, tmp_path, command, trained, caplog):
     caplog.set_level(logging.INFO)
     assert command(folder) == 0
     formats = {
@@ -81,7 +82,7 @@ def test_a_folder_is_enlarged_each_picture_in_its_format(folder, tmp_path, comma
     assert "8 of 8 written to" in caplog.text
 
 
-def test_what_cannot_be_read_or_written_is_listed_and_the_rest_is_done(folder, tmp_path, command, caplog):
+def test_failures_are_listed_and_the_rest_is_done(folder, tmp_path, command, caplog):
     good = (folder / "png.png").read_bytes()
     (folder / "damaged.png").write_bytes(good[: len(good) // 2])
     (folder / "text.jpg").write_text("no picture")
@@ -106,7 +107,7 @@ def test_what_cannot_be_read_or_written_is_listed_and_the_rest_is_done(folder, t
     assert report.count("\n") == 5
 
 
-def test_a_full_disk_leaves_no_part_of_a_file(folder, tmp_path, command, monkeypatch, caplog):
+def test_full_disk_leaves_no_partial_file(folder, tmp_path, command, monkeypatch, caplog):
     save = Image.Image.save
 
     def save_some(image, path, **options):
@@ -121,7 +122,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(folder, tmp_path, command, monkeyp
     assert "tif.tif: [Errno 28] No space left on device" in caplog.records[-1].getMessage()
 
 
-def test_results_that_are_there_are_refused_skipped_or_replaced(folder, tmp_path, command, caplog):
+def test_existing_results_are_refused_skipped_or_replaced(folder, tmp_path, command, caplog):
     there = tmp_path / "out" / "png_x2.png"
     there.parent.mkdir()
     there.write_text("mine")
@@ -144,7 +145,7 @@ def jobs(*sources, out="out", suffix=None, exist="error"):
     return [job.target.name for job in plan(sources, out, 3, suffix, exist)]
 
 
-def test_names_say_the_scale_and_keep_the_suffix():
+def test_names_state_the_scale_and_keep_the_suffix():
     sources = ("a/photo.JPG", "b/scan.tiff", "c.d.png", "e.gif", "f", "clip.mov", "old.avi")
     assert jobs(*sources) == [
         *("photo_x3.JPG", "scan_x3.tiff", "c.d_x3.png", "e_x3.png", "f_x3.png", "clip_x3.mov", "old_x3.mkv")
@@ -168,12 +169,12 @@ def test_names_say_the_scale_and_keep_the_suffix():
         (("p.png",), {"out": __file__}, "this is a file; give a folder"),
     ],
 )
-def test_results_that_would_collide_are_refused(sources, options, message):
+def test_colliding_results_are_refused(sources, options, message):
     with pytest.raises(InputError, match=message):
         jobs(*sources, **options)
 
 
-def test_a_refusal_comes_before_anything_is_computed(folder, tmp_path, command, caplog):
+def test_refusal_comes_before_any_computation(folder, tmp_path, command, caplog):
     inputs = [folder / "png.png", folder / "sub"]
     Image.new("RGB", (4, 4)).save(folder / "sub" / "png.jpg")
     assert command(*inputs, "--format", "png") == 1
@@ -181,18 +182,18 @@ def test_a_refusal_comes_before_anything_is_computed(folder, tmp_path, command, 
     assert not (tmp_path / "out").exists()
 
 
-def test_one_input_may_become_a_file_of_any_name(folder, tmp_path, command):
+def test_single_input_may_be_written_to_a_named_file(folder, tmp_path, command):
     assert command(folder / "png.png", "-o", tmp_path / "new" / "big.jpeg") == 0
     assert names(tmp_path / "new") == ["big.jpeg"]
     assert Image.open(tmp_path / "new" / "big.jpeg").format == "JPEG"
 
 
-def test_patterns_and_repeated_words_mean_each_file_once(folder):
+def test_patterns_and_repetitions_name_each_file_once(folder):
     found = find_inputs([f"{folder}/**/*.png", str(folder / "png.png"), f"{folder}/sub/../jpg.jpg", f"{folder}/*.j*"])
     assert [path.name for path in found] == ["pixel.png", "png.png", "deeper.png", "jpg.jpg"]
 
 
-def test_inputs_that_are_not_there_are_all_named(folder, tmp_path):
+def test_missing_inputs_are_all_named(folder, tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError) as caught:
         find_inputs(["nowhere.png", f"{folder}/*.heic", str(tmp_path / "bare"), str(folder / "png.png")])
@@ -218,16 +219,14 @@ def test_wrong_options_end_the_command(words, message, folder, tmp_path, command
     assert not (tmp_path / "out").exists()
 
 
-def test_a_home_is_a_home_and_both_spellings_of_jpeg_are_one(folder, tmp_path, command, monkeypatch):
+def test_home_is_expanded_and_jpeg_spellings_are_one_format(folder, tmp_path, command, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert command(folder / "png.png", "-o", "~/big") == 0
     assert names(tmp_path / "big") == ["png_x2.png"]
     assert command(folder / "png.png", "-o", tmp_path / "a.jpeg", "--format", "jpg") == 0
 
 
-def test_folders_that_cannot_be_read_or_written_are_named_before_the_work(
-    folder, tmp_path, command, monkeypatch, caplog
-):
+def test_inaccessible_folders_are_named_before_the_work(folder, tmp_path, command, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     assert command(folder / "png.png", "-o", tmp_path / "file" / "sub") == 1
     assert f"{tmp_path / 'file'} is a file; give a folder" in caplog.text
@@ -259,7 +258,7 @@ def test_folders_that_cannot_be_read_or_written_are_named_before_the_work(
         (lambda c: next(iter(c["state_dict"].values())).fill_(torch.nan), "1 of its weights are not finite"),
     ],
 )
-def test_a_spoilt_checkpoint_is_said_to_be_one(spoil, message, trained, folder, tmp_path, command, caplog):
+def test_damaged_checkpoint_is_named(spoil, message, trained, folder, tmp_path, command, caplog):
     checkpoint = torch.load(trained, weights_only=True)
     spoil(checkpoint)
     torch.save(checkpoint, tmp_path / "spoilt.ckpt")
@@ -268,14 +267,14 @@ def test_a_spoilt_checkpoint_is_said_to_be_one(spoil, message, trained, folder, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_checkpoint_ends_the_command(folder, tmp_path, command, caplog):
+def test_wrong_checkpoint_ends_the_command(folder, tmp_path, command, caplog):
     assert command(folder / "png.png", ckpt=folder / "png.png") == 1
     assert "png.png is damaged, or holds more than tensors" in caplog.text
     assert command(folder / "png.png", ckpt=tmp_path) == 1
     assert f"{tmp_path} is a folder without a checkpoint" in caplog.text
 
 
-def test_the_self_ensemble_is_the_same_for_a_turned_picture(folder, tmp_path, command):
+def test_self_ensemble_commutes_with_rotation(folder, tmp_path, command):
     with Image.open(folder / "png.png") as image:
         image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png")
     assert command(folder / "png.png", tmp_path / "turned.png", "--self-ensemble") == 0
@@ -283,7 +282,7 @@ def test_the_self_ensemble_is_the_same_for_a_turned_picture(folder, tmp_path, co
     assert np.abs(np.rot90(straight) - turned).max() <= 1
 
 
-def test_many_pictures_larger_than_what_may_wait_are_all_written(tmp_path, command, monkeypatch):
+def test_more_pixels_than_may_wait_are_all_written(tmp_path, command, monkeypatch):
     monkeypatch.setattr(pipeline, "MAX_PENDING_PIXELS", 300)
     for i in range(12):
         Image.new("L", (10 + i, 10), i).save(tmp_path / f"{i}.png")
@@ -291,7 +290,7 @@ def test_many_pictures_larger_than_what_may_wait_are_all_written(tmp_path, comma
     assert {Image.open(path).size for path in (tmp_path / "out").iterdir()} == {(20 + 2 * i, 20) for i in range(12)}
 
 
-def test_an_interrupted_command_leaves_whole_files(folder, tmp_path, command, monkeypatch, caplog):
+def test_interrupted_command_leaves_complete_files(folder, tmp_path, command, monkeypatch, caplog):
     from sr_lightning.upscale.upscaler import Upscaler
 
     done = []
@@ -310,7 +309,7 @@ def test_an_interrupted_command_leaves_whole_files(folder, tmp_path, command, mo
     assert len(names(tmp_path / "out")) <= 2
 
 
-def test_memory_that_runs_out_is_said_and_the_picture_is_done(folder, tmp_path, command, monkeypatch, caplog):
+def test_out_of_memory_is_reported_and_the_picture_finished(folder, tmp_path, command, monkeypatch, caplog):
     from sr_lightning.networks import ESPCN
 
     Image.fromarray(RNG.integers(0, 256, (60, 70, 3), dtype=np.uint8)).save(tmp_path / "large.png")
@@ -330,7 +329,7 @@ def test_memory_that_runs_out_is_said_and_the_picture_is_done(folder, tmp_path, 
     assert np.abs(result - np.frombuffer(expected, np.uint8).reshape(result.shape)).max() <= 1
 
 
-def test_help_is_quick_and_has_an_example():
+def test_help_has_an_example_and_imports_no_torch():
     code = """
 import runpy, sys
 sys.argv = ["upscale", "--help"]
@@ -344,10 +343,10 @@ except SystemExit:
     assert "sr-upscale photo.jpg -c outputs/RUN -o big" in done.stdout
 
 
-def test_the_command_line_ends_with_its_code_and_without_a_traceback(folder, tmp_path, trained):
+def test_command_line_returns_its_exit_code_without_a_traceback(folder, tmp_path, trained):
     (folder / "bad.png").write_text("no picture")
-    words = [sys.executable, "-m", "sr_lightning.upscale", folder / "png.png", folder / "bad.png", "-c", trained]
-    done = subprocess.run([str(w) for w in (*words, "-o", tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
+    words = ["-m", "sr_lightning.upscale", folder / "png.png", folder / "bad.png", "-c", trained]
+    done = run_command(*words, "-o", tmp_path / "out", check=False)
     assert done.returncode == 1
     assert "png_x2.png, 48x38" in done.stderr
     assert "error: 1 failed:" in done.stderr

@@ -1,4 +1,4 @@
-"""Tiled is whole, for every network of conf/model, and memory that runs out is a smaller tile."""
+"""Tiles equal the whole image for every network of conf/model; out of memory means smaller tiles."""
 
 import logging
 
@@ -15,7 +15,7 @@ from tests.networks.test_every_network import NAMES, small
 
 
 def tiled(network, lr, tile, margin):
-    """The network's output for (1, C, H, W) put together from tiles, and the sizes of what it was given."""
+    """The network's output for (1, C, H, W) assembled from tiles, and the sizes of its inputs."""
     height, width = lr.shape[-2:]
     scale = network.scale
     sr = torch.full((1, lr.shape[1], height * scale, width * scale), torch.nan)
@@ -37,7 +37,7 @@ def tiled(network, lr, tile, margin):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("scale", "height", "width", "tile"), [(2, 37, 53, 11), (3, 41, 30, 17), (4, 29, 45, 8)])
-def test_tiles_with_the_receptive_radius_around_them_make_the_whole(name, scale, height, width, tile):
+def test_tiles_with_a_margin_of_the_receptive_radius_equal_the_whole(name, scale, height, width, tile):
     network = fuse_for_inference(small(name, scale))
     if network.receptive_radius is None:
         pytest.skip("depends on the whole image, and is not tiled")
@@ -50,7 +50,7 @@ def test_tiles_with_the_receptive_radius_around_them_make_the_whole(name, scale,
     torch.testing.assert_close(sr, whole, rtol=0, atol=1e-4)
 
 
-def test_one_pixel_less_around_them_does_not():
+def test_margin_one_pixel_smaller_differs():
     torch.manual_seed(0)
     network = SRCNN(scale=2, kernel_sizes=(9, 1, 5)).eval()
     for parameter in network.parameters():
@@ -62,7 +62,7 @@ def test_one_pixel_less_around_them_does_not():
     assert (tiled(network, lr, 10, network.receptive_radius - 1)[0] - whole).abs().max() > 1e-3
 
 
-def test_the_self_ensemble_is_tiled_with_the_margin_of_its_network():
+def test_self_ensemble_is_tiled_with_the_margin_of_its_network():
     torch.manual_seed(0)
     network = SelfEnsemble(EDSR(scale=2, num_features=8, num_blocks=2).eval())
     lr = torch.rand(1, 3, 25, 33)
@@ -102,7 +102,7 @@ def real_error(allocate):
     ],
     ids=["torch", "numpy", "cuda", "nnpack"],
 )
-def test_memory_that_runs_out_halves_the_tile_and_says_so(error, caplog):
+def test_out_of_memory_halves_the_tile_with_a_warning(error, caplog):
     lr = torch.rand(1, 1, 70, 120)
     with caplog.at_level(logging.WARNING):
         sr, sizes = tiled(Repeat(900, error), lr, None, 0)
@@ -114,7 +114,7 @@ def test_memory_that_runs_out_halves_the_tile_and_says_so(error, caplog):
     assert max(height * width for height, width in sizes[2:]) <= 900
 
 
-def test_what_is_done_before_memory_runs_out_is_not_done_again():
+def test_finished_tiles_are_not_repeated_after_out_of_memory():
     calls = []
 
     def compute(box, around):
@@ -129,20 +129,20 @@ def test_what_is_done_before_memory_runs_out_is_not_done_again():
     assert len(set(calls)) == len(calls)
 
 
-def test_memory_for_not_even_a_small_tile_is_an_error():
+def test_out_of_memory_at_the_smallest_tile_is_an_error():
     with pytest.raises(
         InputError, match=r"not enough memory, even for a tile of \d+ with 0 pixels around it: CUDA out"
     ):
         tiled(Repeat(10, torch.OutOfMemoryError("CUDA out of memory")), torch.rand(1, 1, 64, 64), None, 0)
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
+def test_other_errors_are_not_treated_as_out_of_memory():
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
         tiled(Repeat(10, RuntimeError("shapes")), torch.rand(1, 1, 64, 64), None, 0)
 
 
-def test_a_layer_is_measured_per_pixel_of_the_input():
+def test_layers_are_measured_per_input_pixel():
     assert largest_layer(ESPCN(scale=3, num_features=[64, 32], kernel_sizes=[5, 3, 3])) == 64 * 4
     assert largest_layer(EDSR(scale=4, num_features=8, num_blocks=1)) == 8 * 4 * 4 * 4
 
@@ -159,5 +159,5 @@ def test_a_layer_is_measured_per_pixel_of_the_input():
     ],
     ids=["light", "far-sighted", "heavy"],
 )
-def test_automatic_tiles_suit_the_network(network, side):
+def test_automatic_tile_fits_the_network(network, side):
     assert automatic_tile(network, network.receptive_radius, torch.device("cpu")) == side

@@ -1,4 +1,4 @@
-"""load() and what it returns: the same kind comes out as goes in."""
+"""load() and Upscaler: the result has the type of the input."""
 
 import logging
 import subprocess
@@ -27,7 +27,7 @@ INNER = (slice(6, -6), slice(6, -6))  # Pillow renormalises at the border, where
 
 @pytest.fixture(scope="module")
 def bicubic():
-    """With tiles, so that all that is compared is put together from some."""
+    """An upscaler with small tiles, so that every result is assembled from several."""
     return Upscaler(Bicubic(scale=2), "bicubic", tile=16, device="cpu")
 
 
@@ -43,7 +43,7 @@ def pillows(array):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-def test_a_pil_image_is_enlarged_as_pillow_does_it(mode, bicubic):
+def test_pil_image_is_enlarged_as_by_pillow(mode, bicubic):
     image = Image.fromarray(SMOOTH).convert(mode)
     if mode == "LA":
         image.putalpha(Image.fromarray(SMOOTH[..., 3].copy()))
@@ -53,7 +53,7 @@ def test_a_pil_image_is_enlarged_as_pillow_does_it(mode, bicubic):
     assert np.abs(np.asarray(result)[INNER] - expected[INNER]).max() < 0.52
 
 
-def test_an_image_of_16_bits_keeps_what_8_would_lose(bicubic):
+def test_16_bit_image_keeps_its_precision(bicubic):
     gray = (SMOOTH[..., 0] * 257.0 + RNG.integers(-100, 100, SMOOTH.shape[:2])).clip(0, 65535).astype(np.uint16)
     result = bicubic.upscale(Image.fromarray(gray))
     assert result.mode == "I;16"
@@ -64,7 +64,7 @@ def test_an_image_of_16_bits_keeps_what_8_would_lose(bicubic):
 
 @pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
-def test_an_array_gives_an_array_of_its_kind(channels, dtype, bicubic):
+def test_array_keeps_its_type(channels, dtype, bicubic):
     levels = {np.uint8: 255, np.uint16: 65535}.get(dtype, 1)
     array = (SMOOTH[..., 0] if channels is None else SMOOTH[..., :channels]) / 255 * levels
     array = array.round().astype(dtype) if levels > 1 else array.astype(dtype)
@@ -79,7 +79,7 @@ def test_an_array_gives_an_array_of_its_kind(channels, dtype, bicubic):
 
 @pytest.mark.parametrize("shape", [(3, 33, 41), (1, 33, 41), (2, 3, 33, 41), (2, 4, 33, 41)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32, torch.float64, torch.bfloat16])
-def test_a_tensor_gives_a_tensor_of_its_kind(shape, dtype, bicubic):
+def test_tensor_keeps_its_type(shape, dtype, bicubic):
     levels = {torch.uint8: 255, torch.uint16: 65535}.get(dtype, 1)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).mul(levels).to(dtype)
     result = bicubic.upscale(image)
@@ -92,7 +92,7 @@ def test_a_tensor_gives_a_tensor_of_its_kind(shape, dtype, bicubic):
         assert (enlarged.double() - expected).abs().max() <= tolerance
 
 
-def test_a_tensor_may_be_trained_on_afterwards(bicubic):
+def test_result_is_usable_in_training(bicubic):
     image = torch.rand(3, 20, 20, requires_grad=True)
     result = bicubic.upscale(image)
     weight = torch.ones(1, requires_grad=True)
@@ -102,7 +102,7 @@ def test_a_tensor_may_be_trained_on_afterwards(bicubic):
 
 
 @pytest.mark.parametrize("view", [lambda a: a[::-1, ::2], lambda a: a.astype(">u2"), lambda a: np.asfortranarray(a)])
-def test_any_view_of_an_array_will_do(view, bicubic):
+def test_views_of_arrays_are_accepted(view, bicubic):
     array = view(SMOOTH[..., :3].astype(np.uint16) * 257)
     array.setflags(write=False)
     plain = np.ascontiguousarray(array.astype(np.uint16))
@@ -110,7 +110,7 @@ def test_any_view_of_an_array_will_do(view, bicubic):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (3, 2)])
-def test_the_smallest_images_are_enlarged(size, bicubic):
+def test_smallest_images_are_enlarged(size, bicubic):
     result = bicubic.upscale(np.full((*size, 3), 100, np.uint8))
     assert result.shape == (2 * size[0], 2 * size[1], 3)
     assert (result == 100).all()
@@ -120,7 +120,7 @@ def test_the_smallest_images_are_enlarged(size, bicubic):
 @pytest.mark.parametrize(
     "build", [lambda: ESPCN(scale=3, kernel_sizes=[1, 1, 1, 1]), lambda: EDSR(scale=3, num_blocks=1)]
 )
-def test_tiles_chroma_and_alpha_included_make_the_whole(build, channels):
+def test_tiles_with_chroma_and_alpha_equal_the_whole_image(build, channels):
     torch.manual_seed(0)
     network = build()  # the first sees nothing around, chroma two pixels
     image = torch.rand(channels, 47, 61)
@@ -132,9 +132,9 @@ def test_tiles_chroma_and_alpha_included_make_the_whole(build, channels):
             torch.testing.assert_close(whole, super_resolve(network, image[None])[0].clamp(0, 1), rtol=0, atol=1e-5)
 
 
-def test_colour_hidden_by_transparency_does_not_bleed(bicubic):
+def test_transparent_colour_does_not_bleed(bicubic):
     rows, columns = np.mgrid[:40, :40]
-    disc = np.zeros((40, 40, 4), np.uint8)  # black where nothing is to be seen
+    disc = np.zeros((40, 40, 4), np.uint8)  # black where transparent
     disc[(rows - 20) ** 2 + (columns - 20) ** 2 < 150] = (250, 40, 10, 255)
     result = np.asarray(bicubic.upscale(Image.fromarray(disc)))
     visible = result[..., 3] > 0
@@ -143,7 +143,7 @@ def test_colour_hidden_by_transparency_does_not_bleed(bicubic):
     assert (np.asarray(disc)[0, 0] == 0).all()
 
 
-def test_a_picture_under_transparency_is_left_as_it_is(bicubic):
+def test_colour_under_transparency_is_enlarged_unchanged(bicubic):
     image = SMOOTH.copy()
     image[10:20, 10:20, 3] = 0
     opaque = image.copy()
@@ -151,7 +151,7 @@ def test_a_picture_under_transparency_is_left_as_it_is(bicubic):
     assert (bicubic.upscale(image)[..., :3] == bicubic.upscale(opaque)[..., :3]).all()
 
 
-def test_light_and_dark_are_cut_off_at_the_ends(bicubic):
+def test_overshoot_is_clamped(bicubic):
     edge = np.zeros((20, 20), np.uint8)
     edge[:, 10:] = 255
     values = bicubic.upscale(edge)[10]
@@ -179,7 +179,7 @@ def test_light_and_dark_are_cut_off_at_the_ends(bicubic):
         (torch.full((1, 4, 4), -0.5), "from -0.5 to -0.5"),
     ],
 )
-def test_other_input_is_refused(image, message, bicubic):
+def test_unsupported_input_is_refused(image, message, bicubic):
     with pytest.raises(InputError, match=message):
         bicubic.upscale(image)
 
@@ -192,7 +192,7 @@ def test_progress_adds_up_to_one(bicubic):
         assert sum(shares) == pytest.approx(1)
 
 
-def test_the_whole_image_is_taken_where_every_pixel_depends_on_it(caplog):
+def test_network_with_global_context_is_not_tiled(caplog):
     torch.manual_seed(0)
     network = RCAN(scale=2, num_features=8, num_groups=1, num_blocks=2, reduction=2)
     image = torch.rand(3, 40, 50)
@@ -212,7 +212,7 @@ def test_the_whole_image_is_taken_where_every_pixel_depends_on_it(caplog):
 
 
 class Counting(nn.Module):
-    """Repeats pixels; notes the sizes it is given."""
+    """Repeats pixels and records the sizes of its inputs."""
 
     scale, num_channels, receptive_radius = 2, 1, 3
     sizes: ClassVar = []  # of all copies
@@ -226,7 +226,7 @@ class Counting(nn.Module):
         return lr.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def test_automatic_tiles_are_for_large_images_alone():
+def test_only_large_images_are_tiled_automatically():
     network = Counting()
     net = Upscaler(network, "", device="cpu")
     net.upscale(np.zeros((262, 262), np.uint8))
@@ -236,7 +236,7 @@ def test_automatic_tiles_are_for_large_images_alone():
     assert network.sizes == [(134, 259), (134, 259), (135, 259), (135, 259)]
 
 
-def test_bfloat16_is_a_grey_level_away_at_most():
+def test_bfloat16_differs_by_two_grey_levels_at_most():
     torch.manual_seed(0)
     network = ESPCN(scale=2, global_skip=True)
     nn.init.normal_(network.convs[-1].weight, std=0.02)
@@ -248,7 +248,7 @@ def test_bfloat16_is_a_grey_level_away_at_most():
     assert 0 < np.abs(exact - rounded).max() <= 2
 
 
-def test_the_inference_form_of_a_network_is_used():
+def test_inference_form_is_used():
     torch.manual_seed(0)
     network = WDSR(scale=2, num_features=4, num_blocks=1)
     image = torch.rand(3, 9, 9)
@@ -274,12 +274,12 @@ def test_wrong_options_are_named(options, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said():
+def test_missing_gpu_is_an_error():
     with pytest.raises(InputError, match="torch finds no GPU; choose auto or cpu"):
         Upscaler(Bicubic(scale=2), "bicubic", device="cuda")
 
 
-def test_five_lines_of_python(trained):
+def test_load_and_upscale_equal_the_network(trained):
     net = load(trained, device="cpu")
     assert (net.scale, net.name) == (2, "tiny")
     assert repr(net) == (
@@ -298,7 +298,7 @@ def test_five_lines_of_python(trained):
     assert np.abs(np.asarray(result) - expected.numpy()).max() < 0.51
 
 
-def test_a_runs_directory_stands_for_its_best_checkpoint(trained, tmp_path):
+def test_run_directory_means_its_best_checkpoint(trained, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "best.ckpt").write_bytes(trained.read_bytes())
     assert load(tmp_path / "run").name == "tiny"
@@ -309,7 +309,7 @@ def test_a_runs_directory_stands_for_its_best_checkpoint(trained, tmp_path):
         load(tmp_path / "none.ckpt")
 
 
-def test_the_package_is_imported_without_torch():
+def test_package_imports_without_torch():
     code = "import sys; from sr_lightning import load; assert not {'torch', 'PIL', 'numpy'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Videos keep their sound, their times and their colours."""
+"""Videos keep sound, timestamps and colours."""
 
 import logging
 import sys
@@ -46,7 +46,7 @@ def clip(path, *, size=(64, 48), codec="libx264", pixels="yuv420p", sound="aac",
 
 
 def told(path):
-    """What a video is, by its own account and by its packets and frames."""
+    """Metadata, packets and frames of a video."""
     with av.open(str(path)) as given:
         video = given.streams.video[0]
         about = {
@@ -82,7 +82,7 @@ def twice(frame):
         ("a.mp4", "b.mp4", {"pixels": "yuv420p10le"}, "h264"),
     ],
 )
-def test_frames_times_and_sound_stay(name, result, options, codec, tmp_path):
+def test_frames_timestamps_and_sound_are_kept(name, result, options, codec, tmp_path):
     before = told(clip(tmp_path / name, **options))
     shares = []
     size = upscale_video(twice, 2, tmp_path / name, tmp_path / result, shares.append)
@@ -107,8 +107,8 @@ def test_frames_times_and_sound_stay(name, result, options, codec, tmp_path):
 @pytest.mark.parametrize("size", [(64, 48), (1280, 720)])
 @pytest.mark.parametrize("matrix", [1, 2, 6])  # BT.709, not said, BT.601
 @pytest.mark.parametrize("full", [False, True])
-def test_colours_stay_whatever_the_matrix_and_the_range(size, matrix, full, tmp_path):
-    ycc = (180, 90, 200)  # one colour, written as it is: no conversion of this test's is involved
+def test_colours_are_kept_for_every_matrix_and_range(size, matrix, full, tmp_path):
+    ycc = (180, 90, 200)  # one colour, written without conversion
     source = tmp_path / "a.mkv"
     with av.open(str(source), "w") as made:
         video = made.add_stream("libx264", rate=25, options={"crf": "5", "preset": "ultrafast"})
@@ -160,27 +160,27 @@ def test_more_than_8_bits_reach_the_network_and_the_file(tmp_path):
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_a_turned_video_stays_turned(rotation, suffix, tmp_path):
+def test_rotation_is_kept(rotation, suffix, tmp_path):
     source = clip(tmp_path / f"a.{suffix}", rotation=rotation)
     upscale_video(twice, 2, source, tmp_path / f"b.{suffix}")
     before, after = told(source)["frames"][0].rotation, told(tmp_path / f"b.{suffix}")["frames"][0].rotation
     assert before % 360 == after % 360 == rotation % 360
 
 
-def test_pixels_that_are_not_square_stay_so(tmp_path):
+def test_pixel_aspect_ratio_is_kept(tmp_path):
     source = clip(tmp_path / "a.mp4", sample_aspect_ratio=Fraction(4, 3))
     upscale_video(twice, 2, source, tmp_path / "b.mp4")
     with av.open(str(tmp_path / "b.mp4")) as given:
         assert given.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
 
 
-def test_an_odd_size_is_kept(tmp_path):
+def test_odd_size_is_kept(tmp_path):
     source = clip(tmp_path / "a.mp4", size=(33, 21), pixels="yuv444p")
     assert upscale_video(lambda rgb: rgb.repeat(3, 0).repeat(3, 1), 3, source, tmp_path / "b.mp4") == (99, 63)
     assert told(tmp_path / "b.mp4")["size"] == (99, 63)
 
 
-def test_chapters_and_subtitles_stay(tmp_path):
+def test_chapters_and_subtitles_are_kept(tmp_path):
     source = tmp_path / "a.mkv"
     with av.open(str(clip(tmp_path / "plain.mkv"))) as given, av.open(str(source), "w") as made:
         video = made.add_stream_from_template(given.streams.video[0])
@@ -205,7 +205,7 @@ def test_chapters_and_subtitles_stay(tmp_path):
         assert [bytes(p) for p in given.demux(text) if p.size] == [b"Hello"]
 
 
-def test_the_sound_that_is_played_unless_told_otherwise_stays_that(tmp_path):
+def test_default_audio_track_is_kept(tmp_path):
     source = tmp_path / "a.mkv"
     with av.open(str(clip(tmp_path / "plain.mkv"))) as given, av.open(str(source), "w") as made:
         copies = [made.add_stream_from_template(given.streams[i]) for i in (0, 1, 1)]
@@ -219,7 +219,7 @@ def test_the_sound_that_is_played_unless_told_otherwise_stays_that(tmp_path):
         assert [bool(s.disposition & av.stream.Disposition.default) for s in given.streams.audio] == [False, True]
 
 
-def test_a_codec_of_8_bits_gets_8_and_it_is_said(tmp_path, caplog):
+def test_8_bit_codec_reduces_to_8_bits_with_a_warning(tmp_path, caplog):
     clip(tmp_path / "a.mkv", pixels="yuv420p10le", sound=None)
     upscale_video(twice, 2, tmp_path / "a.mkv", tmp_path / "b.webm")
     name = told(tmp_path / "b.webm")["frames"][0].format.name
@@ -228,7 +228,7 @@ def test_a_codec_of_8_bits_gets_8_and_it_is_said(tmp_path, caplog):
     assert ("has 8 bits here" in caplog.text) != deep
 
 
-def test_a_video_that_ends_early_is_said_to_be_damaged(tmp_path, caplog):
+def test_truncated_video_is_reported_as_damaged(tmp_path, caplog):
     whole = clip(tmp_path / "a.mkv", size=(320, 240), sound=None).read_bytes()
     upscale_video(twice, 2, tmp_path / "a.mkv", tmp_path / "whole.mkv")
     assert "damaged" not in caplog.text
@@ -237,7 +237,7 @@ def test_a_video_that_ends_early_is_said_to_be_damaged(tmp_path, caplog):
     assert "cut.mkv: damaged? Only " in caplog.text
 
 
-def test_what_cannot_be_done_leaves_no_file(tmp_path):
+def test_failure_leaves_no_file(tmp_path):
     (tmp_path / "damaged.mkv").write_bytes(b"no video" * 99)
     clip(tmp_path / "a.mkv")
     calls = []
@@ -258,7 +258,7 @@ def test_what_cannot_be_done_leaves_no_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "damaged.mkv"]
 
 
-def test_a_file_of_sound_alone_is_no_video(tmp_path):
+def test_audio_file_is_not_a_video(tmp_path):
     with av.open(str(tmp_path / "a.mkv"), "w") as made:
         audio = made.add_stream("aac", rate=48000, layout="mono")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), format="s16", layout="mono")
@@ -269,7 +269,7 @@ def test_a_file_of_sound_alone_is_no_video(tmp_path):
         upscale_video(twice, 2, tmp_path / "a.mkv", tmp_path / "b.mkv")
 
 
-def test_the_command_knows_a_video(trained, tmp_path, caplog):
+def test_command_recognises_videos(trained, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     clip(tmp_path / "a.mp4")
     (tmp_path / "bad.mp4").write_bytes(b"")
@@ -283,7 +283,7 @@ def test_the_command_knows_a_video(trained, tmp_path, caplog):
     assert "bad.mp4: cannot be read as a video" in caplog.records[-1].getMessage()
 
 
-def test_a_package_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch, trained, caplog):
+def test_missing_package_is_one_line(tmp_path, monkeypatch, trained, caplog):
     clip(tmp_path / "a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
     words = [tmp_path / "a.mp4", "-c", trained, "-o", tmp_path / "out", "--device", "cpu"]

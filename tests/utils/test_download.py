@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that can be told to misbehave, and archives made on the spot."""
+"""Downloads from a local server that can be made to fail, and archives."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ from collections import namedtuple
 import pytest
 
 from sr_lightning.errors import InputError
-from sr_lightning.utils import download as room
+from sr_lightning.utils import download as download_module
 from sr_lightning.utils.download import download, extract
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
@@ -29,13 +29,13 @@ def left_behind(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-def test_a_file_arrives_whole_under_its_name_only(server, tmp_path):
+def test_file_appears_only_when_complete(server, tmp_path):
     path = download(f"{server.url}/set.zip", tmp_path / "new" / "set.zip", SHA256, size=len(CONTENT))
     assert path.read_bytes() == CONTENT
     assert left_behind(path.parent) == ["set.zip"]
 
 
-def test_a_file_that_is_there_is_verified_but_not_fetched(server, tmp_path):
+def test_existing_file_is_verified_but_not_fetched(server, tmp_path):
     path = tmp_path / "set.zip"
     path.write_bytes(CONTENT)
     download(f"{server.url}/set.zip", path, SHA256)
@@ -46,14 +46,14 @@ def test_a_file_that_is_there_is_verified_but_not_fetched(server, tmp_path):
     assert path.exists()  # it is the user's
 
 
-def test_a_partial_file_is_continued_where_it_stopped(server, tmp_path):
+def test_partial_file_is_continued(server, tmp_path):
     (tmp_path / "set.zip.part").write_bytes(CONTENT[:300_000])
     path = download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256)
     assert server.asked == [("/set.zip", "bytes=300000-")]
     assert path.read_bytes() == CONTENT
 
 
-def test_a_connection_that_drops_midway_is_continued(server, tmp_path):
+def test_dropped_connection_is_continued(server, tmp_path):
     server.drop_after = [100_000, 200_000]
     path = download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256)
     assert [wanted for _, wanted in server.asked] == [None, "bytes=100000-", "bytes=300000-"]
@@ -61,7 +61,7 @@ def test_a_connection_that_drops_midway_is_continued(server, tmp_path):
 
 
 @pytest.mark.parametrize("start", [0, 1000])
-def test_a_server_that_ignores_range_makes_it_start_over(server, tmp_path, start):
+def test_server_without_ranges_restarts_the_download(server, tmp_path, start):
     server.ranges = False
     server.drop_after = [200_000]
     (tmp_path / "set.zip.part").write_bytes(CONTENT[:start])
@@ -71,7 +71,7 @@ def test_a_server_that_ignores_range_makes_it_start_over(server, tmp_path, start
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
-def test_a_partial_file_that_is_complete_is_not_fetched_again(server, tmp_path, size):
+def test_complete_partial_file_is_not_fetched_again(server, tmp_path, size):
     (tmp_path / "set.zip.part").write_bytes(CONTENT)
     path = download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256, size=size)
     assert path.read_bytes() == CONTENT
@@ -79,47 +79,47 @@ def test_a_partial_file_that_is_complete_is_not_fetched_again(server, tmp_path, 
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
-def test_a_partial_file_that_is_too_long_is_dropped(server, tmp_path, size):
+def test_too_long_partial_file_is_discarded(server, tmp_path, size):
     (tmp_path / "set.zip.part").write_bytes(CONTENT + b"more")
     assert download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256, size=size).read_bytes() == CONTENT
 
 
-def test_a_partial_file_of_another_version_is_fetched_again_from_the_start(server, tmp_path):
+def test_partial_file_of_another_version_is_restarted(server, tmp_path):
     (tmp_path / "set.zip.part").write_bytes(b"old" * 1000)
     assert download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256).read_bytes() == CONTENT
     assert [wanted for _, wanted in server.asked] == ["bytes=3000-", None]
 
 
-def test_a_server_that_is_busy_is_asked_again(server, tmp_path):
+def test_busy_server_is_retried(server, tmp_path):
     server.statuses = [503, 500]
     assert download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256).read_bytes() == CONTENT
 
 
-def test_it_gives_up_after_some_tries_keeps_what_came_and_says_what_to_do(server, tmp_path):
+def test_retries_end_with_an_error_and_keep_the_partial_file(server, tmp_path):
     server.drop_after = [1000] + [0] * 100
     with pytest.raises(
         InputError, match=r"ended after 1000 of 1024000.*The 1000 bytes received are kept.*by hand to .*set"
     ):
         download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256)
     assert left_behind(tmp_path) == ["set.zip.part"]
-    assert len(server.asked) == 2 + room.RETRIES
+    assert len(server.asked) == 2 + download_module.RETRIES
 
 
-def test_nobody_listening_is_said_with_the_way_out(server, tmp_path):
+def test_unreachable_server_is_an_error(server, tmp_path):
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(InputError, match=r"no connection .*refused.*download http.*by hand"):
         download(f"{server.url}/set.zip", tmp_path / "set.zip")
 
 
-def test_a_missing_file_is_said_at_once(server, tmp_path):
+def test_missing_file_is_an_error_at_once(server, tmp_path):
     with pytest.raises(InputError, match=r"none.zip: the server responds 404.*by hand"):
         download(f"{server.url}/none.zip", tmp_path / "none.zip")
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
-def test_a_wrong_digest_removes_the_file_and_names_both_digests(server, tmp_path, kind):
+def test_wrong_digest_removes_the_file_and_names_both_digests(server, tmp_path, kind):
     got = hashlib.new(kind, CONTENT).hexdigest()
     expected = "0" * len(got)
     with pytest.raises(
@@ -129,13 +129,13 @@ def test_a_wrong_digest_removes_the_file_and_names_both_digests(server, tmp_path
     assert left_behind(tmp_path) == []
 
 
-def test_another_length_than_expected_is_said_before_fetching(server, tmp_path):
+def test_unexpected_length_is_an_error_before_fetching(server, tmp_path):
     with pytest.raises(InputError, match="offers 1024000 bytes, expected 7"):
         download(f"{server.url}/set.zip", tmp_path / "set.zip", size=7)
     assert left_behind(tmp_path) == []
 
 
-def test_an_undeclared_length_is_found_out_by_the_digest(server, tmp_path):
+def test_undeclared_length_is_checked_by_the_digest(server, tmp_path):
     server.declare_length = False
     assert download(f"{server.url}/set.zip", tmp_path / "a.zip", SHA256).read_bytes() == CONTENT
     server.drop_after = [500]
@@ -143,14 +143,14 @@ def test_an_undeclared_length_is_found_out_by_the_digest(server, tmp_path):
         download(f"{server.url}/set.zip", tmp_path / "b.zip", SHA256)
 
 
-def test_a_web_page_in_place_of_the_archive_is_recognised(server, tmp_path):
+def test_web_page_instead_of_the_archive_is_recognised(server, tmp_path):
     server.content_type = "text/html; charset=utf-8"
     with pytest.raises(InputError, match="sent a web page instead of the file"):
         download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256)
     assert left_behind(tmp_path) == []
 
 
-def test_a_disk_without_room_is_said_before_fetching(server, tmp_path, monkeypatch):
+def test_full_disk_is_an_error_before_fetching(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1000))
     with pytest.raises(InputError, match=r"set.zip needs 0.0 GB in .*, where 0.0 GB are free"):
@@ -158,14 +158,14 @@ def test_a_disk_without_room_is_said_before_fetching(server, tmp_path, monkeypat
     assert left_behind(tmp_path) == []
 
 
-def test_what_is_no_address_is_refused(tmp_path):
+def test_invalid_address_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"set.zip is not a URL: it must begin with"):
         download("set.zip", tmp_path / "set.zip")
     with pytest.raises(InputError, match="http://host/with space is not a URL"):
         download("http://host/with space", tmp_path / "set.zip")
 
 
-def test_a_folder_that_cannot_be_made_or_written_to_is_named(tmp_path, monkeypatch):
+def test_unwritable_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/sub: cannot create this folder \(Not a directory\); choose another"):
         download("http://127.0.0.1:9/set.zip", tmp_path / "file" / "sub" / "set.zip")
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_made_or_written_to_is_named(tmp_path, monkeypat
         download("http://127.0.0.1:9/set.zip", tmp_path / "set.zip")
 
 
-def test_a_local_mirror_can_be_named_as_a_file_address(tmp_path):
+def test_mirror_may_be_a_file_address(tmp_path):
     (tmp_path / "source").write_bytes(CONTENT)
     path = download((tmp_path / "source").as_uri(), tmp_path / "set.zip", SHA256)
     assert path.read_bytes() == CONTENT
@@ -216,18 +216,18 @@ KINDS = pytest.mark.parametrize("kind", ["a.zip", "a.tar", "a.tar.gz"])
 
 @KINDS
 @pytest.mark.parametrize("outer", ["", "set/", "set/X2/"])
-def test_an_archive_is_unpacked_without_its_outer_folders(tmp_path, kind, outer):
+def test_archive_is_unpacked_without_its_outer_folders(tmp_path, kind, outer):
     archive = pack(tmp_path / kind, {f"{outer}1.png": b"one", f"{outer}sub/2.png": b"two"})
     folder = extract(archive, tmp_path / "deep" / "set")
     assert tree(folder) == {"1.png": b"one", "sub/2.png": b"two"}
     assert left_behind(folder.parent) == ["set"]
 
 
-def test_an_archive_of_one_file_keeps_it(tmp_path):
+def test_archive_of_one_file_keeps_it(tmp_path):
     assert tree(extract(pack(tmp_path / "a.zip", {"set/1.png": b"one"}), tmp_path / "set")) == {"1.png": b"one"}
 
 
-def test_the_folder_has_the_rights_of_any_new_folder(tmp_path):
+def test_unpacked_folder_has_default_permissions(tmp_path):
     folder = extract(pack(tmp_path / "a.zip", {"1.png": b"one", "2.png": b"two"}), tmp_path / "set")
     (tmp_path / "other").mkdir()
     assert folder.stat().st_mode == (tmp_path / "other").stat().st_mode
@@ -235,14 +235,14 @@ def test_the_folder_has_the_rights_of_any_new_folder(tmp_path):
 
 @KINDS
 @pytest.mark.parametrize("name", ["../evil.png", "set/../../evil.png", "/evil.png"])
-def test_members_that_point_outside_are_refused_and_nothing_is_unpacked(tmp_path, kind, name):
+def test_members_pointing_outside_are_refused(tmp_path, kind, name):
     archive = pack(tmp_path / kind, {"1.png": b"one", name: b"evil"})
     with pytest.raises(InputError, match=f"outside of its folder, nothing was unpacked: {name}"):
         extract(archive, tmp_path / "in" / "set")
     assert left_behind(tmp_path / "in") == []
 
 
-def test_a_link_to_the_outside_is_refused(tmp_path):
+def test_link_pointing_outside_is_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as file:
         info = tarfile.TarInfo("link")
         info.type, info.linkname = tarfile.SYMTYPE, "/etc"
@@ -252,7 +252,7 @@ def test_a_link_to_the_outside_is_refused(tmp_path):
     assert left_behind(tmp_path) == ["a.tar"]
 
 
-def test_a_damaged_archive_leaves_nothing_and_is_named(tmp_path):
+def test_damaged_archive_is_named_and_leaves_no_file(tmp_path):
     archive = pack(tmp_path / "a.zip", {"1.png": b"one", "2.png": os.urandom(1000)})
     damaged = bytearray(archive.read_bytes())
     damaged[200] ^= 1  # inside the second file
@@ -262,19 +262,19 @@ def test_a_damaged_archive_leaves_nothing_and_is_named(tmp_path):
     assert left_behind(tmp_path) == ["a.zip"]
 
 
-def test_what_is_no_archive_is_said(tmp_path):
+def test_file_that_is_no_archive_is_an_error(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"something else")
     with pytest.raises(InputError, match="neither a zip nor a tar file"):
         extract(tmp_path / "a.zip", tmp_path / "set")
 
 
-def test_what_a_killed_run_left_does_not_get_in(tmp_path):
+def test_leftovers_of_a_killed_run_are_ignored(tmp_path):
     (tmp_path / ".set.extracting").mkdir()
     (tmp_path / ".set.extracting" / "half.png").write_bytes(b"ha")
     assert tree(extract(pack(tmp_path / "a.zip", {"1.png": b"one"}), tmp_path / "set")) == {"1.png": b"one"}
 
 
-def test_a_folder_with_content_is_left_alone_and_an_empty_one_is_filled(tmp_path):
+def test_only_an_empty_folder_is_filled(tmp_path):
     archive = pack(tmp_path / "a.zip", {"1.png": b"one"})
     for name in ("mine", "empty"):
         (tmp_path / name).mkdir()
@@ -283,7 +283,7 @@ def test_a_folder_with_content_is_left_alone_and_an_empty_one_is_filled(tmp_path
     assert tree(extract(archive, tmp_path / "empty")) == {"1.png": b"one"}
 
 
-def test_an_archive_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
+def test_archive_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
     archive = pack(tmp_path / "a.zip", {"1.png": b"one"})
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 2))
