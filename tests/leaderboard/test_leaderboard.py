@@ -24,7 +24,7 @@ from sr_lightning.images.files import read_image
 from sr_lightning.leaderboard import evaluate, plots
 from sr_lightning.leaderboard.published import FOLDER, published_score
 from sr_lightning.leaderboard.runs import mean_and_deviation
-from sr_lightning.models import count
+from sr_lightning.network_costs import count
 from sr_lightning.networks import SRCNN
 from tests.helpers import compose, rows_of, run
 

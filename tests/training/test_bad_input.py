@@ -71,7 +71,7 @@ def test_lr_of_another_scale_is_named(command, folder, tmp_path):
         (["model.network.num_feature=[8]"], "Key 'num_feature' is not in struct"),
         (["data.residence=disk"], "choose mmap, memory or device"),
         (["data.batch_size=0"], "batch_size=0"),
-        (["+model.lr_factors.conv9=0.1"], "no parameter's name begins with"),
+        (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
         (["seed=-1", "max_steps=soon", "val_every=0"], "seed=-1 (a whole number from 0 to 4294967295), max_steps=soon"),
     ],
 )
