@@ -106,4 +106,4 @@ class Score(MetricCollection):
 
     def per_image(self) -> dict[str, Tensor]:
         """Return {"psnr": (num_images,), "ssim": (num_images,)}, with the prefix. Collective."""
-        return {name: metric.per_image() for name, metric in self.items()}  # pyright: ignore[reportCallIssue]
+        return {name: metric.per_image() for name, metric in self.items()}
