@@ -2,7 +2,6 @@
 
 import logging
 import operator
-import pickle
 from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from sr_lightning.errors import InputError
 from sr_lightning.losses.weighted_sum import used_weights
 from sr_lightning.utils.download import download
+from sr_lightning.utils.tensor_files import load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -176,11 +176,9 @@ def read_weights(path: Path, vgg: nn.Sequential) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"weights={path}: file not found. {way_out}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path} is not a file of weights, or holds objects other than tensors. {way_out}") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} cannot be read as weights: {error}. {way_out}") from error
+        content = load_tensors(path)
+    except InputError as error:
+        raise InputError(f"{error}. {way_out}") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} holds a {type(content).__name__} instead of weights by name. {way_out}")
     problems, found = [], {}

@@ -209,13 +209,13 @@ def test_all_missing_keys_and_wrong_shapes_are_named(tmp_path):
 )
 def test_a_file_without_weights_is_refused(tmp_path, content):
     (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(InputError, match=r"a.pth (cannot be read as|is not a file of) weights.*weights=download"):
+    with pytest.raises(InputError, match=r"a.pth (cannot be read|is damaged).*weights=download"):
         VGGLoss({"1_1": 1.0}, weights=str(tmp_path / "a.pth"))
 
 
 def test_a_pickled_network_and_a_list_are_refused(tmp_path):
     torch.save(vgg_module.vgg19_features(2), tmp_path / "a.pth")
-    with pytest.raises(InputError, match=r"a.pth is not a file of weights, or holds objects other than tensors"):
+    with pytest.raises(InputError, match=r"a.pth is damaged, or holds more than tensors.*weights=download"):
         VGGLoss({"1_1": 1.0}, weights=str(tmp_path / "a.pth"))
     torch.save([torch.zeros(2)], tmp_path / "b.pth")
     with pytest.raises(InputError, match=r"b.pth holds a list instead of weights by name"):
@@ -286,8 +286,8 @@ def test_the_digest_matches_the_file_name():
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ({"5_5": 1, "2_2": 1, "6_1": 1}, "VGG19 has no convolution 5_5, 6_1; it has 1_1, 1_2, 2_1.*5_4"),
-        ({"conv5_4": 1, 0: 1}, "no convolution conv5_4, 0; it has"),
+        ({"5_5": 1, "2_2": 1, "6_1": 1}, "VGG19 has no convolution 5_5, 6_1; choose from 1_1, 1_2, 2_1.*5_4"),
+        ({"conv5_4": 1, 0: 1}, "no convolution conv5_4, 0; choose from"),
         ({"5_4": -1, "1_1": "a"}, "VGGLoss.layers: weights must be numbers >= 0, got 5_4: -1, 1_1: a"),
         ({"5_4": 0}, "VGGLoss.layers: all weights are 0"),
         ({}, "VGGLoss.layers: all weights are 0"),
