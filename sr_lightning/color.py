@@ -1,8 +1,8 @@
-"""RGB and ITU-R BT.601 YCbCr in studio range (MATLAB's rgb2ycbcr), and the 8-bit grid.
+"""Conversion between RGB and ITU-R BT.601 YCbCr in studio range (MATLAB's rgb2ycbcr), and rounding to 8 bits.
 
-Pure functions on floating-point tensors in [0, 1] of shape (..., C, H, W); differentiable; each computes in the dtype
-it is given. All are elementwise on purpose: a matrix product would run in TF32 or bfloat16 wherever a training script
-allows that, and a grey level is gone.
+Pure, differentiable functions of floating-point tensors in [0, 1], (..., C, H, W), computed in the dtype of the input.
+They are elementwise because a matrix product would run in TF32 or bfloat16 if a training script allows it, and lose a
+grey level.
 """
 
 import torch
@@ -23,46 +23,57 @@ _Y709 = [0.2126 * 219 / 255, 0.7152 * 219 / 255, 0.0722 * 219 / 255]
 
 
 def rgb_to_y(image: Tensor) -> Tensor:
-    """BT.601 luma, not rounded.
+    """Convert RGB to BT.601 luma, not rounded.
 
     Args:
         image: RGB in [0, 1], (..., 3, H, W).
 
     Returns:
         (..., 1, H, W), from 16/255 (black) to 235/255 (white).
+
+    Example:
+        >>> round(rgb_to_y(torch.ones(3, 1, 1)).item() * 255, 3)
+        235.0
     """
     return _mix(_planes(image), *_TO_YCBCR[0]).unsqueeze(-3)
 
 
 def rgb_to_y709(image: Tensor) -> Tensor:
-    """BT.709 luma in the same range, not rounded: (..., 3, H, W) in [0, 1] -> (..., 1, H, W)."""
+    """Convert RGB to BT.709 luma in the same range, not rounded: (..., 3, H, W) in [0, 1] -> (..., 1, H, W)."""
     return _mix(_planes(image), _Y709, 16 / 255).unsqueeze(-3)
 
 
 def rgb_to_ycbcr(image: Tensor) -> Tensor:
-    """BT.601 luma and chroma, not rounded: (..., 3, H, W) in [0, 1] -> the same shape, grey is Cb = Cr = 128/255."""
+    """Convert RGB (..., 3, H, W) in [0, 1] to BT.601 YCbCr, not rounded; grey has Cb = Cr = 128/255."""
     planes = _planes(image)
     return torch.stack([_mix(planes, *row) for row in _TO_YCBCR], dim=-3)
 
 
 def ycbcr_to_rgb(image: Tensor) -> Tensor:
-    """The inverse of `rgb_to_ycbcr`, not clamped: YCbCr outside the RGB cube gives values outside [0, 1]."""
+    """Convert YCbCr to RGB, the inverse of `rgb_to_ycbcr`. Not clamped: colours outside RGB leave [0, 1]."""
     planes = _planes(image)
     return torch.stack([_mix(planes, *row) for row in _TO_RGB], dim=-3)
 
 
 def quantize(image: Tensor) -> Tensor:
-    """What an 8-bit file keeps of an image: clamped to [0, 1], rounded half up to a multiple of 1/255.
+    """Round an image to 8 bits: clamp to [0, 1] and round half up to a multiple of 1/255.
 
     Args:
-        image: any shape, float16 or finer (bfloat16 cannot tell 255 levels apart: pass `image.float()`).
+        image: Any shape, at least float16 (bfloat16 cannot represent 256 levels: pass `image.float()`).
 
     Returns:
-        The same shape and dtype. NaN stays NaN.
+        Same shape and dtype. NaN stays NaN.
+
+    Raises:
+        InputError: The dtype is an integer or bfloat16.
+
+    Example:
+        >>> (quantize(torch.tensor([-0.1, 0.5, 2.0])) * 255).tolist()
+        [0.0, 128.0, 255.0]
     """
     check_float(image)
     if image.dtype == torch.bfloat16:
-        raise InputError("bfloat16 cannot hold the 8-bit grid: quantize(image.float()) instead")
+        raise InputError("bfloat16 cannot represent 8-bit levels: use quantize(image.float())")
     return image.clamp(0, 1).mul_(255).add_(0.5).floor_().mul_(1 / 255)
 
 
@@ -79,7 +90,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def _mix(planes: tuple[Tensor, ...], weights: list[float], offset: float) -> Tensor:
-    """One row of the matrix: Σ weight·plane + offset, with no memory but the result."""
+    """Compute Σ weight·plane + offset, allocating only the result."""
     first, second, third = planes
     return (first * weights[0]).add_(second, alpha=weights[1]).add_(third, alpha=weights[2]).add_(offset)
 
@@ -87,11 +98,15 @@ def _mix(planes: tuple[Tensor, ...], weights: list[float], offset: float) -> Ten
 def _planes(image: Tensor) -> tuple[Tensor, ...]:
     check_float(image)
     if image.ndim < 3 or image.shape[-3] != 3:
-        raise InputError(f"three colour planes are needed, (..., 3, H, W); got {tuple(image.shape)}")
+        raise InputError(f"expected three colour planes, (..., 3, H, W), got {tuple(image.shape)}")
     return image.unbind(-3)
 
 
 def check_float(image: Tensor) -> None:
-    """Refuse integers: 0..255 would pass for [0, 1] and score nonsense."""
+    """Refuse integers, because 0..255 would be taken for [0, 1].
+
+    Raises:
+        InputError: The dtype is not floating point.
+    """
     if not image.is_floating_point():
-        raise InputError(f"an image in [0, 1] is needed, got {image.dtype}: divide 8-bit values by 255")
+        raise InputError(f"expected a floating-point image in [0, 1], got {image.dtype}: divide 8-bit values by 255")

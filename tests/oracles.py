@@ -1,4 +1,4 @@
-"""Slow and independent definitions of what the project computes, and images to try them on."""
+"""Slow, readable and independent definitions of the metrics, and test images."""
 
 from math import exp, floor, log, pi, sqrt
 
@@ -11,7 +11,7 @@ from sr_lightning.degradations import downscale, upscale
 
 
 def wang(x: np.ndarray, y: np.ndarray) -> float:
-    """SSIM of two planes in [0, 1] as Wang's ssim_index.m has it: a 2-D Gaussian, valid area, in float64."""
+    """SSIM of two planes in [0, 1] as in Wang's ssim_index.m: 2-D Gaussian, valid area, float64."""
     axis = np.arange(11) - 5
     window = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * 1.5**2))
     window /= window.sum()
@@ -23,7 +23,7 @@ def wang(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def daala(x: np.ndarray, y: np.ndarray) -> float:
-    """SSIM of two planes of 8-bit integers as Daala's dump_ssim defines it: pixel by pixel, a 2-D window, float64."""
+    """SSIM of two planes of 8-bit integers as in Daala's dump_ssim: pixel by pixel, 2-D window, float64."""
     height, width = x.shape
     sigma = height * 1.5 / 256
     cut = sqrt(pi / 2) * sigma / 256
@@ -49,7 +49,7 @@ def daala(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def by_channel(function, sr, hr) -> list[float]:
-    """The mean over the channels of function(plane of sr, plane of hr), for each image of two (N, C, H, W)."""
+    """Apply a function of two planes to each image and channel of (N, C, H, W), and average over channels."""
     return [
         float(np.mean([function(np.asarray(a), np.asarray(b)) for a, b in zip(x, y, strict=True)]))
         for x, y in zip(sr, hr, strict=True)
@@ -57,13 +57,13 @@ def by_channel(function, sr, hr) -> list[float]:
 
 
 def photos_of(*names: str, size: int = 512) -> torch.Tensor:
-    """Photos that scikit-image carries with it: (N, 1, size, size), uint8 luma or green."""
+    """Load scikit-image's photos: (N, 1, size, size), uint8 luma or green channel."""
     images = [getattr(skimage.data, name)()[:size, :size] for name in names]
     return torch.from_numpy(np.stack([image if image.ndim == 2 else image[..., 1] for image in images]))[:, None]
 
 
 def blurred(image: torch.Tensor, scale: int = 4) -> torch.Tensor:
-    """A uint8 image as bicubic makes it of its LR, uint8."""
+    """Downscale and upscale a uint8 image by bicubic."""
     return upscale(downscale(image, scale), scale)
 
 

@@ -20,13 +20,14 @@ MODULES = [
 ]
 
 
-def run_examples(module: ModuleType) -> doctest.TestResults:
-    return doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+def run_examples(module: ModuleType, **names: object) -> doctest.TestResults:
+    """Run the examples of a module, in which the given names are defined."""
+    return doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_give_the_results_they_show(name):
-    assert run_examples(importlib.import_module(name)).failed == 0
+def test_examples_give_the_results_they_show(name, trained):
+    assert run_examples(importlib.import_module(name), checkpoint=trained).failed == 0
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -1,4 +1,4 @@
-"""Losses that torch lacks: modules that take (sr, hr) and give a scalar, and adversarial ones, which take logits."""
+"""Losses missing in torch: modules `loss(sr, hr)` -> scalar, and adversarial losses of logits."""
 
 from sr_lightning.losses.adversarial import Adversarial, Hinge, LeastSquares, RelativisticAverage, Vanilla
 from sr_lightning.losses.pixel import Charbonnier, TotalVariation

@@ -1,7 +1,9 @@
-"""Several losses as one."""
+"""A weighted sum of losses."""
 
 import math
+import operator
 from collections.abc import Mapping
+from functools import reduce
 
 from torch import Tensor, nn
 
@@ -9,14 +11,15 @@ from sr_lightning.errors import InputError
 
 
 class WeightedSum(nn.Module):
-    """The sum of losses between sr and hr, each times its weight; each can be had by its name.
+    """Weighted sum of losses between sr and hr; `terms` gives each of them by name.
 
     Args:
-        terms: Losses by name, such as pixel, perceptual. None for one whose weight is 0, so that it need not be built.
-        weights: Of each by the same names. 0 leaves a term out: it is not computed.
+        terms: Losses by name, such as pixel and perceptual. A loss with weight 0 may be None.
+        weights: Weight of each loss by the same names, >= 0. A loss with weight 0 is not computed.
 
     Raises:
-        InputError: Names that are in one of both only, a weight that is negative or no number, or all are 0.
+        InputError: The names differ, a weight is negative or not a number, a loss with a weight is None, or all weights
+            are 0.
     """
 
     def __init__(self, terms: Mapping[str, nn.Module | None], weights: Mapping[str, float]) -> None:
@@ -26,25 +29,26 @@ class WeightedSum(nn.Module):
             only = ", ".join(f"{name} only in {side}" for name, side in sides.items())
             raise InputError(f"terms and weights of a WeightedSum must have the same names: {only}")
         self.weights = used_weights(weights, "WeightedSum")
-        if empty := [name for name in self.weights if terms[name] is None]:
-            raise InputError(f"WeightedSum: null with a weight other than 0: {', '.join(empty)}")
-        self.losses = nn.ModuleList(terms[name] for name in self.weights)
+        losses = {name: loss for name in self.weights if (loss := terms[name]) is not None}
+        if empty := [name for name in self.weights if name not in losses]:
+            raise InputError(f"WeightedSum: {', '.join(empty)} is null but has a weight: give a loss, or weight 0")
+        self.losses = nn.ModuleList(losses.values())
 
     def terms(self, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Name -> scalar, weighted."""
+        """Compute the weighted losses: name -> scalar."""
         return {
             name: weight * loss(sr, hr) for (name, weight), loss in zip(self.weights.items(), self.losses, strict=True)
         }
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return sum(self.terms(sr, hr).values())
+        return reduce(operator.add, self.terms(sr, hr).values())
 
 
-def used_weights(weights: Mapping[str, float], what: str) -> dict[str, float]:
-    """The weights that are not 0.
+def used_weights(weights: Mapping[str, float], owner: str) -> dict[str, float]:
+    """Return the weights that are not 0.
 
     Raises:
-        InputError: One is negative or no number, or none is left. Names `what` they belong to.
+        InputError: A weight is negative or not a number, or all are 0. The message starts with `owner`.
     """
     wrong = [
         f"{name}: {weight}"
@@ -52,7 +56,7 @@ def used_weights(weights: Mapping[str, float], what: str) -> dict[str, float]:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf
     ]
     if wrong:
-        raise InputError(f"{what}: weights are numbers from 0 up: {', '.join(wrong)}")
+        raise InputError(f"{owner}: weights must be numbers >= 0, got {', '.join(wrong)}")
     if not any(weights.values()):
-        raise InputError(f"{what}: no weight above 0 among {dict(weights)}: there is nothing to compute")
+        raise InputError(f"{owner}: all weights are 0, got {dict(weights)}: give at least one above 0")
     return {name: weight for name, weight in weights.items() if weight}

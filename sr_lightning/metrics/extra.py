@@ -1,4 +1,4 @@
-"""Metrics beside PSNR and SSIM: fine detail, agreement with LR, perceptual distance."""
+"""Additional metrics: fine detail, agreement with LR, perceptual distance."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -74,8 +74,8 @@ def consistency(sr: Tensor, lr: Tensor, hr: Tensor, scale: int, protocol: Protoc
 def lpips(sr: Tensor, lr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> Tensor:
     """LPIPS (Zhang et al. 2018) with AlexNet, a learned perceptual distance.
 
-    0 for equal images; below 0.1 they are hard to tell apart. Computed on RGB whatever the protocol's channel, rounded
-    to 8 bits, with the border shaved. Luma predictions get bicubic chroma, gray images three equal channels.
+    0 for equal images; below 0.1 they are hard to tell apart. Computed on RGB for every protocol, rounded to 8 bits,
+    with the border shaved. Luma predictions get bicubic chroma, gray images three equal channels.
 
     Args:
         sr: Prediction, nominally in [0, 1], (N, C, h*scale, w*scale), C 1 (BT.601 luma) or 3.

@@ -102,8 +102,9 @@ class Score(MetricCollection):
     def update(self, sr: Tensor, hr: Tensor, index: Tensor) -> None:
         """Score the images (N, C, H, W) with indices `index` (N,) in the data set, see `score`."""
         for name, values in score(sr, hr, self.scale, self.protocol).items():
-            self[name].update(values, index)  # pyright: ignore[reportCallIssue] - `update` is typed as a tensor
+            self[name].update(values, index)
 
     def per_image(self) -> dict[str, Tensor]:
         """Return {"psnr": (num_images,), "ssim": (num_images,)}, with the prefix. Collective."""
+        # pyright does not know that the metrics are `PerImage`
         return {name: metric.per_image() for name, metric in self.items()}  # pyright: ignore[reportCallIssue]

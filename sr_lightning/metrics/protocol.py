@@ -159,8 +159,8 @@ def prepare_for_scoring(sr: Tensor, hr: Tensor, border: int, protocol: Protocol)
         sr and hr, both (N, 1 or 3, H - 2*border, W - 2*border), at least float32.
 
     Raises:
-        InputError: (a ValueError) Shapes do not match, or a one-channel prediction of a colour image is to be scored
-            on a channel that needs colour.
+        InputError: (a ValueError) Shapes do not match, or the prediction has one channel but the protocol's
+            channel needs colour.
     """
     _check_pair(sr, hr, protocol)
     # Shave first: everything that follows is elementwise.

@@ -127,7 +127,8 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, *, norm: float 
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     zero_bias(conv)
     parametrizations.weight_norm(conv)
-    gain = conv.parametrizations.weight.original0  # pyright: ignore - g of weight = g * v / |v|, added by weight_norm
+    # weight = g * v / |v|; pyright cannot see g, which weight_norm adds
+    gain: Tensor = conv.parametrizations.weight.original0  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
     nn.init.constant_(gain, norm)
     return conv
 

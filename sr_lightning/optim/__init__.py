@@ -1,4 +1,4 @@
-"""Optimizers and schedules that torch lacks."""
+"""Optimizers and schedules missing in torch."""
 
 from sr_lightning.optim.muon import Muon
 from sr_lightning.optim.schedule import step_decay, warmup_cosine

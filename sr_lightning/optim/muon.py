@@ -1,4 +1,4 @@
-"""Muon for convolutions: the orthogonalised momentum for weight matrices, Adam for everything else."""
+"""Muon for convolutional networks: orthogonalised momentum for weight matrices, Adam for all other parameters."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,38 +11,39 @@ from torch.optim.optimizer import ParamsT
 
 from sr_lightning.errors import InputError
 
-# Quintic p(s) = a s + b s^3 + c s^5 of https://kellerjordan.github.io/posts/muon/: five times applied it takes singular
-# values from 0.01 on to about 0.7 ... 1.2, rather than slowly to exactly 1.
+# Quintic p(s) = A s + B s^3 + C s^5 of https://kellerjordan.github.io/posts/muon/: applied five times, it maps singular
+# values above 0.01 to about 0.7 ... 1.2. Coefficients that converge to exactly 1 would need more steps.
 A, B, C = 3.4445, -4.7750, 2.0315
-# In float32 the rounding error of a Gram matrix grows by A^2 per step; after five it is still below 1e-2.
+# In float32 the rounding error of a Gram matrix grows by A^2 per step; after five steps it is still below 1e-2.
 GRAM_STEPS = 5
-# Weights of one shape are updated together up to this many elements: 1 MiB stays in cache and is not mapped anew each
-# time by the allocator, a third less time for 33 convolutions of 64 features; a GPU takes them all at once.
+# Weights of one shape are updated together, on a CPU at most this many elements: 1 MiB stays in cache and is not mapped
+# again by the allocator each time. It saves a third of the time for 33 convolutions of 64 features.
 CPU_ELEMENTS = 2**18
 NOT_NEGATIVE = ("lr", "adam_lr_ratio", "adam_eps", "weight_decay")
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Brings the singular values of each matrix near 1 by Newton-Schulz iterations; singular vectors stay.
+    """Move the singular values of each matrix close to 1 by Newton-Schulz iterations, keeping singular vectors.
 
-    On the CPU in float32, on other devices in bfloat16. The CPU iterates on the small Gram matrix X X^T and applies the
-    product of all steps to X once, which for a 3x3 convolution is up to 2.7 times as fast as iterating on X.
+    Computed in float32 on a CPU, in bfloat16 on other devices. The CPU iterates on the small Gram matrix X X^T and
+    applies the product of all steps to X once; for a 3x3 convolution this is up to 2.7 times faster than iterating on
+    X.
 
     Args:
         matrices: (N, rows, columns), floating point, any scale and strides.
-        steps: Number of iterations.
+        steps: Number of Newton-Schulz iterations.
 
     Returns:
-        (N, rows, columns), same dtype; a zero matrix stays zero.
+        (N, rows, columns), same dtype; zero matrices stay zero.
     """
-    if matrices.shape[1] > matrices.shape[2]:  # the smaller of the two Gram matrices costs less
+    if matrices.shape[1] > matrices.shape[2]:  # use the smaller of the two Gram matrices
         return orthogonalise(matrices.mT, steps).mT
     x = matrices.float()
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-12)  # largest singular value <= 1
     if x.device.type == "cpu":
         for done in range(0, steps, GRAM_STEPS):
             x = _iterate_gram(x, min(GRAM_STEPS, steps - done))
-    else:  # TF32 or bfloat16 products would make a Gram matrix indefinite and the iteration blow up
+    else:  # not on the Gram matrix: in TF32 or bfloat16 it becomes indefinite and the iteration diverges
         x = _iterate(x.bfloat16(), steps)
     return x.to(matrices.dtype)
 
@@ -55,7 +56,7 @@ def _iterate(x: Tensor, steps: int) -> Tensor:
 
 
 def _iterate_gram(x: Tensor, steps: int) -> Tensor:
-    """As `_iterate`: x <- p x with p = A + B gram + C gram^2 means gram <- p gram p, and all of them commute."""
+    """Equivalent to `_iterate`: x <- p x with p = A + B gram + C gram² gives gram <- p gram p, and all commute."""
     gram = x @ x.mT  # (N, rows, rows)
     rest = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)  # p - A
     product = rest + A * torch.eye(gram.shape[-1])
@@ -68,15 +69,15 @@ def _iterate_gram(x: Tensor, steps: int) -> Tensor:
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether Muon orthogonalises it: seen as (out, -1), it has more than one row and more than one column."""
+    """Return True if Muon orthogonalises the parameter: as (out, -1) it has several rows and several columns."""
     return parameter.ndim >= 2 and parameter.shape[0] > 1 and parameter.numel() > parameter.shape[0]
 
 
 def update_scale(shape: torch.Size) -> float:
-    """0.2 sqrt(max(out, in)) sqrt(max(1, out/in)) of a weight seen as (out, in).
+    """Factor of the update, 0.2 sqrt(max(out, in)) sqrt(max(1, out/in)), of a weight viewed as (out, in).
 
-    The first factor gives the update Adam's usual root mean square (https://arxiv.org/abs/2502.16982, 2.2); the second
-    is Keller Jordan's for weights with more outputs than inputs.
+    The first square root gives the update the usual root mean square of Adam's (https://arxiv.org/abs/2502.16982, 2.2);
+    the second is Keller Jordan's factor for weights with more outputs than inputs.
     """
     rows, columns = shape[0], shape[1:].numel()
     return 0.2 * sqrt(max(rows, columns)) * sqrt(max(1.0, rows / columns))
@@ -85,25 +86,26 @@ def update_scale(shape: torch.Size) -> float:
 class Muon(Optimizer):
     """Muon (https://kellerjordan.github.io/posts/muon/) for whole convolutional networks.
 
-    `torch.optim.Muon` takes 2-D weights only. This one takes every parameter: weights of convolutions and linear layers
-    as matrices `weight.view(out, -1)`; biases, PReLU slopes, weight-norm gains and 1-output convolutions go to Adam at
-    `adam_lr_ratio` times the learning rate. (A transposed convolution is seen as it is stored, (in, out*k*k).)
+    `torch.optim.Muon` accepts only 2-D weights. This class accepts every parameter. Weights of convolutions and linear
+    layers are updated as matrices `weight.view(out, -1)`; biases, PReLU slopes, weight-norm gains and convolutions with
+    one output are updated by Adam at `adam_lr_ratio` times the learning rate. (Transposed convolutions are viewed as
+    they are stored, as (in, out*k*k).)
 
-    Small networks like 3e-3; wider and deeper ones want less (8e-4 for 8 blocks of 32 features).
+    3e-3 is a good learning rate for small networks; wider and deeper ones need less (8e-4 for 8 blocks of 32 features).
 
     Args:
-        params: Tensors, named tensors, or group dicts; a group may carry its own value of each setting below.
-        lr: Learning rate; an update has root mean square of about 0.2 lr in wide weights.
-        momentum: Share of the old average of gradients.
-        nesterov: Orthogonalise the average looked ahead by one gradient.
-        ns_steps: Newton-Schulz iterations.
-        adam_lr_ratio: Adam's learning rate as a share of `lr`.
-        adam_betas: Adam's two averages.
+        params: Tensors, named tensors, or group dicts; a group may have its own value of each setting below.
+        lr: Learning rate; the root mean square of an update is about 0.2 lr for wide weights.
+        momentum: Decay of the moving average of gradients.
+        nesterov: Use Nesterov momentum.
+        ns_steps: Number of Newton-Schulz iterations.
+        adam_lr_ratio: Adam's learning rate relative to `lr`.
+        adam_betas: Adam's decay rates.
         adam_eps: Adam's epsilon.
-        weight_decay: Decoupled, as in AdamW: times the learning rate of the parameter.
+        weight_decay: Decoupled weight decay, as in AdamW, multiplied by the learning rate of the parameter.
 
     Raises:
-        InputError: A setting out of range, a parameter or gradient that is not real and dense.
+        InputError: A setting is out of range, or a parameter or gradient is not real and dense.
     """
 
     def __init__(
@@ -147,17 +149,19 @@ class Muon(Optimizer):
         super().add_param_group(param_group)
         wrong = [f"{tuple(p.shape)} {p.dtype}" for p in self.param_groups[-1]["params"] if not p.is_floating_point()]
         if wrong:
-            raise InputError(f"Muon: parameters must be real floating point; these are not: {', '.join(wrong)}")
+            raise InputError(f"Muon: parameters must be real floating point, got {', '.join(wrong)}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One update of every parameter that has a gradient.
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride] - typed with overloads in torch
+        self, closure: Callable[[], Tensor] | None = None
+    ) -> Tensor | None:
+        """Update every parameter that has a gradient.
 
         Args:
-            closure: Evaluates the loss again, gradients included.
+            closure: Computes the loss and the gradients again, and returns the loss.
 
         Returns:
-            The closure's loss.
+            The loss of the closure, or None.
         """
         loss = None
         if closure is not None:
@@ -171,9 +175,9 @@ class Muon(Optimizer):
                 if parameter.grad.layout != torch.strided:
                     raise InputError(
                         f"Muon: the gradient of a {tuple(parameter.shape)} parameter is {parameter.grad.layout}; "
-                        "only dense gradients work (no sparse=True), or give that parameter its own optimizer"
+                        "only dense gradients are supported: do not use sparse=True, or use another optimizer for it"
                     )
-                if is_matrix(parameter):  # equal shapes share one batched product
+                if is_matrix(parameter):  # equal shapes share one batched matrix product
                     matrices[parameter.shape, parameter.dtype, parameter.device].append(parameter)
                 else:
                     others[parameter.dtype, parameter.device].append(parameter)
@@ -186,7 +190,7 @@ class Muon(Optimizer):
         return loss
 
     def _step_muon(self, group: dict, parameters: list[Tensor]) -> None:
-        """Parameters of one shape."""
+        """Update parameters of one shape by Muon."""
         learning_rate, momentum, shape = group["lr"], group["momentum"], parameters[0].shape
         for parameter in parameters:
             if not self.state[parameter]:
@@ -203,7 +207,7 @@ class Muon(Optimizer):
         torch._foreach_add_(parameters, updates.unbind(), alpha=-learning_rate * update_scale(shape))
 
     def _step_adam(self, group: dict, parameters: list[Tensor]) -> None:
-        """As `torch.optim.AdamW`, with the step count kept as an int."""
+        """Update parameters like `torch.optim.AdamW`, with an int as step count."""
         learning_rate, (beta1, beta2) = group["lr"] * group["adam_lr_ratio"], group["adam_betas"]
         states = [self.state[parameter] for parameter in parameters]
         for parameter, state in zip(parameters, states, strict=True):

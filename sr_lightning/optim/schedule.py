@@ -1,4 +1,4 @@
-"""Learning-rate schedules that count batches."""
+"""Learning-rate schedules that are stepped once per batch."""
 
 from collections.abc import Sequence
 from math import ceil, cos, pi
@@ -10,21 +10,21 @@ from sr_lightning.errors import InputError
 
 
 def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LambdaLR:
-    """Linear warm-up, then a half cosine down to `final` times the learning rate; `step()` after every batch.
+    """Linear warm-up, then cosine decay to `final` times the learning rate; call `step()` after every batch.
 
-    With w = ceil(warmup * total_steps), batch k = 0, 1, ... runs at these shares of each group's learning rate:
-    (k + 1) / (w + 1) while k < w (so never 0), 1 at k = w, then the cosine that would reach `final` at
-    k = total_steps. The last batch, total_steps - 1, therefore still runs a little above `final`:
-    by (1 - final) (1 - cos(pi / (total_steps - w))) / 2. Later batches stay at `final`.
+    With w = ceil(warmup * total_steps), the learning rate of batch k = 0, 1, ... is multiplied by (k + 1) / (w + 1) for
+    k < w (so it is never 0), by 1 at k = w, then by a cosine that reaches `final` at k = total_steps. The factor of the
+    last batch, total_steps - 1, is therefore above `final` by (1 - final) (1 - cos(pi / (total_steps - w))) / 2. Later
+    batches stay at `final`.
 
     Args:
-        optimizer: Its groups' present learning rates are the peaks.
-        total_steps: Batches of the whole training.
-        warmup: Share of total_steps that warms up, 0 to below 1.
-        final: Share of the learning rate at the end, 0 to 1.
+        optimizer: The current learning rates of its groups are the peaks.
+        total_steps: Number of batches of the whole training.
+        warmup: Warm-up as a share of total_steps, from 0 to below 1.
+        final: Final learning rate relative to the peak, 0 to 1.
 
     Raises:
-        InputError: A value out of range.
+        InputError: One or more values are out of range.
     """
     wrong = [] if total_steps >= 1 else [f"total_steps={total_steps} (1 or more)"]
     wrong += [] if 0 <= warmup < 1 else [f"warmup={warmup} (a share of total_steps: 0 or more, below 1)"]
@@ -45,16 +45,16 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
 def step_decay(
     optimizer: Optimizer, total_steps: int, milestones: Sequence[float] = (0.5,), gamma: float = 0.5
 ) -> LambdaLR:
-    """The learning rate times `gamma` from each milestone on; `step()` after every batch.
+    """Multiply the learning rate by `gamma` at each milestone; call `step()` after every batch.
 
     Args:
-        optimizer: Its groups' present learning rates are those of the start.
-        total_steps: Batches of the whole training.
-        milestones: Shares of total_steps, between 0 and 1, so that a longer training keeps its shape.
-        gamma: The factor, above 0.
+        optimizer: The current learning rates of its groups are the initial ones.
+        total_steps: Number of batches of the whole training.
+        milestones: Shares of total_steps, between 0 and 1, so that the shape does not depend on total_steps.
+        gamma: Factor above 0.
 
     Raises:
-        InputError: A value out of range.
+        InputError: A value is out of range.
     """
     if total_steps < 1 or gamma <= 0 or not all(0 < milestone < 1 for milestone in milestones):
         raise InputError(

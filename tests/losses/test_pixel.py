@@ -9,13 +9,13 @@ def images(seed=0, size=(2, 3, 5, 7)):
     return torch.rand(size, generator=torch.Generator().manual_seed(seed))
 
 
-def test_charbonnier_is_the_mean_of_the_papers_penalty():
+def test_charbonnier_matches_the_papers_formula():
     sr, hr = images(0), images(1)
     expected = np.mean([np.hypot(a - b, 0.1) for a, b in zip(sr.numpy().flat, hr.numpy().flat, strict=True)])
     assert Charbonnier(0.1)(sr, hr).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_charbonnier_is_almost_l1_far_from_zero_and_has_no_corner_at_it():
+def test_charbonnier_approaches_l1_for_large_differences_and_is_smooth_at_zero():
     sr = images(0).requires_grad_()
     assert Charbonnier()(sr, sr.detach() + 0.5).item() == pytest.approx(0.5, rel=1e-5)
     loss = Charbonnier(1e-3)(sr, sr.detach())
@@ -25,12 +25,12 @@ def test_charbonnier_is_almost_l1_far_from_zero_and_has_no_corner_at_it():
 
 
 @pytest.mark.parametrize("eps", [0, -1e-3, float("nan")])
-def test_charbonnier_without_a_positive_eps_is_refused(eps):
+def test_charbonnier_refuses_an_eps_that_is_not_positive(eps):
     with pytest.raises(ValueError, match=f"eps={eps}: .* torch.nn.L1Loss"):
         Charbonnier(eps)
 
 
-def test_total_variation_is_the_mean_length_of_the_gradient():
+def test_total_variation_is_the_mean_gradient_length():
     sr = images(0)
     total = 0.0
     for image in sr.double().numpy():
@@ -41,7 +41,7 @@ def test_total_variation_is_the_mean_length_of_the_gradient():
     assert TotalVariation()(sr, images(1)).item() == pytest.approx(total / sr.numel(), rel=1e-6)
 
 
-def test_total_variation_of_a_ramp_is_its_slope_and_of_a_flat_image_nothing_with_a_finite_gradient():
+def test_total_variation_is_the_slope_of_a_ramp_and_zero_with_a_finite_gradient_for_a_flat_image():
     ramp = 0.01 * torch.arange(100.0).expand(1, 1, 100, 100)
     assert TotalVariation()(ramp, ramp).item() == pytest.approx(0.01 * 99 / 100, rel=1e-5)
     flat = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)

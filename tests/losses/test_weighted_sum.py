@@ -29,7 +29,7 @@ class Forbidden(nn.Module):
         raise AssertionError("this term is not to be computed")
 
 
-def test_terms_are_weighted_and_named_and_the_loss_is_their_sum():
+def test_the_loss_is_the_sum_of_the_named_weighted_terms():
     loss = WeightedSum({"l1": nn.L1Loss(), "tv": TotalVariation()}, {"tv": 0.25, "l1": 2})
     terms = loss.terms(SR, HR)
     assert terms.keys() == {"l1", "tv"}
@@ -39,7 +39,7 @@ def test_terms_are_weighted_and_named_and_the_loss_is_their_sum():
 
 
 @pytest.mark.parametrize("term", [Forbidden(), None])
-def test_a_weight_of_0_leaves_the_term_out_of_the_computation(term):
+def test_a_term_with_weight_0_is_not_computed(term):
     loss = WeightedSum({"l1": nn.L1Loss(), "other": term}, {"l1": 1, "other": 0})
     assert loss.terms(SR, HR).keys() == {"l1"}
     assert torch.equal(loss(SR, HR), nn.L1Loss()(SR, HR))
@@ -49,19 +49,27 @@ def test_a_weight_of_0_leaves_the_term_out_of_the_computation(term):
     ("terms", "weights", "message"),
     [
         ({"a": nn.L1Loss(), "b": nn.L1Loss()}, {"b": 1, "c": 1}, "same names: a only in terms, c only in weights"),
-        ({"a": nn.L1Loss(), "b": nn.L1Loss()}, {"a": -1, "b": "much"}, "numbers from 0 up: a: -1, b: much"),
-        ({"a": nn.L1Loss(), "b": nn.L1Loss()}, {"a": float("nan"), "b": True}, "numbers from 0 up: a: nan, b: True"),
-        ({"a": nn.L1Loss()}, {"a": 0}, "no weight above 0 among {'a': 0}"),
-        ({}, {}, "no weight above 0"),
-        ({"a": None, "b": nn.L1Loss()}, {"a": 1, "b": 1}, "null with a weight other than 0: a"),
+        (
+            {"a": nn.L1Loss(), "b": nn.L1Loss()},
+            {"a": -1, "b": "much"},
+            "weights must be numbers >= 0, got a: -1, b: much",
+        ),
+        (
+            {"a": nn.L1Loss(), "b": nn.L1Loss()},
+            {"a": float("nan"), "b": True},
+            "weights must be numbers >= 0, got a: nan, b: True",
+        ),
+        ({"a": nn.L1Loss()}, {"a": 0}, "all weights are 0, got {'a': 0}"),
+        ({}, {}, "all weights are 0"),
+        ({"a": None, "b": nn.L1Loss()}, {"a": 1, "b": 1}, "a is null but has a weight"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_with_all_names(terms, weights, message):
+def test_terms_and_weights_that_do_not_match_are_refused_with_all_names(terms, weights, message):
     with pytest.raises(ValueError, match=message):
         WeightedSum(terms, weights)
 
 
-def test_it_comes_from_yaml_with_a_perceptual_term_and_has_nothing_to_save():
+def test_it_can_be_built_from_yaml_with_a_perceptual_term_and_has_no_state():
     loss = instantiate(OmegaConf.create(CONFIG), _convert_="all")
     sr = SR.clone().requires_grad_()
     terms = loss.terms(sr, HR)
@@ -78,7 +86,7 @@ def test_the_names_of_terms_are_free():
     assert list(loss.terms(SR, HR)) == names
 
 
-def test_it_is_a_loss_of_the_ordinary_module_whose_checkpoint_holds_the_network_alone():
+def test_it_works_in_srmodule_and_the_checkpoint_holds_only_the_network():
     loss = instantiate(OmegaConf.create(CONFIG), _convert_="all")
     network = ESPCN(scale=2, num_features=[8], kernel_sizes=[3, 3])
     module = SRModule(network, loss)

@@ -1,4 +1,4 @@
-"""What tests of several networks use."""
+"""Fixtures for tests of networks."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,7 +9,7 @@ from torch import nn
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Images are tiny here: more threads only wait for each other, the longer the busier the machine is."""
+    """Use one thread: the images are tiny, and more threads would only wait for each other."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -17,12 +17,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def reached_radius() -> Callable[[nn.Module, int], int]:
-    """How far the gradient of one LR pixel's outputs reaches in an LR image of margin pixels to each side."""
+def measured_radius() -> Callable[[nn.Module, int], int]:
+    """A function that measures how many LR pixels the gradient of one LR pixel's outputs extends."""
 
     def measure(network: nn.Module, margin: int) -> int:
         network = network.eval()
-        for parameter in network.parameters():  # all positive: nothing cancels, no ReLU is dead
+        for parameter in network.parameters():  # positive weights: nothing cancels, no ReLU is inactive
             parameter.data.abs_()
         lr = torch.ones(1, network.num_channels, 2 * margin + 1, 2 * margin + 1, requires_grad=True)
         s, c = network.scale, margin

@@ -1,4 +1,4 @@
-"""The bicubic network against Pillow and a slow float64 oracle."""
+"""The bicubic network compared with Pillow and a slow float64 oracle."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SCALES = [2, 3, 4, 8]
 
 
 def oracle(plane: np.ndarray, scale: int) -> np.ndarray:
-    """Every output pixel on its own, in float64: the 4x4 pixels around it, indices clamped."""
+    """Compute each output pixel from its 4x4 neighbours in float64, with clamped indices."""
 
     def keys(x):
         x = abs(x)
@@ -34,7 +34,7 @@ def oracle(plane: np.ndarray, scale: int) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 2), (9, 11)])
 @pytest.mark.parametrize("scale", SCALES)
-def test_every_pixel_equals_the_oracle(scale, shape):
+def test_every_pixel_matches_the_oracle(scale, shape):
     lr = np.random.default_rng(scale).random((2, 3, *shape))
     sr = Bicubic(scale=scale)(torch.from_numpy(lr).float())
     assert sr.dtype == torch.float32
@@ -45,7 +45,7 @@ def test_every_pixel_equals_the_oracle(scale, shape):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_interior_equals_pillow(scale):
+def test_the_interior_matches_pillow(scale):
     lr = np.random.default_rng(scale).random((15, 21), dtype=np.float32)
     pillow = Image.fromarray(lr).resize((21 * scale, 15 * scale), Image.Resampling.BICUBIC)
     sr = Bicubic(scale=scale)(torch.from_numpy(lr)[None, None])[0, 0]
@@ -75,13 +75,13 @@ def test_autocast_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_precisions_are_computed_in_float32_with_float32_weights(dtype):
+def test_half_precision_input_is_computed_in_float32(dtype):
     lr = torch.rand(1, 3, 6, 7).to(dtype)
     network = torch.nn.Sequential(Bicubic(scale=3)).to(dtype)
     assert torch.equal(network(lr), Bicubic(scale=3)(lr.float()))
 
 
-def test_it_keeps_nothing_in_a_checkpoint():
+def test_the_state_dict_is_empty():
     network = Bicubic(scale=2)
     assert network.scale == 2
     assert not network.state_dict()
@@ -91,11 +91,11 @@ def test_it_keeps_nothing_in_a_checkpoint():
 def test_gradients_reach_the_input():
     lr = torch.rand(1, 1, 7, 8, requires_grad=True)
     Bicubic(scale=2)(lr).sum().backward()
-    inner = lr.grad[..., 2:-2, 2:-2]  # each pixel away from the border adds up to its four outputs
+    inner = lr.grad[..., 2:-2, 2:-2]  # each pixel contributes 4 in total to its outputs, away from the border
     torch.testing.assert_close(inner, torch.full_like(inner, 4.0))
 
 
-def test_it_exports_for_any_batch_and_size():
+def test_it_can_be_exported_for_any_batch_and_size():
     network = Bicubic(scale=3)
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     program = torch.export.export(network, (torch.rand(2, 3, 8, 9),), dynamic_shapes=(sizes,)).run_decompositions()

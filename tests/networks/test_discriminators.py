@@ -20,8 +20,8 @@ def images(num_channels=3, size=32):
     return torch.rand(4, num_channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def shaken(kind, **options):
-    """A discriminator in evaluation mode after some steps' worth of change, so that statistics and biases matter."""
+def perturbed(kind, **options):
+    """A discriminator in evaluation mode with perturbed weights and statistics, so that all of them matter."""
     torch.manual_seed(0)
     network = SMALL[kind](**options)
     with torch.no_grad():
@@ -36,17 +36,17 @@ def count(network):
     return sum(p.numel() for p in network.parameters())
 
 
-def test_parameters_are_as_many_as_published():
+def test_the_number_of_parameters_is_the_published_one():
     with torch.device("meta"):
         assert count(SRGANDiscriminator(crop_size=96)) == 23_565_505
-    # CycleGAN's, which has no affine normalisation either: 2.765 M as its authors' code prints it
+    # CycleGAN's, without affine normalisation: 2.765 M according to its authors' code
     assert count(PatchDiscriminator(spectral_norm=True)) == 2_764_737
-    # without the three biases before batch normalisation, with its two vectors each
+    # without the three biases before batch normalisation, with its weights and biases
     assert count(PatchDiscriminator()) == 2_764_737 + (128 + 256 + 512)
 
 
 @pytest.mark.parametrize(("crop_size", "side"), [(17, 2), (24, 2), (32, 2), (33, 3), (96, 6), (128, 8)])
-def test_the_dense_layer_of_srgan_fits_any_crop(crop_size, side):
+def test_the_dense_layer_of_srgan_fits_every_crop_size(crop_size, side):
     network = SRGANDiscriminator(crop_size=crop_size, num_features=4, num_hidden=8)
     assert network(images(size=crop_size)).shape == (4, 1)
     convs = sum(9 * a * b + b for a, b in zip([3, 4, 4, 8, 8, 16, 16, 32], [4, 4, 8, 8, 16, 16, 32, 32], strict=True))
@@ -55,7 +55,7 @@ def test_the_dense_layer_of_srgan_fits_any_crop(crop_size, side):
 
 
 def plain(weights, x, strides):
-    """Convolutions, batch normalisation from the second on, leaky ReLUs, as far as `strides` go, from a state dict."""
+    """Apply convolutions, batch normalisation (not after the first) and leaky ReLUs, given a state dict and strides."""
     index = 0
     for i, stride in enumerate(strides):
         x = F.conv2d(x, weights[f"layers.{index}.weight"], weights.get(f"layers.{index}.bias"), stride, padding=1)
@@ -71,8 +71,8 @@ def plain(weights, x, strides):
     return x, index
 
 
-def test_srgans_is_the_papers_network_before_its_sigmoid():
-    network = shaken("srgan")
+def test_srgans_discriminator_matches_the_paper_without_its_sigmoid():
+    network = perturbed("srgan")
     weights = network.state_dict()
     x, index = plain(weights, 2 * images() - 1, [1, 2] * 4)
     x = x.reshape(4, -1) @ weights[f"layers.{index + 1}.weight"].T + weights[f"layers.{index + 1}.bias"]
@@ -81,8 +81,8 @@ def test_srgans_is_the_papers_network_before_its_sigmoid():
     assert network(images()).std() > 1e-3
 
 
-def test_the_patch_discriminator_is_the_papers_network_before_its_sigmoid():
-    network = shaken("patch")
+def test_the_patch_discriminator_matches_the_paper_without_its_sigmoid():
+    network = perturbed("patch")
     weights = network.state_dict()
     x, index = plain(weights, 2 * images() - 1, [2, 2, 1])
     x = F.conv2d(x, weights[f"layers.{index}.weight"], weights[f"layers.{index}.bias"], padding=1)
@@ -91,9 +91,9 @@ def test_the_patch_discriminator_is_the_papers_network_before_its_sigmoid():
 
 
 @pytest.mark.parametrize(("num_layers", "patch"), [(1, 16), (2, 34), (3, 70), (4, 142)])
-def test_a_logit_judges_a_patch_of_the_size_the_paper_gives(num_layers, patch):
+def test_a_logit_depends_on_a_patch_of_the_papers_size(num_layers, patch):
     network = PatchDiscriminator(num_features=1, num_layers=num_layers).eval()
-    for parameter in network.parameters():  # all positive: nothing cancels
+    for parameter in network.parameters():  # positive weights: nothing cancels
         parameter.data.abs_()
     image = torch.ones(1, 3, 2 * patch, 2 * patch, requires_grad=True)
     logits = network(image)
@@ -103,7 +103,7 @@ def test_a_logit_judges_a_patch_of_the_size_the_paper_gives(num_layers, patch):
     assert network.receptive_field == patch
 
 
-def test_the_patch_discriminators_weights_start_as_in_the_paper():
+def test_the_patch_discriminators_initial_weights_are_those_of_the_paper():
     torch.manual_seed(0)
     for module in PatchDiscriminator().modules():
         if isinstance(module, nn.Conv2d):
@@ -115,7 +115,7 @@ def test_the_patch_discriminators_weights_start_as_in_the_paper():
 @EITHER_NORM
 @pytest.mark.parametrize("num_channels", [1, 3])
 def test_the_gradient_reaches_every_parameter_and_the_image(kind, spectral_norm, num_channels):
-    network = shaken(kind, spectral_norm=spectral_norm, num_channels=num_channels)
+    network = perturbed(kind, spectral_norm=spectral_norm, num_channels=num_channels)
     x = images(num_channels).requires_grad_()
     network(x).square().sum().backward()
     assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -123,10 +123,10 @@ def test_the_gradient_reaches_every_parameter_and_the_image(kind, spectral_norm,
 
 
 @EVERY
-def test_spectral_norm_bounds_every_layer_and_takes_the_place_of_batch_normalisation(kind):
+def test_spectral_norm_bounds_every_layer_and_replaces_batch_normalisation(kind):
     network = SMALL[kind](spectral_norm=True)
     with torch.no_grad():
-        for _ in range(60):  # one step of the power method each
+        for _ in range(60):  # each is one step of the power method
             network(images())
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     largest = [np.linalg.svd(layer.eval().weight.detach().flatten(1).numpy(), compute_uv=False)[0] for layer in layers]
@@ -138,7 +138,7 @@ def test_spectral_norm_bounds_every_layer_and_takes_the_place_of_batch_normalisa
 @EVERY
 @EITHER_NORM
 def test_bfloat16_is_within_three_percent_of_the_logits_range(kind, spectral_norm):
-    network = shaken(kind, spectral_norm=spectral_norm)
+    network = perturbed(kind, spectral_norm=spectral_norm)
     x = torch.cat([images(), images() ** 4])
     with torch.no_grad():
         exact = network(x)
@@ -151,8 +151,8 @@ def test_bfloat16_is_within_three_percent_of_the_logits_range(kind, spectral_nor
 
 @EVERY
 @EITHER_NORM
-def test_the_memory_format_changes_nothing(kind, spectral_norm):
-    network = shaken(kind, spectral_norm=spectral_norm)
+def test_the_memory_format_does_not_change_the_logits(kind, spectral_norm):
+    network = perturbed(kind, spectral_norm=spectral_norm)
     expected = network(images())
     network.to(memory_format=torch.channels_last)
     x = images().contiguous(memory_format=torch.channels_last)
@@ -161,8 +161,8 @@ def test_the_memory_format_changes_nothing(kind, spectral_norm):
 
 @EVERY
 @EITHER_NORM
-def test_a_saved_discriminator_judges_as_before(kind, spectral_norm):
-    network = shaken(kind, spectral_norm=spectral_norm)
+def test_a_loaded_discriminator_gives_the_same_logits(kind, spectral_norm):
+    network = perturbed(kind, spectral_norm=spectral_norm)
     other = SMALL[kind](spectral_norm=spectral_norm)
     other.load_state_dict(copy.deepcopy(network.state_dict()))
     assert torch.equal(other.eval()(images()), network(images()))
@@ -170,7 +170,7 @@ def test_a_saved_discriminator_judges_as_before(kind, spectral_norm):
 
 @EVERY
 @EITHER_NORM
-def test_it_learns_to_tell_blurred_images_from_sharp_ones(kind, spectral_norm):
+def test_it_learns_to_distinguish_blurred_from_sharp_images(kind, spectral_norm):
     torch.manual_seed(0)
     network = SMALL[kind](spectral_norm=spectral_norm)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -184,8 +184,8 @@ def test_it_learns_to_tell_blurred_images_from_sharp_ones(kind, spectral_norm):
     assert on_sharp.min() > on_blurred.max()
 
 
-def test_bad_arguments_are_refused_with_their_values():
-    with pytest.raises(ValueError, match=r"crop_size=16: .* take more than 16"):
+def test_invalid_arguments_are_refused_with_their_values():
+    with pytest.raises(ValueError, match=r"crop_size=16: .* give more than 16"):
         SRGANDiscriminator(crop_size=16)
     with pytest.raises(ValueError, match="num_channels=2"):
         SRGANDiscriminator(crop_size=96, num_channels=2)
@@ -195,17 +195,17 @@ def test_bad_arguments_are_refused_with_their_values():
         PatchDiscriminator(num_layers=0)
 
 
-def test_images_of_a_size_that_does_not_fit_are_refused_with_both_sizes():
+def test_images_of_a_wrong_size_are_refused_with_both_sizes():
     with pytest.raises(
         ValueError, match=r"crop_size=32 was given images of 32x48: crop_size must be patch_size \* scal"
     ):
         SMALL["srgan"]()(torch.rand(1, 3, 32, 48))
-    with pytest.raises(ValueError, match="was given images of 40x23 and needs 24x24"):
+    with pytest.raises(ValueError, match="was given images of 40x23 and needs 24x24: increase patch_size"):
         PatchDiscriminator(num_features=2)(torch.rand(1, 3, 40, 23))
 
 
 @EVERY
-def test_a_single_image_of_the_least_size_can_be_trained_on(kind):
+def test_training_works_with_one_image_of_the_minimum_size(kind):
     least = {
         "srgan": lambda: (SRGANDiscriminator(crop_size=17, num_features=2), 17),
         "patch": lambda: (PatchDiscriminator(num_features=2), 24),

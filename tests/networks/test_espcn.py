@@ -8,31 +8,31 @@ PAPER = {"num_features": (64, 32), "kernel_sizes": (5, 3, 3), "activation": "Tan
 
 
 @pytest.mark.parametrize(("scale", "count"), [(2, 21284), (3, 22729), (4, 24752), (8, 38624)])
-def test_parameters_of_the_papers_network(scale, count):
+def test_number_of_parameters_of_the_papers_network(scale, count):
     assert sum(p.numel() for p in ESPCN(scale=scale, **PAPER).parameters()) == count
 
 
 @pytest.mark.parametrize(("scale", "count"), [(2, 58212), (3, 59657), (4, 61680)])
-def test_parameters_of_the_wider_relu_form(scale, count):
+def test_number_of_parameters_of_the_wider_relu_variant(scale, count):
     assert sum(p.numel() for p in ESPCN(scale=scale).parameters()) == count
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 @pytest.mark.parametrize("options", [{}, {"global_skip": True}, {"detail_gain": 10.0, **PAPER}])
-def test_any_height_and_width_is_enlarged_by_the_scale(scale, options):
+def test_images_of_any_size_are_upscaled_by_the_scale(scale, options):
     lr = torch.rand(2, 1, 5, 7)
     assert ESPCN(scale=scale, **options)(lr).shape == (2, 1, 5 * scale, 7 * scale)
 
 
-def test_the_skip_adds_the_bicubic_enlargement():
+def test_global_skip_adds_the_bicubically_upscaled_input():
     network, plain = ESPCN(scale=3, global_skip=True), ESPCN(scale=3)
     lr = torch.rand(1, 1, 8, 9)
-    torch.testing.assert_close(network(lr), Bicubic(scale=3)(lr))  # where it starts
+    torch.testing.assert_close(network(lr), Bicubic(scale=3)(lr))  # initially
     network.load_state_dict(plain.state_dict())
     torch.testing.assert_close(network(lr) - plain(lr), Bicubic(scale=3)(lr))
 
 
-def test_orthogonal_weights_have_the_activations_gain_and_one_at_the_end():
+def test_orthogonal_weights_have_the_activations_gain_and_1_for_the_last_layer():
     network = ESPCN(scale=2)
     gains = [torch.linalg.svdvals(conv.weight.flatten(1)) for conv in network.convs]
     for values, gain in zip(gains, [2**0.5] * 3 + [1.0], strict=True):
@@ -40,14 +40,14 @@ def test_orthogonal_weights_have_the_activations_gain_and_one_at_the_end():
     assert not any(conv.bias.any() for conv in network.convs)
 
 
-def test_detail_gain_makes_the_first_filters_blind_to_brightness():
+def test_detail_gain_makes_the_first_filters_ignore_brightness():
     network = ESPCN(scale=3, detail_gain=10.0, **PAPER)
     weight = network.convs[0].weight
     torch.testing.assert_close(weight.sum(dim=(1, 2, 3)), torch.zeros(64), atol=1e-4, rtol=0)
     assert weight.norm().item() > 40  # 64 orthogonal filters in 25 dimensions, gain 10: norm 50 less the means
 
 
-def test_bad_arguments_are_refused_with_their_values():
+def test_invalid_arguments_are_refused_with_their_values():
     with pytest.raises(ValueError, match="'GELU'"):
         ESPCN(scale=2, activation="GELU")
     with pytest.raises(ValueError, match=r"kernel_sizes=\[5, 3\]"):
@@ -58,7 +58,7 @@ def test_bad_arguments_are_refused_with_their_values():
 
 @pytest.mark.parametrize("global_skip", [False, True])
 @pytest.mark.parametrize("kernel_sizes", [(5, 3, 3), (3, 1, 1), (1, 1, 1)])
-def test_the_receptive_radius_is_exact_with_and_without_the_skip(kernel_sizes, global_skip, reached_radius):
+def test_the_receptive_radius_is_exact_with_and_without_the_skip(kernel_sizes, global_skip, measured_radius):
     network = ESPCN(scale=3, num_features=(2, 2), kernel_sizes=kernel_sizes, global_skip=global_skip)
-    nn.init.ones_(network.convs[-1].weight)  # with the skip it starts at zero
-    assert reached_radius(network, network.receptive_radius + 3) == network.receptive_radius
+    nn.init.ones_(network.convs[-1].weight)  # initialised with zeros with global_skip
+    assert measured_radius(network, network.receptive_radius + 3) == network.receptive_radius

@@ -1,4 +1,4 @@
-"""What holds for every network, found by its file in conf/model."""
+"""Tests of every network in conf/model."""
 
 import copy
 from functools import cache
@@ -19,10 +19,10 @@ from tests.helpers import CONF, compose, slow_except
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base")
 SCALES = [2, 3, 4, 8]
-# Sizes that make a network small enough to run here, wherever its config has them as numbers
+# Sizes that make a network small enough for tests, applied if its config has them as numbers
 SMALL = {"num_features": 16, "num_blocks": 2, "num_groups": 2, "num_layers": 6, "reduction": 4}
 
-# At x2, x3, x4 and x8, as published or counted in the papers' reference implementations
+# Number of parameters at x2, x3, x4 and x8, published or counted in the reference implementations
 PARAMETERS = {
     "edsr_baseline": (1_369_859, 1_554_499, 1_517_571, 1_665_283),
     "edsr": (40_729_603, 43_680_003, 43_089_923, 45_450_243),
@@ -48,7 +48,7 @@ PARAMETERS = {
 
 @cache
 def config(choice: str, scale: int) -> DictConfig:
-    """The composed config of `model=choice`, which may be followed by overrides."""
+    """Compose `model=choice`; the choice may be followed by overrides."""
     name, *overrides = choice.split()
     cfg = compose(f"model={name}", *overrides)
     cfg.scale = scale  # which is all that conf/scale does
@@ -56,14 +56,14 @@ def config(choice: str, scale: int) -> DictConfig:
 
 
 def small(name: str, scale: int) -> nn.Module:
-    """The network of a config, in evaluation mode, shrunk by SMALL, its weights a little off the initial ones."""
+    """Build a small network of a config (see SMALL) in evaluation mode, with perturbed weights."""
     description = copy.deepcopy(config(name, scale).network)
     for key in SMALL.keys() & description.keys():
         if isinstance(description[key], int):
             description[key] = SMALL[key]
     torch.manual_seed(0)
     network = instantiate(description).eval()
-    for parameter in network.parameters():  # some start at zero, where nothing behind them matters
+    for parameter in network.parameters():  # some are initialised with zeros, which would hide other layers
         parameter.data += 0.02 * torch.randn_like(parameter)
     return network
 
@@ -74,7 +74,7 @@ def image(network: nn.Module, height: int = 12, width: int = 15) -> torch.Tensor
 
 @pytest.mark.parametrize("choice", PARAMETERS)
 @pytest.mark.parametrize("scale", SCALES)
-def test_parameters_are_as_many_as_published(choice, scale):
+def test_the_number_of_parameters_is_the_published_one(choice, scale):
     with torch.device("meta"):
         network = instantiate(config(choice, scale).network)
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[choice][SCALES.index(scale)]
@@ -82,7 +82,7 @@ def test_parameters_are_as_many_as_published(choice, scale):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", SCALES)
-def test_any_image_is_enlarged_by_the_scale_to_float32(name, scale):
+def test_any_image_is_upscaled_by_the_scale_to_float32(name, scale):
     network = small(name, scale)
     assert network.scale == scale
     assert network.num_channels in (1, 3)
@@ -94,7 +94,7 @@ def test_any_image_is_enlarged_by_the_scale_to_float32(name, scale):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_saved_is_what_was_learned(name):
+def test_the_state_dict_holds_only_parameters_and_running_statistics(name):
     network = small(name, 2)
     learned = {key for key, _ in network.named_parameters()}
     for key, module in network.named_modules():
@@ -106,7 +106,9 @@ def test_what_is_saved_is_what_was_learned(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_gradient_reaches_every_parameter(name, scale):
-    network = small(name, scale)  # evaluation mode: in training, batch normalisation cancels the biases before it
+    network = small(
+        name, scale
+    )  # in evaluation mode: in training mode batch normalisation cancels the biases before it
     if any(True for _ in network.parameters()):
         network(image(network)).square().sum().backward()
     unreached = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -126,7 +128,7 @@ def test_bfloat16_is_within_two_percent_of_the_outputs_range(name, scale):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_memory_format_changes_nothing(name, scale):
+def test_the_memory_format_does_not_change_the_output(name, scale):
     network = small(name, scale)
     with torch.inference_mode():
         contiguous = network(image(network))
@@ -137,7 +139,7 @@ def test_the_memory_format_changes_nothing(name, scale):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", SCALES)
-def test_images_of_a_batch_do_not_influence_each_other(name, scale):
+def test_images_of_a_batch_are_independent(name, scale):
     network = small(name, scale)
     lr = image(network)
     with torch.inference_mode():
@@ -146,18 +148,18 @@ def test_images_of_a_batch_do_not_influence_each_other(name, scale):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_receptive_radius_is_exact(name, scale, reached_radius):
+def test_the_receptive_radius_is_exact(name, scale, measured_radius):
     network = small(name, scale)
     if network.receptive_radius is None:
         lr = image(network, 24, 24).requires_grad_()
         network(lr)[..., 0, 0].sum().backward()
         assert lr.grad[..., -1, -1].any()
     else:
-        assert reached_radius(network, network.receptive_radius + 3) == network.receptive_radius
+        assert measured_radius(network, network.receptive_radius + 3) == network.receptive_radius
 
 
 @pytest.mark.parametrize("name", slow_except(NAMES, "bicubic", "espcn", "wdsr_b"))
-def test_it_learns_four_patches_by_heart(name):
+def test_it_overfits_four_patches(name):
     network = small(name, 2).train()
     if not any(True for _ in network.parameters()):
         pytest.skip("nothing to train")
@@ -179,7 +181,7 @@ def test_it_learns_four_patches_by_heart(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_optimizer_can_be_exchanged_by_its_target_alone(name):
+def test_the_optimizer_can_be_replaced_by_its_target(name):
     for target in ("torch.optim.Adam", "sr_lightning.optim.Muon"):
         model = copy.deepcopy(config(name, 2))
         if "optimizer" not in model:

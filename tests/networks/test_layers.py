@@ -10,7 +10,7 @@ from sr_lightning.networks.layers import FoldedUpsampler, conv3x3, pixel_shuffle
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_the_pixel_shuffle_is_pytorchs(scale, channels, memory_format):
+def test_pixel_shuffle_matches_pytorch(scale, channels, memory_format):
     x = torch.rand(2, channels * scale * scale, 5, 7).contiguous(memory_format=memory_format)
     assert torch.equal(pixel_shuffle(x, scale), F.pixel_shuffle(x, scale))
 
@@ -26,7 +26,7 @@ def test_an_exported_pixel_shuffle_is_one_operator():
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_folded_upsampler_gives_what_its_layers_give_up_to_the_border(scale, channels):
+def test_a_folded_upsampler_matches_its_layers_including_the_border(scale, channels):
     torch.manual_seed(0)
     layers = nn.Sequential(upsampler(6, scale), conv3x3(6, channels))
     with torch.inference_mode():
@@ -34,14 +34,14 @@ def test_a_folded_upsampler_gives_what_its_layers_give_up_to_the_border(scale, c
         for height, width in [(1, 1), (1, 4), (2, 3), (3, 2), (7, 9)]:
             x = torch.randn(2, 6, height, width)
             torch.testing.assert_close(folded(x), layers(x), rtol=0, atol=1e-6)
-        # The border is no formality: the one convolution alone differs there, and nowhere else.
+        # The border needs its own computation: the convolution alone differs there, and only there.
         x = torch.randn(1, 6, 7, 9)
         off = (pixel_shuffle(folded.conv(x), scale) - layers(x)).abs().amax(dim=(0, 1))
         assert off[:scale].max() > 1e-2
         assert off[scale:-scale, scale:-scale].max() < 1e-6
 
 
-def test_a_folded_upsampler_multiplies_less_than_a_quarter_as_often():
+def test_a_folded_upsampler_needs_less_than_a_quarter_of_the_multiplications():
     layers = nn.Sequential(upsampler(64, 4), conv3x3(64, 3))
     x = torch.rand(1, 64, 100, 100)
     counts = []

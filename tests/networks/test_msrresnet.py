@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from sr_lightning.networks import MSRResNet
 
 
-def as_basicsr_runs_it(weights, lr, num_blocks, steps):
+def basicsr_forward(weights, lr, num_blocks, steps):
     """Plain operations in the order of BasicSR's forward pass."""
 
     def conv(x, key):
@@ -29,14 +29,14 @@ def as_basicsr_runs_it(weights, lr, num_blocks, steps):
 
 
 @pytest.mark.parametrize(("scale", "steps"), [(2, [2]), (3, [3]), (4, [2, 2]), (8, [2, 2, 2])])
-def test_it_is_basicsrs_network(scale, steps):
+def test_output_matches_basicsrs_network(scale, steps):
     network = MSRResNet(scale=scale, num_features=8, num_blocks=3)
     weights = {key: value.add_(0.1 * torch.randn_like(value)) for key, value in network.state_dict().items()}
     lr = torch.rand(2, 3, 6, 7)
-    torch.testing.assert_close(network(lr), as_basicsr_runs_it(weights, lr, 3, steps), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(lr), basicsr_forward(weights, lr, 3, steps), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_start_at_a_tenth_of_hes_and_biases_at_zero():
+def test_initial_weights_are_a_tenth_of_hes_and_biases_zero():
     torch.manual_seed(0)
     network = MSRResNet(scale=4, num_blocks=2)
     for name, parameter in network.named_parameters():
@@ -46,6 +46,6 @@ def test_weights_start_at_a_tenth_of_hes_and_biases_at_zero():
             assert parameter.std().item() == pytest.approx(0.1 * (2 / (64 * 9)) ** 0.5, rel=0.03)
 
 
-def test_another_scale_is_refused():
+def test_an_unsupported_scale_is_refused():
     with pytest.raises(ValueError, match="scale=5"):
         MSRResNet(scale=5)

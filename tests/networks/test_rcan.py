@@ -6,7 +6,7 @@ from sr_lightning.networks import RCAN
 
 
 def on_8_bit_range(weights, lr, num_groups, num_blocks, steps):
-    """RCAN as the authors run it, on images in 0..255."""
+    """Run RCAN like the authors, on images in 0..255."""
 
     def conv(x, key):
         weight = weights[f"{key}.weight"]
@@ -29,15 +29,15 @@ def on_8_bit_range(weights, lr, num_groups, num_blocks, steps):
 
 
 @pytest.mark.parametrize(("scale", "steps"), [(2, [2]), (3, [3]), (4, [2, 2]), (8, [2, 2, 2])])
-def test_it_is_the_authors_network_on_images_in_0_to_255(scale, steps):
+def test_output_matches_the_authors_network_on_images_in_0_to_255(scale, steps):
     network = RCAN(scale=scale, num_features=8, num_groups=2, num_blocks=3, reduction=2)
     lr = torch.rand(1, 3, 6, 7)
     expected = on_8_bit_range(network.state_dict(), 255 * lr, 2, 3, steps)
     torch.testing.assert_close(255 * network(lr), expected, rtol=1e-5, atol=1e-3)
 
 
-def test_bad_arguments_are_refused_with_their_values():
-    with pytest.raises(ValueError, match="num_features=24 is no multiple of reduction=16"):
+def test_invalid_arguments_are_refused_with_their_values():
+    with pytest.raises(ValueError, match="num_features=24 is not a multiple of reduction=16"):
         RCAN(scale=2, num_features=24)
     with pytest.raises(ValueError, match="scale=7"):
         RCAN(scale=7)

@@ -7,7 +7,7 @@ from sr_lightning.networks import SRResNet
 
 
 def plain_srresnet(weights, lr, num_blocks, steps):
-    """The paper's generator in evaluation mode, its input as given, its output in [-1, 1]."""
+    """Run the paper's generator in evaluation mode, with its output in [-1, 1]."""
 
     def conv(x, key):
         weight = weights[f"{key}.weight"]
@@ -32,8 +32,8 @@ def plain_srresnet(weights, lr, num_blocks, steps):
     return conv(x, "tail")
 
 
-def shaken(**options):
-    """A network after some training steps' worth of change, so that slopes and statistics matter."""
+def perturbed(**options):
+    """A network with perturbed weights and statistics, so that all of them matter."""
     torch.manual_seed(0)
     network = SRResNet(num_features=8, num_blocks=2, **options)
     with torch.no_grad():
@@ -44,23 +44,23 @@ def shaken(**options):
 
 
 @pytest.mark.parametrize(("scale", "steps"), [(2, [2]), (3, [3]), (4, [2, 2]), (8, [2, 2, 2])])
-def test_it_is_the_papers_network_with_its_range_mapped_to_0_to_1(scale, steps):
-    network = shaken(scale=scale)
+def test_output_matches_the_papers_network_mapped_to_0_to_1(scale, steps):
+    network = perturbed(scale=scale)
     lr = torch.rand(1, 3, 6, 7)
     expected = plain_srresnet(network.state_dict(), lr, 2, steps)
     torch.testing.assert_close(2 * network(lr) - 1, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_imagenet_normalisation_acts_on_the_input_alone():
-    network = shaken(scale=2, lr_normalisation="imagenet")
+def test_imagenet_normalisation_changes_only_the_input():
+    network = perturbed(scale=2, lr_normalisation="imagenet")
     lr = torch.rand(1, 3, 6, 7)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     expected = plain_srresnet(network.state_dict(), (lr - mean) / std, 2, [2])
     torch.testing.assert_close(2 * network(lr) - 1, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_tanh_at_the_end_keeps_the_output_in_0_to_1():
-    open_ended, closed = shaken(scale=2), shaken(scale=2, tanh=True)
+def test_tanh_limits_the_output_to_0_to_1():
+    open_ended, closed = perturbed(scale=2), perturbed(scale=2, tanh=True)
     for network in (open_ended, closed):
         network.tail.weight.data *= 100
     lr = torch.rand(1, 3, 6, 7)
@@ -70,14 +70,14 @@ def test_a_tanh_at_the_end_keeps_the_output_in_0_to_1():
     assert closed(lr).max() <= 1
 
 
-def test_every_activation_has_one_slope_and_every_normalisation_is_its_own():
+def test_each_activation_has_one_slope_and_normalisations_are_not_shared():
     network = SRResNet(scale=4, num_blocks=5)
     assert [m.num_parameters for m in network.modules() if isinstance(m, nn.PReLU)] == [1] * (1 + 5 + 2)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == 2 * 5 + 1
 
 
-def test_bad_arguments_are_refused_with_their_values():
-    with pytest.raises(ValueError, match="'caffe': SRResNet takes unit or imagenet"):
+def test_invalid_arguments_are_refused_with_their_values():
+    with pytest.raises(ValueError, match="'caffe': choose unit or imagenet"):
         SRResNet(scale=4, lr_normalisation="caffe")
     with pytest.raises(ValueError, match="scale=5"):
         SRResNet(scale=5)

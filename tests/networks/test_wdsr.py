@@ -14,8 +14,8 @@ def count(network):
     return sum(p.numel() for p in network.parameters())
 
 
-def shaken(**options):
-    """A network whose weights are not the initial ones, so that norms and biases matter."""
+def perturbed(**options):
+    """A network with perturbed weights, so that norms and biases matter."""
     torch.manual_seed(0)
     network = WDSR(**options)
     with torch.no_grad():
@@ -24,8 +24,8 @@ def shaken(**options):
     return network
 
 
-def as_the_authors_run_it(weights, lr, scale, num_blocks, residual_scale):
-    """From g and v, on images in 0..255: the two branches are shuffled apart and then added."""
+def authors_forward(weights, lr, scale, num_blocks, residual_scale):
+    """Run WDSR like the authors, from g and v and on images in 0..255; each branch is shuffled, then both are added."""
 
     def conv(x, key):
         g, v = (weights[f"{key}.parametrizations.weight.original{i}"] for i in (0, 1))
@@ -46,30 +46,30 @@ def as_the_authors_run_it(weights, lr, scale, num_blocks, residual_scale):
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 @pytest.mark.parametrize("block", [TYPE_A, TYPE_B], ids=["A", "B"])
-def test_it_is_the_authors_network_on_images_in_0_to_255(scale, block):
-    network = shaken(scale=scale, residual_scale=0.5, **block)
+def test_output_matches_the_authors_network_on_images_in_0_to_255(scale, block):
+    network = perturbed(scale=scale, residual_scale=0.5, **block)
     lr = torch.rand(1, 3, 6, 7)
-    expected = as_the_authors_run_it(network.state_dict(), 255 * lr, scale, 3, 0.5)
+    expected = authors_forward(network.state_dict(), 255 * lr, scale, 3, 0.5)
     torch.testing.assert_close(255 * network(lr), expected, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("options", [TYPE_A, TYPE_B, TYPE_A | {"weight_norm": False}], ids=["A", "B", "plain"])
 def test_folding_gives_plain_convolutions_with_the_same_output(options):
-    network = shaken(scale=3, **options).to(memory_format=torch.channels_last)
+    network = perturbed(scale=3, **options).to(memory_format=torch.channels_last)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     folded = network.for_inference()
     lr = torch.rand(1, 3, 9, 8)
     torch.testing.assert_close(folded(lr), network(lr), rtol=0, atol=1e-6)
     assert not any(parametrize.is_parametrized(module) for module in folded.modules())
     assert {key.rsplit(".")[-1] for key in folded.state_dict()} == {"weight", "bias"}
-    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)  # the network itself stays as it was
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)  # the network itself is not changed
     folded.tail.bias.data += 1
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
     assert folded.for_inference().state_dict().keys() == folded.state_dict().keys()
 
 
 @pytest.mark.parametrize(("scale", "published"), [(2, 1_187_484), (3, 1_192_959), (4, 1_200_624)])
-def test_without_weight_normalisation_the_norms_are_no_parameters(scale, published):
+def test_without_weight_normalisation_there_are_no_norm_parameters(scale, published):
     with torch.device("meta"):
         assert count(WDSR(scale=scale, weight_norm=False)) == published
         assert count(WDSR(scale=scale).for_inference()) == published
@@ -77,7 +77,7 @@ def test_without_weight_normalisation_the_norms_are_no_parameters(scale, publish
 
 @pytest.mark.parametrize("weight_norm", [True, False])
 @pytest.mark.parametrize("block", [TYPE_A, TYPE_B], ids=["A", "B"])
-def test_filters_start_with_the_norms_of_the_authors_code(block, weight_norm):
+def test_initial_filters_have_the_norms_of_the_authors_code(block, weight_norm):
     network = WDSR(scale=2, weight_norm=weight_norm, **block)
     convs = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
     expected = {"expand": 2, "conv": 1 / 3**0.5}
@@ -88,14 +88,14 @@ def test_filters_start_with_the_norms_of_the_authors_code(block, weight_norm):
         assert not conv.bias.any()
 
 
-def test_type_b_widens_to_6_and_narrows_to_four_fifths():
+def test_type_b_blocks_expand_6_times_and_reduce_to_four_fifths():
     block = WDSR(scale=2, num_features=32, num_blocks=1, expansion=6, low_rank=0.8).blocks[0]
     shapes = [tuple(conv.weight.shape) for conv in (block.expand, block.reduce, block.conv)]
     assert shapes == [(192, 32, 1, 1), (25, 192, 1, 1), (32, 25, 3, 3)]
 
 
 @pytest.mark.parametrize("weight_norm", [True, False])
-def test_with_the_skip_it_starts_as_bicubic_and_learns_what_that_lacks(weight_norm):
+def test_with_global_skip_training_starts_from_bicubic(weight_norm):
     options = TYPE_B | {"scale": 3, "num_channels": 1, "weight_norm": weight_norm}
     network, plain = WDSR(global_skip=True, **options), WDSR(**options)
     lr = torch.rand(1, 1, 8, 9)
@@ -104,7 +104,7 @@ def test_with_the_skip_it_starts_as_bicubic_and_learns_what_that_lacks(weight_no
     torch.testing.assert_close(network(lr) - plain(lr), Bicubic(scale=3)(lr) - plain.mean)
 
 
-def test_bad_arguments_are_refused_with_their_values():
+def test_invalid_arguments_are_refused_with_their_values():
     with pytest.raises(ValueError, match="scale=1"):
         WDSR(scale=1)
     with pytest.raises(ValueError, match="num_channels=2"):

@@ -1,4 +1,4 @@
-"""Muon against an SVD, torch.optim.Muon, torch.optim.Adam, and itself resumed."""
+"""Muon compared with an SVD, torch.optim.Muon, torch.optim.Adam and a resumed run."""
 
 import copy
 from math import sqrt
@@ -22,7 +22,7 @@ def small_net() -> nn.Sequential:
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int, schedule=None) -> None:
-    """Batches first ... last-1, each a function of its number alone."""
+    """Train on batches first ... last-1, each of which depends only on its number."""
     for batch in range(first, last):
         lr = torch.rand(2, 1, 10, 10, generator=torch.Generator().manual_seed(batch))
         optimizer.zero_grad()
@@ -33,7 +33,7 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: in
 
 
 def one_update(weight: torch.Tensor, gradient: torch.Tensor, **settings) -> torch.Tensor:
-    """What one step of learning rate 1 subtracts."""
+    """Return the update of one step with learning rate 1."""
     parameter = nn.Parameter(weight.clone(memory_format=torch.preserve_format))
     parameter.grad = gradient
     Muon([parameter], lr=1.0, **settings).step()
@@ -41,12 +41,12 @@ def one_update(weight: torch.Tensor, gradient: torch.Tensor, **settings) -> torc
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalise_keeps_singular_vectors_and_brings_values_into_the_quintics_band(shape):
+def test_orthogonalise_keeps_singular_vectors_and_maps_singular_values_near_1(shape):
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(2, *shape, dtype=torch.float64), full_matrices=False)
     values = torch.linspace(1.0, 0.05, min(shape), dtype=torch.float64) ** 2 + 0.02
     result = orthogonalise((u * values @ v * 1e-3).float()).double()
-    core = u.mT @ result @ v.mT  # diagonal if the vectors stayed
+    core = u.mT @ result @ v.mT  # diagonal if the singular vectors are unchanged
     diagonal = core.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(result, u * diagonal[:, None] @ v, atol=2e-4, rtol=0)
     large = values / values.norm() > 0.01
@@ -59,7 +59,7 @@ def test_orthogonalise_keeps_singular_vectors_and_brings_values_into_the_quintic
     torch.testing.assert_close(diagonal, scalar.expand_as(diagonal), atol=2e-4, rtol=0)
 
 
-def test_more_steps_than_float32_gram_matrices_bear_stay_in_the_band():
+def test_more_steps_than_one_gram_matrix_allows_still_converge():
     torch.manual_seed(0)
     rank_deficient = torch.randn(1, 32, 4) @ torch.randn(1, 4, 288)
     values = torch.linalg.svdvals(orthogonalise(rank_deficient, steps=20))[0]
@@ -67,24 +67,24 @@ def test_more_steps_than_float32_gram_matrices_bear_stay_in_the_band():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
-def test_the_way_of_other_devices_leads_to_the_same_matrix(dtype, tolerance):
+def test_the_iteration_of_other_devices_gives_the_same_matrix(dtype, tolerance):
     torch.manual_seed(0)
     x = torch.randn(2, 16, 144)
     x = x / x.norm(dim=(1, 2), keepdim=True)
     torch.testing.assert_close(muon._iterate(x.to(dtype), 5).float(), orthogonalise(x), atol=tolerance, rtol=0)
 
 
-def test_a_zero_gradient_leaves_the_weight_as_it_is():
+def test_a_zero_gradient_does_not_change_the_weight():
     assert one_update(torch.ones(4, 2, 3, 3), torch.zeros(4, 2, 3, 3)).abs().max() == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_torch_muon_on_matrices_up_to_its_bfloat16(shape):
+def test_matrices_match_torch_muon_up_to_bfloat16(shape):
     torch.manual_seed(0)
     weight = torch.randn(shape)
     ours, theirs = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
     rows, columns = shape
-    factor = sqrt(max(1, rows / columns))  # torch has either this one or 0.2 sqrt(max), the update here both
+    factor = sqrt(max(1, rows / columns))  # torch has either this factor or 0.2 sqrt(max), ours has both
     optimizer = Muon([ours], lr=0.01)
     torch_muon = torch.optim.Muon([theirs], lr=0.01 * factor, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
@@ -96,7 +96,7 @@ def test_equals_torch_muon_on_matrices_up_to_its_bfloat16(shape):
     assert difference < 0.02 * distance
 
 
-def test_a_convolution_is_its_flattened_matrix():
+def test_a_convolution_is_updated_as_its_flattened_matrix():
     torch.manual_seed(0)
     weight, gradient = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
     update = one_update(weight, gradient)
@@ -105,7 +105,7 @@ def test_a_convolution_is_its_flattened_matrix():
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_weights_of_one_shape_do_not_mix(at_once, monkeypatch):
+def test_weights_of_one_shape_are_updated_independently(at_once, monkeypatch):
     monkeypatch.setattr(muon, "CPU_ELEMENTS", at_once * 8 * 4 * 9)
     torch.manual_seed(0)
     weights = [nn.Parameter(torch.randn(8, 4, 3, 3)) for _ in range(3)]
@@ -117,7 +117,7 @@ def test_weights_of_one_shape_do_not_mix(at_once, monkeypatch):
         torch.testing.assert_close(old - weight, one_update(old, weight.grad), atol=1e-5, rtol=1e-5)
 
 
-def test_channels_last_weights_are_trained_as_contiguous_ones():
+def test_channels_last_weights_get_the_same_updates():
     nets = small_net(), small_net().to(memory_format=torch.channels_last)
     for net in nets:
         train(net, Muon(net.parameters()), 0, 5)
@@ -127,7 +127,7 @@ def test_channels_last_weights_are_trained_as_contiguous_ones():
         torch.testing.assert_close(contiguous, channels_last, atol=1e-5, rtol=1e-4)
 
 
-def test_what_is_no_matrix_goes_to_adam_and_equals_it():
+def test_non_matrix_parameters_match_adam():
     torch.manual_seed(0)
     shapes = [(8,), (1, 8, 3, 3), (8, 1, 1, 1), (), (1, 5)]
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -137,7 +137,7 @@ def test_what_is_no_matrix_goes_to_adam_and_equals_it():
     adam = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1, foreach=False, fused=False)
     for batch in range(6):
         for one, other in zip(ours, theirs, strict=True):
-            one.grad = torch.randn_like(one) if batch != 2 or one.ndim == 1 else None  # step counts drift apart
+            one.grad = torch.randn_like(one) if batch != 2 or one.ndim == 1 else None  # step counts differ
             other.grad = None if one.grad is None else one.grad.clone()
         optimizer.step()
         adam.step()
@@ -145,13 +145,13 @@ def test_what_is_no_matrix_goes_to_adam_and_equals_it():
         torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-7)
 
 
-def test_weight_norm_gains_go_to_adam_and_directions_to_muon():
+def test_adam_updates_weight_norm_gains_and_muon_directions():
     conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3))
     assert not is_matrix(conv.parametrizations.weight.original0)
     assert is_matrix(conv.parametrizations.weight.original1)
 
 
-def test_weight_decay_shrinks_matrices_by_the_learning_rate():
+def test_weight_decay_is_proportional_to_the_learning_rate():
     torch.manual_seed(0)
     weight, gradient = torch.randn(4, 6), torch.randn(4, 6)
     difference = one_update(weight, gradient, weight_decay=0.25) - one_update(weight, gradient)
@@ -180,7 +180,7 @@ def test_resuming_is_bit_exact(tmp_path):
         assert torch.equal(resumed, straight)
 
 
-def test_groups_have_their_own_learning_rate_and_schedulers_reach_it():
+def test_groups_have_their_own_learning_rates_and_work_with_schedulers():
     frozen, moving = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
     optimizer = Muon([{"params": [frozen], "lr": 0.0}, {"params": [moving], "lr": 0.5}])
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
@@ -192,7 +192,7 @@ def test_groups_have_their_own_learning_rate_and_schedulers_reach_it():
     assert optimizer.param_groups[1]["lr"] == pytest.approx(0.05)
 
 
-def test_a_parameter_without_gradient_is_skipped_and_gets_no_state():
+def test_a_parameter_without_a_gradient_is_skipped():
     used, unused = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
     optimizer = Muon([used, unused])
     used.grad = torch.eye(4)
@@ -201,14 +201,14 @@ def test_a_parameter_without_gradient_is_skipped_and_gets_no_state():
     assert unused not in optimizer.state
 
 
-def test_the_gradient_is_left_as_it_was():
+def test_the_gradient_is_not_changed():
     weight = nn.Parameter(torch.ones(4, 6))
     weight.grad = torch.arange(24.0).view(4, 6)
     Muon([weight]).step()
     assert torch.equal(weight.grad, torch.arange(24.0).view(4, 6))
 
 
-def test_a_closure_gives_loss_and_gradients():
+def test_a_closure_computes_loss_and_gradients():
     weight = nn.Parameter(torch.eye(3))
     optimizer = Muon([weight], lr=0.1)
 
@@ -223,7 +223,7 @@ def test_a_closure_gives_loss_and_gradients():
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_a_linear_system_is_solved():
+def test_it_solves_a_linear_system():
     torch.manual_seed(0)
     net, target = nn.Linear(12, 6), nn.Linear(12, 6)
     optimizer = Muon(net.parameters(), lr=0.05, adam_lr_ratio=1.0)

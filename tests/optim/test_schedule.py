@@ -1,4 +1,4 @@
-"""Warm-up and cosine against values worked out by hand."""
+"""Schedules compared with manually calculated values."""
 
 from math import cos, pi
 
@@ -13,7 +13,7 @@ from sr_lightning.optim import step_decay, warmup_cosine
 def rates(
     total_steps: int, batches: int | None = None, peak: float = 2.0, schedule=warmup_cosine, **settings
 ) -> list[float]:
-    """The learning rate each batch runs at."""
+    """Return the learning rate of each batch."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
     schedule = schedule(optimizer, total_steps, **settings)
     seen = []
@@ -24,12 +24,12 @@ def rates(
     return seen
 
 
-def test_ten_steps_with_two_of_warmup():
+def test_ten_steps_with_two_warm_up_steps():
     expected = [2 / 3, 4 / 3, *(1 + cos(pi * k / 8) for k in range(8))]
     assert rates(10, warmup=0.2) == pytest.approx(expected)
 
 
-def test_the_last_batch_is_just_above_the_final_share_and_later_ones_are_at_it():
+def test_the_last_batch_is_slightly_above_the_final_rate_and_later_batches_have_it():
     seen = rates(10, batches=13, warmup=0.2, final=0.1)
     assert seen[9] == pytest.approx(2 * (0.1 + 0.9 * (1 - cos(pi / 8)) / 2))
     assert seen[10:] == pytest.approx([0.2] * 3)
@@ -37,7 +37,7 @@ def test_the_last_batch_is_just_above_the_final_share_and_later_ones_are_at_it()
 
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 19, 20, 21, 1000])
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.99])
-def test_every_batch_learns_and_one_reaches_the_peak(total_steps, warmup):
+def test_every_learning_rate_is_positive_and_one_is_the_peak(total_steps, warmup):
     seen = rates(total_steps, warmup=warmup)
     assert min(seen) > 0
     assert max(seen) == 2.0
@@ -46,25 +46,25 @@ def test_every_batch_learns_and_one_reaches_the_peak(total_steps, warmup):
     assert seen[peak:] == sorted(seen[peak:], reverse=True)
 
 
-def test_each_group_keeps_its_own_peak():
+def test_each_group_has_its_own_peak():
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": peak} for peak in (1.0, 0.1)]
     optimizer = torch.optim.SGD(groups)
     warmup_cosine(optimizer, 100, warmup=0.04)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.02])
 
 
-def test_values_out_of_range_are_named_at_once():
+def test_all_values_out_of_range_are_named():
     with pytest.raises(InputError, match=r"total_steps=0.*warmup=5.*final=-1"):
         warmup_cosine(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1), 0, warmup=5, final=-1)
 
 
-def test_steps_fall_at_their_share_of_the_training():
+def test_step_decay_drops_at_shares_of_the_training():
     assert rates(10, schedule=step_decay, milestones=(0.5, 0.8), gamma=0.1) == pytest.approx(
         [2.0] * 5 + [0.2] * 3 + [0.02] * 2
     )
 
 
 @pytest.mark.parametrize("settings", [{"milestones": (1.0,)}, {"milestones": (0.5, 0)}, {"gamma": 0.0}])
-def test_steps_out_of_range_are_refused(settings):
+def test_step_decay_refuses_values_out_of_range(settings):
     with pytest.raises(InputError, match="out of range"):
         rates(10, schedule=step_decay, **settings)
