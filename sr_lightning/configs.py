@@ -1,4 +1,4 @@
-"""Where the Hydra configs are."""
+"""Location of the Hydra configs."""
 
 from pathlib import Path
 

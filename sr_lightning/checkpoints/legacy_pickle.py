@@ -98,7 +98,7 @@ class _Unpickler(pickle.Unpickler):
         def view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
             return storage.as_strided(size, stride, storage.storage_offset() + offset)
 
-        # All made anew for each file: a pickle can set attributes of classes and functions, which must not outlive it.
+        # Created for each file: a pickle can set attributes of classes and functions, which must not outlive it.
         self.known = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch", "Size"): tuple,

@@ -19,13 +19,13 @@ class Crop:
     """A place where a model gains or loses against bicubic.
 
     Attributes:
-        model: Its name.
-        top: HR pixels.
-        left: HR pixels.
-        size: HR pixels, its side.
-        gain: Mean squared luma error of bicubic less that of the model, in squared grey levels; negative: a loss.
-        psnr: Of the model on luma of this place, in dB.
-        bicubic: Of bicubic, likewise.
+        model: Name of the model.
+        top: First row, in HR pixels.
+        left: First column, in HR pixels.
+        size: Side, in HR pixels.
+        gain: Mean squared luma error of bicubic minus that of the model, in squared grey levels; negative: a loss.
+        psnr: PSNR of the model on luma of this place, in dB.
+        bicubic: PSNR of bicubic on luma of this place, in dB.
     """
 
     model: str
@@ -44,17 +44,17 @@ def find_crops(
     size: int = CROP_SIDE,
     count: int = CROPS_PER_KIND,
 ) -> tuple[Crop, ...]:
-    """The places where models gain and lose most against bicubic, by squared luma error.
+    """Find the places where models gain and lose most against bicubic, by squared luma error.
 
     Args:
-        models: Name -> uint8 (1 or 3, H, W). Without "bicubic" among them nothing is found.
+        models: Name -> uint8 (1 or 3, H, W). Without "bicubic" no place is found.
         hr: uint8 (1 or 3, H, W).
         border: Pixels left out on each side.
-        size: Side of a place in pixels; less in a smaller image.
-        count: At most so many gains, and so many losses, of each model; those of a kind do not overlap.
+        size: Side of a place in pixels; smaller in a smaller image.
+        count: Largest number of gains, and of losses, of each model. Gains do not overlap, nor do losses.
 
     Returns:
-        Of each model but bicubic its gains, the largest first, then its losses, the largest first.
+        For each model but bicubic: its gains, largest first, then its losses, largest first.
     """
     if BASELINE not in models:
         return ()
@@ -90,18 +90,18 @@ def _psnr(squared_error: float) -> float:
 
 
 def window_means(values: np.ndarray, size: int) -> np.ndarray:
-    """Means over all size x size windows: (H, W) -> (H - size + 1, W - size + 1), by the window's top left corner."""
+    """Means of all size x size windows, at their top left corners: (H, W) -> (H - size + 1, W - size + 1)."""
     total = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
     return (total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]) / size**2
 
 
 def largest_apart(values: np.ndarray, size: int, count: int) -> list[tuple[int, int]]:
-    """Where the largest positive values are, no two of them less than `size` apart in both directions.
+    """Find the largest positive values, no two of them less than `size` apart in both directions.
 
     Args:
         values: (H, W).
-        size: In elements.
-        count: At most so many.
+        size: Distance in elements.
+        count: Largest number of values.
 
     Returns:
         (row, column), the largest first.
@@ -110,7 +110,7 @@ def largest_apart(values: np.ndarray, size: int, count: int) -> list[tuple[int, 
     places = []
     for _ in range(count):
         row, column = (int(i) for i in np.unravel_index(values.argmax(), values.shape))
-        if values[row, column] <= 1e-6:  # what rounding leaves of equal errors
+        if values[row, column] <= 1e-6:  # equal errors differ by rounding
             break
         places.append((row, column))
         values[max(row - size + 1, 0) : row + size, max(column - size + 1, 0) : column + size] = -math.inf

@@ -1,7 +1,7 @@
-"""report.html: the scores of an evaluation, and every picture behind them side by side, in one page without a server.
+"""report.html: the scores of an evaluation and the images behind them, in one page that needs no server.
 
 Two steps, so that one image is in memory at a time: `save_versions` writes the pictures of one image and finds where
-models gain and lose most; `write_report` writes the page from the scores and what those calls returned.
+models gain and lose most; `write_report` writes the page from the scores and the results of those calls.
 """
 
 import base64
@@ -35,8 +35,8 @@ from sr_lightning.utils.atomic_files import replacing
 log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report.html")
-EMBEDDED = 16_000_000  # bytes of pictures up to which they are inside the page, which is then one file to pass on
-_WEBP_SIDE = 16383  # the most pixels WebP has
+EMBEDDED = 16_000_000  # bytes: with fewer bytes of pictures the page embeds them and is a single file
+_WEBP_SIDE = 16383  # WebP's largest side in pixels
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Versions:
 
     Attributes:
         dataset: As in the rows of scores.
-        image: Likewise.
-        scale: Likewise.
+        image: As in the rows of scores.
+        scale: As in the rows of scores.
         size: (H, W) of HR.
-        lr: File.
-        models: Name -> file.
-        hr: File.
-        crops: Where each model gains and loses most.
+        lr: Picture file.
+        models: Name -> picture file.
+        hr: Picture file.
+        crops: Places where each model gains and loses most.
     """
 
     dataset: str
@@ -78,17 +78,17 @@ def save_versions(
     hr: np.ndarray,
     border: int = 0,
 ) -> Versions:
-    """Write all versions of one image without loss, and find where each model gains and loses most against bicubic.
+    """Write all versions of one image losslessly, and find where each model gains and loses most against bicubic.
 
     Args:
-        folder: Beside the page to come; the pictures go into a folder of this image in it.
+        folder: Beside the page; the pictures go into a folder of this image in it.
         dataset: Name of the data set.
         image: Name of the image.
         scale: The factor.
         lr: uint8 (1 or 3, h, w).
-        models: Name -> uint8 (1 or 3, h*scale, w*scale); places are found where "bicubic" is among them.
+        models: Name -> uint8 (1 or 3, h*scale, w*scale); places need "bicubic" among them.
         hr: uint8 (1 or 3, h*scale, w*scale).
-        border: HR pixels on each side in which no place is looked for: those that are not scored.
+        border: HR pixels on each side that are not scored, and not searched for places.
 
     Raises:
         InputError: Sizes that do not fit together, naming all that differ from HR.
@@ -104,20 +104,20 @@ def save_versions(
     pictures = {place / f"LR{suffix}": lr, place / f"HR{suffix}": hr}
     files = {name: place / f"model_{_file_name(name)}{suffix}" for name in models}
     pictures |= {files[name]: picture for name, picture in models.items()}
-    with ThreadPoolExecutor() as pool:  # encoders leave Python's lock alone
+    with ThreadPoolExecutor() as pool:  # encoders release Python's global lock
         list(pool.map(_write_lossless, pictures, pictures.values()))
     crops = find_crops(models, hr, border)
     return Versions(dataset, image, scale, (height, width), place / f"LR{suffix}", files, place / f"HR{suffix}", crops)
 
 
 def _file_name(name: str) -> str:
-    """A name of letters that every file system and URL takes as they are; different for different names."""
+    """A name that is safe in file systems and URLs; different names get different results."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:48]
     return plain if plain == name != "" else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _write_lossless(path: Path, picture: np.ndarray) -> None:
-    """(1 or 3, H, W) uint8 -> a file; as WebP smaller than as PNG, in a quarter of the time."""
+    """Write (1 or 3, H, W) uint8 to a file. WebP is smaller than PNG, and takes a quarter of the time."""
     image = Image.fromarray(picture[0] if len(picture) == 1 else np.ascontiguousarray(picture.transpose(1, 2, 0)))
     with replacing(path) as temporary:
         if path.suffix == ".webp":
@@ -136,26 +136,26 @@ def write_report(
     commands: Sequence[str] = (),
     embedded: int = EMBEDDED,
 ) -> int:
-    """Write the page: leaderboard, viewer, places of most gain and loss, scores per image, how it was made.
+    """Write the page: leaderboard, viewer, places of largest gain and loss, scores per image, provenance.
 
-    It fetches nothing from outside. Few pictures go into it, and their files are removed; many stay where they are,
-    and are read when they are shown.
+    The page loads nothing from outside. Few pictures are embedded, and their files are removed; many stay on disk and
+    are loaded when they are shown.
 
     Args:
         path: The page, such as RUN/report.html; beside the folder of the pictures.
         rows: Scores per model and image, and averages as image "mean": model, scale, dataset, image, protocol, and any
-            scores; bicubic's, where they are, are what gains are over.
+            scores. Gains are over bicubic's rows, if there are any.
         versions: Pictures of all or some of the images.
-        leaderboard: A table to open with, column -> value; None: the averages of `rows`.
-        facts: What else to say about how the scores were made, name -> text.
-        commands: Those that made it.
-        embedded: Bytes of pictures up to which they go into the page.
+        leaderboard: The table at the top, column -> value; None: the averages of `rows`.
+        facts: Further facts on how the scores were made, name -> text.
+        commands: The commands that made the page.
+        embedded: Bytes of pictures up to which they are embedded.
 
     Returns:
         Bytes of the page and its pictures together.
 
     Raises:
-        InputError: No rows, or rows without what a row must have.
+        InputError: No rows, or rows without the required columns.
     """
     if not rows:
         raise InputError(f"{path}: there are no scores to report")
@@ -206,7 +206,7 @@ def write_evaluation_report(
 
 
 def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: Any) -> list[dict[str, Any]]:
-    """One entry per data set and scale, in the order of the rows; lists instead of names, for the page's size."""
+    """One entry per data set and scale, in the order of the rows; lists instead of keys keep the page small."""
     shown = {(v.dataset, v.scale, v.image): v for v in versions}
     sets: dict[tuple[str, int], dict[str, dict[str, Mapping[str, Any]]]] = {}  # -> image -> model -> row
     for row in rows:
@@ -243,7 +243,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_value(value: Any) -> str | int | float | None:
-    """What JSON can hold: the page shows a number beyond 1e300 as infinite, and None as missing."""
+    """Convert to a value that JSON supports: the page shows numbers beyond 1e300 as infinite, and None as missing."""
     if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, (float, np.number)):
@@ -260,7 +260,7 @@ def _relative_url(file: Path, folder: Path) -> str:
 
 
 def _fill(template: str, data: Mapping[str, Any]) -> str:
-    """The page: its title, its data, and a policy by which no script but its own runs and nothing is fetched."""
+    """Fill in title and data, and a policy that allows only the page's own script and no network access."""
     names = ", ".join(f"{s['dataset']} ×{s['scale']}" for s in data["sets"])
     script = re.search(r"<script>(.*?)</script>", template, flags=re.DOTALL)[1]
     values = {
@@ -274,7 +274,7 @@ def _fill(template: str, data: Mapping[str, Any]) -> str:
 
 
 def _remove(files: Sequence[Path]) -> None:
-    """Delete files, and the folders they leave empty: of the image, of the set, of all."""
+    """Delete files, and the folders of the image, the set and all pictures if they are empty then."""
     for file in files:
         file.unlink(missing_ok=True)
     for folder in sorted({parent for file in files for parent in list(file.parents)[:3]}, key=lambda p: -len(p.parts)):

@@ -1,4 +1,4 @@
-"""What a run tells its loggers beside scalars: pictures, its outcome, its end."""
+"""Loggers that receive more than scalars: pictures, the outcome and the end of a run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -74,10 +74,10 @@ def check_warm_start(cfg: DictConfig) -> None:
 
 
 def check_data(cfg: DictConfig) -> None:
-    """List the images of the data set, unless they are to be downloaded.
+    """List the images of the data set, unless the run downloads them.
 
     Raises:
-        InputError: As of the functions in `data`: missing folders, no images, HR and LR that do not pair.
+        InputError: Missing folders, no images, HR and LR files that do not pair.
     """
     data = cfg.data
     if "download: true" in OmegaConf.to_yaml(data, resolve=True):

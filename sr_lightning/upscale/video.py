@@ -1,4 +1,4 @@
-"""Videos, frame by frame: the sound and every frame's time stay as they are."""
+"""Upscale videos frame by frame; sound and the times of frames are unchanged."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -15,12 +15,24 @@ from sr_lightning.utils.atomic_files import replacing
 log = logging.getLogger(__name__)
 
 CONTAINERS = {".m4v": "mp4", ".mkv": "matroska", ".mov": "mov", ".mp4": "mp4", ".webm": "webm"}
-# The matrix between RGB and YCbCr: FFmpeg's number of it in a frame -> swscale's
+# The matrix between RGB and YCbCr: FFmpeg's number in a frame -> swscale's
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 BT709, BT601 = 1, 6
-MOST_OF_IT = 0.9  # of its duration, which a video shows unless it is damaged
-# What a file says of itself, not of what it shows
-OF_THE_FILE = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id", "bps", "rotate")
+MIN_DECODED_SHARE = 0.9  # of the duration; a video with less is probably damaged
+# Metadata of the file, not of its content
+CONTAINER_TAGS = (
+    *("encoder", "major_brand", "minor_version", "compatible_brands"),
+    *("duration", "vendor_id", "bps", "rotate"),
+)
+    "encoder",
+    "major_brand",
+    "minor_version",
+    "compatible_brands",
+    "duration",
+    "vendor_id",
+    "bps",
+    "rotate",
+)
 
 
 def upscale_video(
@@ -30,24 +42,24 @@ def upscale_video(
     target: Path,
     progress: Callable[[float], Any] = lambda share: None,
 ) -> tuple[int, int]:
-    """Enlarge the frames of a video, one at a time; sound and subtitles are copied.
+    """Upscale the frames of a video, one at a time, and copy sound and subtitles.
 
-    They become H.264, and VP9 in WebM, with 8 or 10 bits and at a quality that leaves little to see (not HEVC: libx265
-    4.2 writes beyond its memory where a picture is narrower than some 60 pixels). Times of the frames, matrix and range
-    of their colours, rotation, pixel shape, chapters and metadata are those of the input.
+    Frames are encoded as H.264, or VP9 in WebM, with 8 or 10 bits and at a quality without visible loss. (Not HEVC:
+    libx265 4.2 writes beyond its memory if a frame is narrower than some 60 pixels.) Times of frames, colour matrix
+    and range, rotation, pixel shape, chapters and metadata are those of the input.
 
     Args:
         enlarge: RGB frame (H, W, 3), uint8 or uint16 -> (H*scale, W*scale, 3) of the same type.
         scale: The factor.
-        source: A file with moving pictures; of several streams of them, the one that a player shows.
-        target: Its suffix, one of CONTAINERS, says the container. Complete or not there.
-        progress: Called after each frame with the share of the work that it was.
+        source: A file with a video stream; of several, the one that a player shows is upscaled.
+        target: Its suffix, one of CONTAINERS, chooses the container. Written completely or not at all.
+        progress: Called after each frame with its share of the work.
 
     Returns:
         Width and height of the result.
 
     Raises:
-        InputError: PyAV is not installed; nothing to show, damaged, or streams that the container does not hold.
+        InputError: PyAV is missing; no video stream, a damaged file, or streams that the container does not support.
     """
     av = _av()
     with (
@@ -57,13 +69,13 @@ def upscale_video(
         replacing(target) as temporary,
         av.open(str(temporary), "w", format=CONTAINERS[target.suffix.lower()]) as made,
     ):
-        picture = given.streams.best("video")
-        picture.thread_type = "AUTO"
+        video = given.streams.best("video")
+        video.thread_type = "AUTO"
         recoder = _Recoder(av, enlarge, scale, first, target)
         copies = {}
         for stream in given.streams:
-            if stream is picture:
-                recoder.add_to(made, picture)
+            if stream is video:
+                recoder.add_to(made, video)
             elif stream.type in ("audio", "subtitle"):
                 copies[stream] = _copied(made, stream)
             else:
@@ -71,30 +83,30 @@ def upscale_video(
         made.metadata.update(_metadata(given))
         made.set_chapters(given.chapters())
         done = 0.0
-        for packet in given.demux(picture, *copies):
-            if packet.stream is picture:
+        for packet in given.demux(video, *copies):
+            if packet.stream is video:
                 for frame in packet.decode():
                     made.mux(recoder.packets(frame))
                     share = max(_share(frame, given), done)
                     progress(share - done)
                     done = share
-            elif packet.size:  # none marks the end
+            elif packet.size:  # an empty packet marks the end
                 packet.stream = copies[packet.stream]
                 made.mux(packet)
         made.mux(recoder.packets(None))
-    if 0 < done < MOST_OF_IT:  # 0: it does not say how long it is
+    if 0 < done < MIN_DECODED_SHARE:  # 0: the file does not state its duration
         log.warning("%s: damaged? Only %.0f %% of its duration could be decoded", source, 100 * done)
     return recoder.stream.width, recoder.stream.height
 
 
 class _Recoder:
-    """Frames of one stream -> packets of another.
+    """Turns the frames of one stream into the packets of another.
 
     Args:
         av: PyAV.
-        enlarge: As of `upscale_video`.
+        enlarge: As for `upscale_video`.
         scale: The factor.
-        first: The stream's first frame; the others have its size and kind.
+        first: The stream's first frame; all others must have its size and pixel format.
         target: Its suffix chooses the codec.
     """
 
@@ -111,42 +123,42 @@ class _Recoder:
             self.codec, self.options = "libx264", {"crf": "16"}
         self.pixel_format = ("yuv420p" if even else "yuv444p") + ("10le" if deep else "")
         if deep and self.pixel_format not in [one.name for one in av.Codec(self.codec, "w").video_formats]:
-            log.warning("%s: its codec has 8 bits here, not 10; .mkv keeps them", target)
+            log.warning("%s: its codec supports 8 bits here, not 10; .mkv supports 10", target)
             self.pixel_format = self.pixel_format.removesuffix("10le")
         if any(component.is_alpha for component in first.format.components):
             log.warning("%s: transparency is left out", target)
-        # As players take it where nothing is said: by the size, which changes here
+        # Players guess a missing matrix from the height, which changes here, so it is written
         self.matrix = first.colorspace if first.colorspace in MATRICES else BT709 if first.height >= 720 else BT601
         reformatter = av.video.reformatter
         self.range = int(reformatter.ColorRange.JPEG if first.color_range == 2 else reformatter.ColorRange.MPEG)
         flags = reformatter.Interpolation
         self.exact = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP
-        self.last: int | None = None  # frame's time
+        self.last: int | None = None  # time of the last frame
         self.durations: dict[int, int] = {}  # of the frames in the encoder, by their time
 
-    def add_to(self, made: Any, picture: Any) -> None:
-        """Open the stream that is written, in the place of the one that is read."""
+    def add_to(self, made: Any, video: Any) -> None:
+        """Open the stream to write, with the settings of the one that is read."""
         first = self.first
-        self.stream = stream = made.add_stream(self.codec, rate=picture.average_rate, options=self.options)
+        self.stream = stream = made.add_stream(self.codec, rate=video.average_rate, options=self.options)
         context = stream.codec_context
         stream.width, stream.height = first.width * self.scale, first.height * self.scale
-        stream.pix_fmt, context.time_base, stream.time_base = self.pixel_format, picture.time_base, picture.time_base
+        stream.pix_fmt, context.time_base, stream.time_base = self.pixel_format, video.time_base, video.time_base
         context.colorspace, context.color_range = self.matrix, self.range
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
-        if picture.sample_aspect_ratio:
-            context.sample_aspect_ratio = picture.sample_aspect_ratio
+        if video.sample_aspect_ratio:
+            context.sample_aspect_ratio = video.sample_aspect_ratio
         if first.rotation:
             stream.set_display_rotation(first.rotation)
-        stream.metadata.update(_metadata(picture))
-        stream.disposition = picture.disposition
+        stream.metadata.update(_metadata(video))
+        stream.disposition = video.disposition
 
     def packets(self, frame: Any | None) -> list:
-        """What there is to write after a frame, or after the last one."""
+        """Packets ready to write after a frame; None: after the last one."""
         sr = None if frame is None else self.enlarged(frame)
         if sr is not None:
             self.durations[sr.pts] = sr.duration
         packets = self.stream.encode(sr)
-        for packet in packets:  # which have the average duration from the encoder
+        for packet in packets:  # the encoder sets the average duration
             packet.duration = self.durations.pop(packet.pts, None) or packet.duration
         return packets
 
@@ -154,8 +166,8 @@ class _Recoder:
         first = self.first
         if (frame.width, frame.height, frame.format.name) != (first.width, first.height, first.format.name):
             raise InputError(
-                f"its pictures change from {first.width}x{first.height} {first.format.name} to "
-                f"{frame.width}x{frame.height} {frame.format.name}; convert them to one kind first"
+                f"its frames change from {first.width}x{first.height} {first.format.name} to "
+                f"{frame.width}x{frame.height} {frame.format.name}; convert them to one format first"
             )
         frame.colorspace = self.matrix
         rgb = frame.to_ndarray(format=self.rgb, interpolation=self.exact)  # (H, W, 3)
@@ -172,7 +184,7 @@ class _Recoder:
         return sr
 
     def _time_of(self, frame: Any) -> int:
-        """The frame's; where it has none, or that of its predecessor, the next there is."""
+        """Time of a frame; the next free one if it has none or repeats that of its predecessor."""
         pts = frame.pts
         if self.last is not None and (pts is None or pts <= self.last):
             pts = self.last + (max(frame.duration, 1) if pts is None else 1)
@@ -185,13 +197,13 @@ def _av() -> ModuleType:
         import av
         import av.video.reformatter
     except ImportError:
-        raise InputError("videos need one package more: pip install 'av>=18,<20'") from None
+        raise InputError("videos need PyAV: pip install 'sr_lightning[video]', or 'av>=18,<20'") from None
     return av
 
 
 @contextmanager
 def _explained(av: ModuleType, source: Path, target: Path) -> Iterator[None]:
-    """What FFmpeg raises becomes an InputError that names the file."""
+    """Turn FFmpeg's errors into an InputError that names the file."""
     try:
         yield
     except InputError as error:
@@ -203,25 +215,25 @@ def _explained(av: ModuleType, source: Path, target: Path) -> Iterator[None]:
             way_out = "; try .mkv as its suffix"
         elif isinstance(error, av.FFmpegError):
             way_out = ""
-        else:  # PyAV, of a codec
+        else:  # raised by PyAV for a codec
             way_out = "; convert its sound first: ffmpeg -i INPUT -c:v copy -c:a aac OUTPUT.mkv"
-        raise InputError(f"{source}: cannot be made into {target.name} ({error}){way_out}") from error
+        raise InputError(f"{source}: cannot be converted to {target.name} ({error}){way_out}") from error
 
 
 @contextmanager
 def _first_frame(av: ModuleType, source: Path) -> Iterator[Any]:
-    """What the stream looks like, which must be known before anything is written."""
+    """Decode the first frame, whose size and format are needed before anything is written."""
     with av.open(str(source)) as given:
         if given.streams.best("video") is None:
-            raise InputError("holds no moving pictures")
+            raise InputError("contains no video")
         frame = next(given.decode(given.streams.best("video")), None)
         if frame is None:
-            raise InputError("none of its pictures can be decoded")
+            raise InputError("none of its frames can be decoded")
         yield frame
 
 
 def _copied(made: Any, stream: Any) -> Any:
-    """A stream of the result that takes the packets of another as they are."""
+    """Add a stream to the result that takes the packets of another unchanged."""
     copy = made.add_stream_from_template(stream)
     copy.metadata.update(_metadata(stream))
     copy.disposition = stream.disposition
@@ -229,16 +241,16 @@ def _copied(made: Any, stream: Any) -> Any:
 
 
 def _metadata(of: Any) -> dict[str, str]:
-    """Of a container or a stream, what holds for its enlargement as well."""
+    """Metadata of a container or stream that also apply to the upscaled one."""
     return {
         key: text
         for key, text in of.metadata.items()
-        if key.lower().partition("-")[0] not in OF_THE_FILE and not key.startswith(("NUMBER_OF_", "_STATISTICS"))
+        if key.lower().partition("-")[0] not in CONTAINER_TAGS and not key.startswith(("NUMBER_OF_", "_STATISTICS"))
     }
 
 
 def _share(frame: Any, given: Any) -> float:
-    """How much of a video has been shown with a frame, as far as the file says."""
+    """Share of a video up to and including a frame; 0 if the file does not state its duration."""
     if frame.time is None or not given.duration:
         return 0.0
     seconds = frame.time + frame.duration * float(frame.time_base) - (given.start_time or 0) / 1e6

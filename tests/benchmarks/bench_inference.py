@@ -1,10 +1,10 @@
-"""What an image costs: python tests/benchmarks/bench_inference.py [speed] [psnr] [shuffle] [options].
+"""Time per image: python tests/benchmarks/bench_inference.py [speed] [psnr] [shuffle] [options].
 
-speed    1920x1080 output, against the network as it is trained (eager float32, memory contiguous): the fast form, with
+speed    1920x1080 output, against the network as trained (eager float32, memory contiguous): the fast form, with
          and without keeping freed memory, and onnxruntime
-psnr     what the fast forms change on Set5 (under SR_DATA_ROOT), for the checkpoints of --ckpt; in bfloat16 also on a
+psnr     difference of the fast forms on Set5 (under SR_DATA_ROOT), for the checkpoints of --ckpt; in bfloat16 also on a
          processor without it, which computes it as exactly, but slowly
-shuffle  F.pixel_shuffle against the one in networks/parts.py
+shuffle  F.pixel_shuffle against the one in networks/layers.py
 All on one thread, in interleaved rounds; processor time, which other users of a machine disturb least.
 """
 
@@ -96,7 +96,7 @@ def image_for(network: nn.Module) -> Tensor:
 
 @cache
 def prepared(case: str, how: str, pb: str | None) -> Callable[[], Tensor]:
-    """What enlarges the image."""
+    """The function that upscales the image."""
     network = network_of(case)
     lr = image_for(network)
     if how == "eager":

@@ -1,4 +1,4 @@
-"""What a training step costs: python tests/benchmarks/bench_training.py [loop] [precision] [memory].
+"""Time per training step: python tests/benchmarks/bench_training.py [loop] [precision] [memory].
 
 loop       microseconds that Lightning and our module add to a step, against a plain PyTorch loop on the same batches
 precision  a step as train.py makes it (bf16, channels_last, freed memory kept) against eager float32, for six networks
@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import pytorch_lightning as pl
 
+from sr_lightning.callbacks import Progress
 from sr_lightning.data import SRDataModule, bundled_photos
 from sr_lightning.degradations import Bicubic
 from sr_lightning.loggers import MetricsCSV
@@ -82,8 +83,10 @@ def loop() -> None:
         words = ["name=bench", f"run_dir={folder}", f"max_steps={STEPS}", f"save_every={never}", f"val_every={never}"]
         cfg = compose(*words, "trainer=cpu", "trainer.precision=32-true")
         trained = module(tiny())
-        trainer = build_trainer(cfg, trained, [MetricsCSV(Path(folder, "metrics.csv"))])
-        trainer.callbacks.append(clock := Clock())
+        clock, progress = Clock(), Progress(STEPS, cfg.data.batch_size)
+        loggers = [MetricsCSV(Path(folder, "metrics.csv"))]
+        steps = {"max_steps": STEPS, "val_every": never, "save_every": never}
+        trainer = build_trainer(cfg.trainer, trained, loggers, [progress, clock], run_dir=folder, **steps)
         trainer.fit(trained, datamodule)
         return clock.seconds
 

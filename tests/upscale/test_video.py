@@ -225,7 +225,7 @@ def test_8_bit_codec_reduces_to_8_bits_with_a_warning(tmp_path, caplog):
     name = told(tmp_path / "b.webm")["frames"][0].format.name
     deep = "yuv420p10le" in [one.name for one in av.Codec("libvpx-vp9", "w").video_formats]
     assert name == ("yuv420p10le" if deep else "yuv420p")
-    assert ("has 8 bits here" in caplog.text) != deep
+    assert ("supports 8 bits here" in caplog.text) != deep
 
 
 def test_truncated_video_is_reported_as_damaged(tmp_path, caplog):
@@ -265,7 +265,7 @@ def test_audio_file_is_not_a_video(tmp_path):
         frame.sample_rate = 48000
         made.mux(audio.encode(frame))
         made.mux(audio.encode(None))
-    with pytest.raises(InputError, match="holds no moving pictures"):
+    with pytest.raises(InputError, match="contains no video"):
         upscale_video(twice, 2, tmp_path / "a.mkv", tmp_path / "b.mkv")
 
 
@@ -288,4 +288,6 @@ def test_missing_package_is_one_line(tmp_path, monkeypatch, trained, caplog):
     monkeypatch.setitem(sys.modules, "av", None)
     words = [tmp_path / "a.mp4", "-c", trained, "-o", tmp_path / "out", "--device", "cpu"]
     assert main([str(word) for word in words]) == 1
-    assert caplog.records[-1].getMessage().endswith("videos need one package more: pip install 'av>=18,<20'")
+    assert (
+        caplog.records[-1].getMessage().endswith("videos need PyAV: pip install 'sr_lightning[video]', or 'av>=18,<20'")
+    )
