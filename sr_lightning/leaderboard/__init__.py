@@ -1,5 +1,5 @@
 """Leaderboard: all runs below a folder in one table."""
 
-from sr_lightning.leaderboard.evaluate import evaluate
+from sr_lightning.leaderboard.ranking import evaluate
 
 __all__ = ["evaluate"]

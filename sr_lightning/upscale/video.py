@@ -24,15 +24,6 @@ CONTAINER_TAGS = (
     *("encoder", "major_brand", "minor_version", "compatible_brands"),
     *("duration", "vendor_id", "bps", "rotate"),
 )
-    "encoder",
-    "major_brand",
-    "minor_version",
-    "compatible_brands",
-    "duration",
-    "vendor_id",
-    "bps",
-    "rotate",
-)
 
 
 def upscale_video(

@@ -40,7 +40,7 @@ def one_thread(monkeypatch):
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr("sr_lightning.leaderboard.costs.measure", lambda *_: None)
-    monkeypatch.setattr("sr_lightning.leaderboard.evaluate.plot", lambda *_: None)
+    monkeypatch.setattr("sr_lightning.leaderboard.ranking.plot", lambda *_: None)
     yield
     torch.set_num_threads(num_threads)
 
