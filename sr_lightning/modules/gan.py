@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sr_lightning.errors import InputError
+from sr_lightning.losses import Adversarial
 from sr_lightning.modules.sr import SRModule, with_scheduler
 
 
@@ -56,7 +57,7 @@ class GANModule(SRModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         *,
         discriminator: nn.Module,
-        adversarial: nn.Module,
+        adversarial: Adversarial,
         adversarial_weight: float,
         discriminator_optimizer: Callable[..., Optimizer],
         discriminator_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -95,7 +96,7 @@ class GANModule(SRModule):
         self.toggle_optimizer(optimizer)
         images = []
         for lr, hr in parts:
-            sr, hr = self.enlarge(lr, hr)
+            sr, hr = self.sr_and_target(lr, hr)
             share = len(lr) / len(batch["lr"])
             self.manual_backward(share * self.generator_loss(sr, hr, share))
             images.append((sr.detach(), hr, share))
@@ -117,7 +118,7 @@ class GANModule(SRModule):
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         """Sum of the generator's and the discriminator's loss: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
-        sr, hr = self.enlarge(batch["lr"], batch["hr"])
+        sr, hr = self.sr_and_target(batch["lr"], batch["hr"])
         return self.generator_loss(sr, hr) + self.discriminator_loss(sr.detach(), hr)
 
     def generator_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:

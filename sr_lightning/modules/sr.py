@@ -96,9 +96,9 @@ class SRModule(pl.LightningModule):
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
         """Compute the loss of a batch: lr (N, 3, h, w) and hr (N, 3, H, W), float32 in [0, 1]."""
-        return self.image_loss(*self.enlarge(batch["lr"], batch["hr"]))
+        return self.image_loss(*self.sr_and_target(batch["lr"], batch["hr"]))
 
-    def enlarge(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+    def sr_and_target(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's sr as float32, and hr cropped and converted to match it."""
         sr = self(lr).float()
         return sr, center_crop(to_channels(hr, self.network.num_channels), *sr.shape[-2:])
