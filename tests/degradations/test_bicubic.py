@@ -1,6 +1,7 @@
 """Bicubic compared with MATLAB's files, a slow oracle in exact fractions, and the SRCNN paper's numbers."""
 
 from fractions import Fraction
+from functools import cache
 from math import floor, lcm
 
 import numpy as np
@@ -21,25 +22,30 @@ def keys_cubic(x: Fraction) -> Fraction:
     return -Fraction(1, 2) * x**3 + Fraction(5, 2) * x**2 - 4 * x + 2 if x <= 2 else Fraction(0)
 
 
-def oracle_line(line: list, factor: Fraction, border: str) -> list[Fraction]:
-    """Resize one row or column in exact arithmetic, with pixels counted from 1 as in MATLAB."""
-    size, shrink = len(line), min(factor, Fraction(1))
+@cache
+def oracle_taps(size: int, factor: Fraction, border: str) -> list[list[tuple[int, Fraction]]]:
+    """Sources and weights of each output of a line, with pixels counted from 1 as in MATLAB, in exact arithmetic."""
+    shrink = min(factor, Fraction(1))
     out = []
     for x in range(1, int(size * factor) + 1):
         centre = x / factor + (1 - 1 / factor) / 2
         first, last = floor(centre - 2 / shrink), floor(centre + 2 / shrink) + 1
-        total = weights = Fraction(0)
+        taps = []
         for tap in range(first, last + 1):
-            weight = keys_cubic((centre - tap) * shrink)
             if border == "mirror":
                 there_and_back = [*range(size), *reversed(range(size))]
                 source = there_and_back[(tap - 1) % len(there_and_back)]
             else:
                 source = min(max(tap, 1), size) - 1
-            total += weight * line[source]
-            weights += weight
-        out.append(total / weights)
+            taps.append((source, keys_cubic((centre - tap) * shrink)))
+        total = sum(weight for _, weight in taps)
+        out.append([(source, weight / total) for source, weight in taps if weight])
     return out
+
+
+def oracle_line(line: list, factor: Fraction, border: str) -> list[Fraction]:
+    """One row or column resized in exact arithmetic."""
+    return [sum(weight * line[source] for source, weight in taps) for taps in oracle_taps(len(line), factor, border)]
 
 
 def to_uint8(value: Fraction) -> int:
@@ -132,6 +138,7 @@ def test_uint8_upscaling_equals_exact_arithmetic(scale, border):
 def test_floating_point_is_neither_rounded_nor_clamped(scale, border):
     image = torch.randn(3 * scale, 2 * scale, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100
     for resize, factor in ((downscale, Fraction(1, scale)), (upscale, Fraction(scale))):
+        image = image if resize is downscale else image[:6, :4]  # exact arithmetic is slow
         expected = oracle(image.numpy(), factor, border)
         np.testing.assert_allclose(resize(image, scale, border).numpy(), expected, rtol=0, atol=1e-11)
         single = resize(image.float(), scale, border)

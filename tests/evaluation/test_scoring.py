@@ -118,11 +118,15 @@ def test_report_contains_the_output_of_the_network(root, published):
     hr = torch.from_numpy(read_image(root / "benchmark" / "Mine" / "HR" / "a.png"))
     lr = Degradation()(hr, 2)
     with torch.inference_mode():
-        sr = network(lr[None].float() / 255)[0].clamp(0, 1).mul(255).round().to(torch.uint8)
-    for url, expected in zip(image["files"], (lr, None, sr, hr), strict=True):
-        if expected is not None:
-            with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as picture:
-                assert np.array_equal(np.asarray(picture).transpose(2, 0, 1), expected.numpy())
+        sr = network(lr[None].float() / 255)[0].clamp(0, 1).mul(255).numpy()
+    pictures = []
+    for url in image["files"]:
+        with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as picture:
+            pictures.append(np.asarray(picture).transpose(2, 0, 1))
+    assert len(pictures) == 4
+    assert np.array_equal(pictures[0], lr.numpy()) and np.array_equal(pictures[3], hr.numpy())
+    # Rounded; the inference form's sums have another order, so that a value in the middle may go to either side
+    assert np.abs(pictures[2] - sr).max() <= 0.5 + 1e-3
 
 
 @pytest.mark.parametrize(("words", "shown"), [(["report=1"], [True, False]), (["report=0"], None)])
