@@ -137,7 +137,7 @@ def run_in_new_interpreter(*words: object, check: bool = True) -> subprocess.Com
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 

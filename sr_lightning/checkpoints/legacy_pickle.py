@@ -151,7 +151,7 @@ def _read_stream(path: str | Path) -> Any:
         _, offset, length = view
         return storages[key][offset : offset + length]
 
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _VERSION:
             raise ValueError("neither of torch's formats")
         if not _Unpickler(file).load()["little_endian"]:

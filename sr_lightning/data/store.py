@@ -254,7 +254,7 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        with open(partial / "pixels", "wb") as file:
+        with (partial / "pixels").open("wb") as file:
             images = in_threads(load, zip(pairs, sizes, strict=True))
             for hr, lr in tqdm(images, desc="decoding images", total=len(pairs), disable=None):
                 file.write(np.ascontiguousarray(hr.transpose(1, 2, 0)).data)
@@ -265,7 +265,7 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
         with replacing(partial / "index.json") as temporary:
             temporary.write_text(json.dumps(index))
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
-        os.replace(partial, folder)
+        partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return sizes

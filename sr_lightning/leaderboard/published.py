@@ -69,7 +69,7 @@ def _scores(system: str, scale: int, benchmark: str, protocol: str) -> float | N
 
 @functools.cache
 def _table() -> list[dict[str, str]]:
-    with open(FOLDER / "published.csv", newline="") as file:
+    with (FOLDER / "published.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 

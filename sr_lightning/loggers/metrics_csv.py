@@ -70,7 +70,7 @@ class MetricsCSV(RunLogger):
             temporary.write_bytes(head + self._text(self.rows[-1:]))
 
     def _write_last(self, append: bool) -> None:
-        with open(self.path, "r+b") as file:
+        with self.path.open("r+b") as file:
             self._last_row = file.seek(0, os.SEEK_END) if append else file.seek(self._last_row)
             file.write(self._text(self.rows[-1:]))
             file.truncate()

@@ -88,8 +88,8 @@ class Muon(Optimizer):
 
     `torch.optim.Muon` accepts only 2-D weights. This class accepts every parameter. Weights of convolutions and linear
     layers are updated as matrices `weight.view(out, -1)`; biases, PReLU slopes, weight-norm gains and convolutions with
-    one output are updated by Adam at `adam_lr_ratio` times the learning rate. (Transposed convolutions are viewed as
-    they are stored, as (in, out*k*k).)
+    one output are updated by Adam at `adam_lr_ratio` times the learning rate. (Transposed convolutions are viewed in
+    their stored layout, as (in, out*k*k).)
 
     3e-3 is a good learning rate for small networks; wider and deeper ones need less (8e-4 for 8 blocks of 32 features).
 

@@ -159,7 +159,7 @@ def run_in_subprocess(
     if invocation.abandoned():  # while this job waited for devices
         os._exit(1)
     (cell / RESULT).unlink(missing_ok=True)  # of an earlier failure
-    with open(cell / "train.log", "ab") as file:
+    with (cell / "train.log").open("ab") as file:
         if shares_terminal():
             streams = {}
         else:
@@ -193,7 +193,7 @@ def exit_reason(code: int) -> str:
 
 def last_lines(path: Path, count: int = 8) -> list[str]:
     """Read the last lines of a text file."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 8192))
         return file.read().decode(errors="replace").splitlines()[-count:]
 

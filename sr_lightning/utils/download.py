@@ -91,7 +91,7 @@ def download(
                 f"{url}: the downloaded file is not the expected one: {wrong}. It has been removed. "
                 f"The server or a proxy may have changed it: run again. {by_hand}"
             )
-        os.replace(part, path)
+        part.replace(path)
     return path
 
 
@@ -128,7 +128,7 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
                 content = inside[0]
             if folder.is_dir():
                 folder.rmdir()  # empty; Windows cannot replace a folder
-            os.replace(content, folder)
+            content.replace(folder)
         except BROKEN as error:
             raise InputError(f"{archive} cannot be unpacked ({error}). Delete it and download it again") from error
         finally:

@@ -262,7 +262,7 @@ def test_failed_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     write_image(tmp_path / "a.png", RGB.transpose(2, 0, 1))
 
     def disk_full(self, file, **options):
-        with open(file, "wb") as broken:
+        with file.open("wb") as broken:
             broken.write(b"half")
         raise OSError("disk full")
 

@@ -1,7 +1,6 @@
 """evaluate.py runs=…: the leaderboard's rows, and the scores it stores."""
 
 import csv
-import importlib
 import itertools
 import json
 import os
@@ -29,7 +28,6 @@ from sr_lightning.network_costs import count
 from sr_lightning.networks import SRCNN
 from tests.helpers import compose, rows_of, run
 
-evaluate_module = importlib.import_module("sr_lightning.leaderboard.evaluate")  # not its function
 SMALL = {"_target_": "sr_lightning.networks.SRCNN", "scale": 2, "num_features": [3, 2], "kernel_sizes": [3, 1, 3]}
 SMALL |= {"global_skip": True}
 PAPER = SMALL | {"num_features": [64, 32], "kernel_sizes": [9, 1, 5], "global_skip": False}
@@ -69,7 +67,11 @@ def make_run(directory, seed=0, network=SMALL, name="srcnn", status="finished", 
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter, std=0.03)
     config = {
-        **{"name": name, "seed": seed, "scale": network["scale"], "max_steps": 10, "data_root": "data"},
+        "name": name,
+        "seed": seed,
+        "scale": network["scale"],
+        "max_steps": 10,
+        "data_root": "data",
         "choices": {"model": "srcnn", "data": "t91", "experiment": None},
         "model": {"_target_": "sr_lightning.modules.SRModule", "network": network, "optimizer": {"lr": 1e-3}},
         "data": {"seed": seed},
@@ -350,7 +352,7 @@ def test_scores_are_not_compared_across_protocols():
 
 
 def test_published_tables_list_the_same_systems():
-    with open(FOLDER / "published.csv", newline="") as file:
+    with (FOLDER / "published.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["system"] for row in rows} == {entry["system"] for entry in OmegaConf.load(FOLDER / "systems.yaml")}
     keys = [tuple(row[key] for key in ("system", "scale", "dataset", "protocol")) for row in rows]

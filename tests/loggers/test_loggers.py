@@ -54,7 +54,7 @@ def history_of(file):
 
 
 def read(path):
-    with open(path, newline="") as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 

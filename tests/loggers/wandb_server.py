@@ -85,9 +85,18 @@ class WandbServer:
         """The state of a run for a client that resumes it; None if unknown."""
         run = self.runs.get(run_id)
         return run and {
-            **{"id": run_id, "name": run_id, "displayName": run.name, "tags": run.tags, "notes": None},
-            **{"config": json.dumps(run.config), "summaryMetrics": run.summary, "wandbConfig": '{"t": 1}'},
-            **{"historyLineCount": len(run.history), "eventsLineCount": 0, "logLineCount": 0, "eventsTail": "[]"},
+            "id": run_id,
+            "name": run_id,
+            "displayName": run.name,
+            "tags": run.tags,
+            "notes": None,
+            "config": json.dumps(run.config),
+            "summaryMetrics": run.summary,
+            "wandbConfig": '{"t": 1}',
+            "historyLineCount": len(run.history),
+            "eventsLineCount": 0,
+            "logLineCount": 0,
+            "eventsTail": "[]",
             "historyTail": json.dumps([json.dumps(run.history[max(run.history)])] if run.history else []),
         }
 

@@ -61,8 +61,11 @@ def test_failing_cells_fail_alone_with_a_reason(mixed):
     sweep, output = mixed
     found = results(sweep)
     assert {seed: result["status"] for seed, result in found.items()} == {
-        **{1: "finished", 2: "finished"},
-        **{9: "failed", 12: "failed", 13: "failed"},
+        1: "finished",
+        2: "finished",
+        9: "failed",
+        12: "failed",
+        13: "failed",
     }
     errors = {seed: found[seed]["error"] for seed in (9, 12, 13)}
     assert errors[9] == "killed by signal 9 (SIGKILL): out of memory?"
