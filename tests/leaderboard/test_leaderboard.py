@@ -20,6 +20,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from sr_lightning.degradations import Bicubic as Degradation
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.checks import check_request
 from sr_lightning.images.files import read_image
 from sr_lightning.leaderboard import evaluate, plots
 from sr_lightning.leaderboard.published import FOLDER, published_score
@@ -221,11 +222,11 @@ def test_scores_of_other_checkpoints_or_images_are_not_used(root, tmp_path):
     board_of(images, tmp_path / "out", tmp_path / "runs")
     spoil(folder)
     shutil.copy(images / "benchmark" / "Mine" / "HR" / "c.png", images / "benchmark" / "Set5" / "HR" / "c.png")
-    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+    with pytest.raises(InputError, match="is damaged, or holds more than tensors and plain containers"):
         board_of(images, tmp_path / "out", tmp_path / "runs")
     board_of(root, tmp_path / "out", tmp_path / "runs")  # the same images in another place
     os.utime(folder / "checkpoints" / "best.ckpt")
-    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+    with pytest.raises(InputError, match="is damaged, or holds more than tensors and plain containers"):
         board_of(root, tmp_path / "out", tmp_path / "runs")
 
 
@@ -262,7 +263,7 @@ def test_unscorable_runs_are_listed_and_stop_no_other(root, tmp_path):
     assert found["going_on"] == ("unfinished", "10 of 10 steps trained")
     assert found["boom"] == ("failed", "boom")
     assert found["pruned"][0] == "pruned"
-    assert found["spoilt"][0] == "not scored" and "cannot be read as a checkpoint" in found["spoilt"][1]
+    assert found["spoilt"][0] == "not scored" and "is damaged, or holds more than tensors" in found["spoilt"][1]
     assert "do not fit its network" in found["misfit"][1]
     assert found["gone"] == ("finished", "there is no checkpoints/best.ckpt")
     assert (found["rubbish"][0], found["yaml"][0]) == ("unreadable", "unreadable")
@@ -450,16 +451,21 @@ def test_plots_have_a_panel_per_scale_and_no_overlapping_labels(root, tmp_path, 
         (["benchmarks=[Set5,Yours,Theirs]"], "no test set Theirs (available: Mine, Set5)"),
         (["benchmarks=[]"], "name at least one"),
         (["scale=x4"], "scale=x4 was requested, but the runs are of x2"),
-        (["measures=[beauty]"], "measures: beauty"),
-        (["report=-1"], "report=-1: how many images"),
+        (["measures=[beauty]"], "measures: unknown beauty; give a list of"),
     ],
 )
 def test_wrong_arguments_are_refused(words, message, root, tmp_path):
     make_run(tmp_path / "runs" / "a")
     (tmp_path / "empty").mkdir()
     words = [word.format(empty=tmp_path / "empty") for word in words]
+    cfg = config(root, tmp_path / "out", tmp_path / "runs", *words)
     with pytest.raises(InputError, match=re.escape(message.format(empty=tmp_path / "empty"))):
-        evaluate(config(root, tmp_path / "out", tmp_path / "runs", *words))
+        evaluate(cfg)
+
+
+def test_negative_number_of_report_images_is_refused(root, tmp_path):
+    with pytest.raises(InputError, match=r"report=-1: the number of images of each data set in report\.html"):
+        check_request(config(root, tmp_path / "out", tmp_path / "runs", "report=-1"))
 
 
 def test_nothing_to_score_is_an_error_listing_the_runs(root, tmp_path):
