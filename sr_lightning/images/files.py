@@ -12,8 +12,6 @@ from PIL import Image, UnidentifiedImageError
 
 from sr_lightning.errors import InputError
 from sr_lightning.images.exif import swaps_sides, upright_transpose
-from sr_lightning.images.folder import image_files  # noqa: F401  until the upscale command imports it from there
-from sr_lightning.images.formats import IMAGE_SUFFIXES
 from sr_lightning.images.modes import (
     GRAY_MODES,
     check_integer,
@@ -25,10 +23,6 @@ from sr_lightning.images.modes import (
 )
 from sr_lightning.images.zip_member import ZipMember
 from sr_lightning.utils.atomic_files import replacing
-from sr_lightning.utils.messages import listing  # noqa: F401
-from sr_lightning.utils.threads import THREADS, in_threads  # noqa: F401
-
-SUFFIXES = IMAGE_SUFFIXES
 
 
 def read_image(path: str | Path | ZipMember) -> np.ndarray:

@@ -26,7 +26,7 @@ from sr_lightning.data.sources import Pair
 from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError, find_input_error
 from sr_lightning.evaluation.evaluate import sets_of_run
-from sr_lightning.images.files import image_size, in_threads
+from sr_lightning.images.files import image_size
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.sweeps.invocation import SweepInvocation, plan
@@ -34,6 +34,7 @@ from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
 from sr_lightning.training.checks import check_numbers, check_warm_start
 from sr_lightning.training.trainer import choose_precision
 from sr_lightning.utils.devices import best_device
+from sr_lightning.utils.threads import in_threads
 
 log = logging.getLogger(__name__)
 
