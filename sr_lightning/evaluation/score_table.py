@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sr_lightning.errors import InputError
+from sr_lightning.runs.folder import RunFolder
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.markdown import markdown_table
 
@@ -52,9 +53,9 @@ def report_scores(
         run_dir: Where to write.
         images_of: A data set of which every image gets a line.
     """
-    write_results(run_dir / "results.csv", rows)
+    write_results(RunFolder(run_dir).results, rows)
     log.info("protocol %s\n%s", ", ".join(sorted({row["protocol"] for row in rows})), score_table(rows, images_of))
-    log.info("%s", run_dir / "results.csv")
+    log.info("%s", RunFolder(run_dir).results)
     if pictures:
         log.info("%d pictures in %s", len(pictures), pictures[0].parent)
 

@@ -11,8 +11,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import Versions, write_evaluation_report
 from sr_lightning.evaluation.score_table import write_results
+from sr_lightning.evaluation.scoring import Scorer
 from sr_lightning.leaderboard.costs import MEASURED, Costs
 from sr_lightning.leaderboard.plots import plot_costs, plot_validation, styles
 from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
@@ -28,6 +30,7 @@ from sr_lightning.leaderboard.table import (
     write_text,
 )
 from sr_lightning.network_costs import HEIGHT, WIDTH, machine
+from sr_lightning.runs.folder import RunFolder
 from sr_lightning.sweeps.invocation import relative
 
 log = logging.getLogger(__name__)
@@ -54,15 +57,29 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         InputError: Conflicting settings, folders without runs, missing benchmarks, or no run that could be scored.
     """
-    runs = requested_runs(cfg)
+    if others := [key for key in ("ckpt", "model") if cfg.get(key) is not None]:
+        raise InputError(f"runs= selects the networks to score: leave {' and '.join(others)} out")
+    if not cfg.benchmarks:
+        raise InputError("benchmarks=[]: name at least one to rank by, such as benchmarks=[Set5]")
+    folders = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]
+    runs = requested_runs([str(folder) for folder in folders], cfg.scale)
     groups, repeated = group([run for run in runs if run.config is not None])
     failed = {directory: ("repeated", why) for directory, why in repeated.items()}
     failed |= {run.directory: (run.status, run.reason) for run in runs if not run.is_scorable}
     if cfg.self_ensemble:
         groups = [replace(one, label=f"{one.label}+") for one in groups]
 
-    scores = Scores(cfg, benchmark_sets(cfg, sorted({run.config.scale for run in runs if run.is_scorable})))
-    page = scored_with_pictures(scores, groups, failed) if cfg.report or cfg.num_pictures else Page()
+    scales = sorted({run.config.scale for run in runs if run.is_scorable})
+    scores = Scores(
+        Scorer.from_config(cfg),
+        benchmark_sets(cfg.data_root, cfg.benchmarks, scales),
+        {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("protocol", "degradation")},
+        cfg.self_ensemble,
+    )
+    page = Page()
+    if cfg.report or cfg.num_pictures:
+        images = EvaluationImages(cfg.run_dir, cfg.num_pictures, cfg.report)
+        page = scored_with_pictures(scores, groups, failed, images)
     known = score_all(scores, groups, failed)
     left_out = [
         dict(zip(("run", "status", "reason"), (str(relative(directory)), *failed[directory]), strict=True))
@@ -73,42 +90,40 @@ def evaluate(cfg: DictConfig) -> float:
         lines = "".join(f"\n  {': '.join(filter(None, one.values()))}" for one in left_out)
         raise InputError(f"runs: no run can be scored:{lines}")
     rows = ranked(scores, groups, known)
-    write(cfg, rows, left_out)
-    write_results(Path(cfg.run_dir, "results.csv"), all_rows(scores, groups, known))
-    plot(Path(cfg.run_dir), rows, groups)
+    folder = RunFolder(cfg.run_dir)
+    write(folder.path, rows, left_out)
+    write_results(folder.results, all_rows(scores, groups, known))
+    plot(folder.path, rows, groups)
     facts = {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
     if left_out:
         facts["not in the table"] = "; ".join(f"{one['run']} ({one['status']})" for one in left_out)
     write_evaluation_report(
-        Path(cfg.run_dir), page.rows, page.versions, scores.scorer.protocol, leaderboard=for_page(rows), facts=facts
+        folder.path, page.rows, page.versions, scores.scorer.protocol, leaderboard=for_page(rows), facts=facts
     )
     return rows[0][psnr_key(rows[0])]
 
 
-def requested_runs(cfg: DictConfig) -> list[Run]:
-    """Find the runs of `runs=`, of one scale if `scale=` is given.
+def requested_runs(folders: Sequence[str], scale: int | None) -> list[Run]:
+    """Find the runs in folders, of one scale unless that is None.
 
     Raises:
-        InputError: `ckpt=` or `model=` beside it, a folder without runs, or no run of that scale.
+        InputError: No folder, a folder without runs, or no run of that scale.
     """
-    if others := [key for key in ("ckpt", "model") if cfg.get(key) is not None]:
-        raise InputError(f"runs= selects the networks to score: leave {' and '.join(others)} out")
-    if not cfg.benchmarks:
-        raise InputError("benchmarks=[]: name at least one to rank by, such as benchmarks=[Set5]")
-    folders = [str(folder) for folder in (cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs])]
     if not folders:
         raise InputError("runs=[]: name a folder of runs, such as runs=multirun/NAME")
     runs = find_runs(folders)
-    if cfg.scale is None:
+    if scale is None:
         return runs
     scales = sorted({run.config.scale for run in runs if run.config is not None})
-    if cfg.scale not in scales:
-        there = ", ".join(f"x{scale}" for scale in scales)
-        raise InputError(f"scale=x{cfg.scale} was requested, but the runs are of {there or 'no known scale'}")
-    return [run for run in runs if run.config is None or run.config.scale == cfg.scale]
+    if scale not in scales:
+        there = ", ".join(f"x{each}" for each in scales)
+        raise InputError(f"scale=x{scale} was requested, but the runs are of {there or 'no known scale'}")
+    return [run for run in runs if run.config is None or run.config.scale == scale]
 
 
-def benchmark_sets(cfg: DictConfig, scales: Sequence[int]) -> dict[int, dict[str, list[Pair]]]:
+def benchmark_sets(
+    data_root: str | Path, benchmarks: Sequence[str], scales: Sequence[int]
+) -> dict[int, dict[str, list[Pair]]]:
     """List the images to score on: scale -> benchmark -> images.
 
     Raises:
@@ -117,9 +132,9 @@ def benchmark_sets(cfg: DictConfig, scales: Sequence[int]) -> dict[int, dict[str
     sets: dict[int, dict[str, list[Pair]]] = {scale: {} for scale in scales}
     problems: dict[str, None] = {}
     for scale in scales:
-        for name in cfg.benchmarks:
+        for name in benchmarks:
             try:
-                sets[scale][name] = benchmark_set(cfg.data_root, name, scale)
+                sets[scale][name] = benchmark_set(data_root, name, scale)
             except InputError as error:
                 problems[str(error)] = None
     if problems:
@@ -127,7 +142,7 @@ def benchmark_sets(cfg: DictConfig, scales: Sequence[int]) -> dict[int, dict[str
     return sets
 
 
-def scored_with_pictures(scores: Scores, groups: Sequence[Group], failed: Failed) -> Page:
+def scored_with_pictures(scores: Scores, groups: Sequence[Group], failed: Failed, images: EvaluationImages) -> Page:
     """Score one run of each group and write its images; runs that cannot be read are added to `failed`."""
     page = Page()
     for scale in scores.sets:
@@ -136,9 +151,8 @@ def scored_with_pictures(scores: Scores, groups: Sequence[Group], failed: Failed
             run = next((run for run in one.runs if run.directory not in failed), None)
             if run is not None:
                 models[one.name_of(run)] = run
-        rows, versions = scores.with_pictures(scale, models, failed)
-        page.rows.extend(rows)
-        page.versions.extend(versions)
+        page.rows.extend(scores.with_pictures(scale, models, failed, images))
+    page.versions.extend(images.versions)
     return page
 
 
@@ -158,9 +172,9 @@ def score_all(scores: Scores, groups: Sequence[Group], failed: Failed) -> dict[P
 
 def ranked(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping[str, Rows]]) -> Rows:
     """Make the leaderboard's rows, bicubic included, by benchmark, scale and PSNR, the best first."""
-    costs, self_ensemble = Costs(), scores.cfg.self_ensemble
+    costs, self_ensemble = Costs(), scores.self_ensemble
     rows = []
-    for benchmark in scores.cfg.benchmarks:
+    for benchmark in scores.benchmarks:
         for scale in (scale for scale in scores.sets if (scale, benchmark) in scores.bicubic):
             baseline = scores.bicubic[scale, benchmark][-1]
             who = {"benchmark": benchmark, "scale": scale, "model": "bicubic", "data": ""}
@@ -199,8 +213,8 @@ def all_rows(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mappi
     return rows
 
 
-def write(cfg: DictConfig, rows: Rows, left_out: Rows) -> None:
-    """Write leaderboard.md, .csv and .json into run_dir, and log the Markdown."""
+def write(folder: Path, rows: Rows, left_out: Rows) -> None:
+    """Write leaderboard.md, .csv and .json into a folder, and log the Markdown."""
     protocols: dict[str, dict[str, None]] = {}  # -> the benchmarks scored under it
     for row in rows:
         protocols.setdefault(row["protocol"], {})[row["benchmark"]] = None
@@ -213,7 +227,6 @@ def write(cfg: DictConfig, rows: Rows, left_out: Rows) -> None:
     ]
     command = shlex.join(["python", *sys.argv])
     text = markdown(rows, left_out, notes)
-    folder = Path(cfg.run_dir)
     write_text(folder / "leaderboard.md", f"{text}\n    {command}\n")
     write_csv(folder / "leaderboard.csv", rows)
     content = {"rows": rows, "not_in_the_table": left_out, "notes": notes, "command": command}

@@ -19,11 +19,10 @@ from sr_lightning.runs.fingerprint import result_settings
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import last_step, validation_psnr
 from sr_lightning.runs.result import FINISHED, RESULT, read_result
+from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.invocation import relative
 
 log = logging.getLogger(__name__)
-
-RUN_FILES = (RESULT, "config.yaml", "checkpoints", "train.log")  # a run's directory has at least one of them
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,13 @@ class Run:
         path = RunFolder(directory).config
         if path.is_file():
             try:
-                config = OmegaConf.load(path)
+                config = read_config(path)
                 result_settings(config), config.name, config.scale, config.seed, config.model.network._target_
             except (OSError, YAMLError, OmegaConfBaseException, AttributeError, TypeError) as error:
                 config, problem = None, f"config.yaml: {_first_line(error)}"
         reason = result.get("error", "").split("\n")[0]
         if status == "unfinished":
-            reason = _progress(directory, config)
+            reason = _progress(directory, config and config.max_steps)
         elif status == FINISHED and config is None:
             status, reason = ("unreadable", problem) if problem else (status, "there is no config.yaml")
         elif status == FINISHED and not RunFolder(directory).best.is_file():
@@ -106,9 +105,9 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0] or type(error).__name__
 
 
-def _progress(directory: Path, config: DictConfig | None) -> str:
-    step = 0 if config is None else last_step(RunFolder(directory).metrics)
-    return f"{step:,} of {config.max_steps:,} steps trained" if step else "before its first step"
+def _progress(directory: Path, max_steps: int | None) -> str:
+    step = last_step(RunFolder(directory).metrics)
+    return f"{step:,} of {max_steps:,} steps trained" if step and max_steps else "before its first step"
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -124,7 +123,9 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
         if not folder.expanduser().is_dir():
             problems.append(f"there is no folder {folder}")
         elif not below:
-            problems.append(f"there is no run in {folder} (a run's directory contains {', '.join(RUN_FILES[:-1])})")
+            problems.append(
+                f"there is no run in {folder} (a run's directory has result.json, config.yaml or checkpoints)"
+            )
         for directory in below:
             found.setdefault(directory.resolve(), directory)
     if problems:
@@ -134,7 +135,7 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 def _directories(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Yield the runs' directories in and below a folder; runs do not contain runs."""
-    if any((folder / name).exists() for name in RUN_FILES):
+    if RunFolder(folder).exists():
         yield folder
         return
     seen |= {folder.resolve()}

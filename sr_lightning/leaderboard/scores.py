@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.checkpoints.checkpoint import load_network
 from sr_lightning.data.sources import Pair
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.images import EvaluationImages
-from sr_lightning.evaluation.report import Versions
 from sr_lightning.evaluation.scoring import ScoredModel, Scorer
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.leaderboard.runs import Run
@@ -30,18 +28,28 @@ class Scores:
     """Scores of runs on benchmarks, and of bicubic on the same images.
 
     Args:
-        cfg: Config of evaluate.py.
+        scorer: Scores the networks.
         sets: Scale -> benchmark -> images.
+        settings: The configs of protocol and degradation, part of the cache's key.
+        self_ensemble: Score self-ensembles of the networks.
     """
 
-    def __init__(self, cfg: DictConfig, sets: Mapping[int, Mapping[str, Sequence[Pair]]]) -> None:
-        self.scorer = Scorer.from_config(cfg)
-        self.cfg, self.sets = cfg, sets
+    def __init__(
+        self,
+        scorer: Scorer,
+        sets: Mapping[int, Mapping[str, Sequence[Pair]]],
+        settings: Mapping[str, Any],
+        self_ensemble: bool,
+    ) -> None:
+        self.scorer, self.sets, self.self_ensemble = scorer, sets, self_ensemble
         self.caches: dict[Path, ScoreCache] = {}
         self.bicubic: dict[tuple[int, str], Rows] = {}
-        settings = OmegaConf.to_container(cfg, resolve=True)
-        self.settings = {key: settings[key] for key in ("protocol", "degradation", "self_ensemble")}
-        self.settings["measures"] = list(self.scorer.measures)
+        self.settings = dict(settings) | {"self_ensemble": self_ensemble, "measures": list(scorer.measures)}
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """Names of the benchmarks, in the order they were given."""
+        return list(dict.fromkeys(name for sets in self.sets.values() for name in sets))
 
     def scores_of_run(self, run: Run) -> dict[str, Rows]:
         """Score a run, benchmark -> rows, unless cached; one network in memory, one image at a time.
@@ -63,16 +71,17 @@ class Scores:
                 self._cache(run, benchmark, rows, "model")
         return {benchmark: self._cached(run, benchmark) for benchmark in self.sets[run.config.scale]}
 
-    def with_pictures(self, scale: int, runs: Mapping[str, Run], failed: Failed) -> tuple[Rows, list[Versions]]:
+    def with_pictures(self, scale: int, runs: Mapping[str, Run], failed: Failed, images: EvaluationImages) -> Rows:
         """Score runs side by side, all in memory and one image at a time, and write pictures.
 
         Args:
             scale: The factor of all runs.
             runs: Name -> run.
             failed: Directory -> status and reason; runs whose checkpoints cannot be read are added.
+            images: Writes the pictures.
 
         Returns:
-            Rows as of `score_sets`, and the images of report.html.
+            Rows as of `score_sets`.
 
         Raises:
             InputError: Images cannot be scored.
@@ -84,17 +93,16 @@ class Scores:
             except InputError as error:
                 failed[run.directory] = "not scored", str(error)
         if not models:
-            return [], []
-        images = EvaluationImages(self.cfg.run_dir, self.cfg.num_pictures, self.cfg.report)
+            return []
         rows = self.scorer.score_sets(models, self.sets[scale], images)
         for model in models:
             for benchmark in self.sets[scale]:
                 self._cache(runs[model.name], benchmark, [r for r in rows if r["dataset"] == benchmark], model.name)
-        return rows, images.versions
+        return rows
 
     def _load(self, run: Run) -> torch.nn.Module:
         network = load_network(run.checkpoint).network
-        return SelfEnsemble(network) if self.cfg.self_ensemble else network
+        return SelfEnsemble(network) if self.self_ensemble else network
 
     def _key(self, scale: int, benchmark: str) -> dict[str, Any]:
         """Everything that scores depend on but the checkpoint; images are identified by name and size."""

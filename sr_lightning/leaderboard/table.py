@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sr_lightning.evaluation.score_table import NOT_SCORES, score_digits
 from sr_lightning.leaderboard.published import published_score
 from sr_lightning.leaderboard.runs import mean_and_deviation
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.markdown import markdown_table
 
 Row = dict[str, Any]
-_NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")
-_DECIBELS = ("psnr", "consistency")
 
 
 def make_row(
@@ -42,7 +41,7 @@ def make_row(
     """
     row = dict(who)
     for key in means[0]:
-        if key not in _NOT_SCORES:
+        if key not in NOT_SCORES:
             row[key], row[f"{key}_deviation"] = mean_and_deviation([mean[key] for mean in means])
     psnr = psnr_key(row)
     row["gain"] = row[psnr] - bicubic[psnr]
@@ -112,7 +111,7 @@ def _cells(row: Row, scores: Sequence[str]) -> list[str]:
 
 
 def _with_deviation(row: Row, key: str) -> str:
-    digits = 2 if key.startswith(_DECIBELS) else 4
+    digits = score_digits(key)
     deviation = row[f"{key}_deviation"]
     return f"{row[key]:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 

@@ -27,9 +27,15 @@ def checked(cfg: DictConfig) -> DictConfig:
     if cfg.resume is not None:
         cfg = config_to_resume(cfg, HydraConfig.get().overrides.task)
     problems = []
-    for check in (check_numbers, _check_measures, check_warm_start, check_data):
+    path = None if cfg.resume is not None else OmegaConf.select(cfg, "model.warm_start")
+    for check, value in (
+        (check_numbers, cfg),
+        (check_measures, cfg.measures),
+        (check_warm_start, path),
+        (check_data, cfg.data),
+    ):
         try:
-            check(cfg)
+            check(value)
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -55,31 +61,25 @@ def check_numbers(cfg: DictConfig) -> None:
         raise InputError(f"pictures_every={cfg.pictures_every}: a multiple of val_every={cfg.val_every}, or null")
 
 
-def _check_measures(cfg: DictConfig) -> None:
-    check_measures(cfg.measures)
-
-
-def check_warm_start(cfg: DictConfig) -> None:
-    """Check that the file of `model.warm_start` exists; a run that is resumed does not need it.
+def check_warm_start(path: str | None) -> None:
+    """Check that the file or run of `model.warm_start` exists.
 
     Raises:
-        InputError: There is no such file or folder.
+        InputError: There is no such file, or the folder has no checkpoint.
     """
-    path = OmegaConf.select(cfg, "model.warm_start")
-    if cfg.resume is None and path is not None:
+    if path is not None:
         try:
-            find_checkpoint(str(path))
+            find_checkpoint(path)
         except InputError as error:
             raise InputError(f"model.warm_start={path}: {error}") from None
 
 
-def check_data(cfg: DictConfig) -> None:
+def check_data(data: DictConfig) -> None:
     """List the images of the data set, unless the run downloads them.
 
     Raises:
         InputError: Missing folders, no images, HR and LR files that do not pair.
     """
-    data = cfg.data
     if "download: true" in OmegaConf.to_yaml(data, resolve=True):
         return
     try:

@@ -110,7 +110,7 @@ def build_on_meta(cfg: DictConfig) -> tuple[SRModule, SRDataModule | None]:
         if cfg.resume is not None:
             raise InputError("dry_run checks new runs: leave resume out")
         check_numbers(cfg)
-        check_warm_start(cfg)
+        check_warm_start(OmegaConf.select(cfg, "model.warm_start"))
     with collecting_errors(wrong), torch.device("meta"):
         module = instantiate(without_downloads(cfg.model), _convert_="all")
         if module.optimizer is not None:
