@@ -6,9 +6,10 @@ from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
 
+from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import validation_psnr
+from sr_lightning.runs.saved_config import read_config
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Pruning(pl.Callback):
     """
 
     def __init__(self, run_dir: str | Path, after: int) -> None:
-        self.run_dir, self.after = Path(run_dir), after
+        self.run, self.after = RunFolder(run_dir), after
         self._terms: dict[Path, list[Any]] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -42,7 +43,7 @@ class Pruning(pl.Callback):
 
     def is_hopeless(self, step: int) -> bool:
         """Return True if enough rivals have reached a step, and most had a higher PSNR than this cell."""
-        rivals, mine = self.rivals(step), best_until(self.run_dir / "metrics.csv", step)
+        rivals, mine = self.rivals(step), best_until(self.run.metrics, step)
         if len(rivals) < MIN_RIVALS or mine >= median(rivals):
             return False
         log.info("stopped at step %d: %.2f dB; %d others had a median of %.2f", step, mine, len(rivals), median(rivals))
@@ -51,18 +52,22 @@ class Pruning(pl.Callback):
     def rivals(self, step: int) -> list[float]:
         """Best PSNR in dB up to a step, of every other cell that has reached it."""
         found = []
-        for config in self.run_dir.parent.glob("*/config.yaml"):
-            if config.parent != self.run_dir and self._terms_of(config) == self._terms_of(self.run_dir / "config.yaml"):
-                best = best_until(config.with_name("metrics.csv"), step)
+        for rival in (RunFolder(path) for path in self.run.path.parent.iterdir()):
+            if (
+                rival.path != self.run.path
+                and rival.config.is_file()
+                and self._terms_of(rival) == self._terms_of(self.run)
+            ):
+                best = best_until(rival.metrics, step)
                 found += [] if best is None else [best]
         return found
 
-    def _terms_of(self, config: Path) -> list[Any]:
+    def _terms_of(self, run: RunFolder) -> list[Any]:
         """Settings that two cells must have in common to be compared."""
-        if config not in self._terms:
-            cfg = OmegaConf.load(config)
-            self._terms[config] = [cfg.choices.data, cfg.scale, cfg.max_steps, cfg.protocol]
-        return self._terms[config]
+        if run.path not in self._terms:
+            cfg = read_config(run.config)
+            self._terms[run.path] = [cfg.choices.data, cfg.scale, cfg.max_steps, cfg.protocol]
+        return self._terms[run.path]
 
 
 def best_until(metrics: Path, step: int) -> float | None:

@@ -18,7 +18,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import result_settings
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import last_step, validation_psnr
-from sr_lightning.runs.result import FINISHED, RESULT, read_result
+from sr_lightning.runs.result import FINISHED, read_result
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.invocation import relative
 
@@ -50,7 +50,7 @@ class Run:
             result = read_result(directory) or {}
             status = result["status"] if result else "unfinished"
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return cls(directory, "unreadable", f"{RESULT}: {_first_line(error)}", {}, None)
+            return cls(directory, "unreadable", f"result.json: {_first_line(error)}", {}, None)
         config, problem = None, ""
         path = RunFolder(directory).config
         if path.is_file():

@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sr_lightning.runs.folder import RunFolder
 from sr_lightning.utils.atomic_files import replacing
 
-RESULT = "result.json"
 FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
 
 
@@ -27,7 +27,7 @@ def write_result(run_dir: str | Path, status: str, cfg: DictConfig, **numbers: A
         cfg: The run's config.
         **numbers: Further fields; `error` is required if the status is "failed".
     """
-    with replacing(Path(run_dir, RESULT)) as temporary:
+    with replacing(RunFolder(run_dir).result) as temporary:
         temporary.write_text(json.dumps({"status": status} | describe(cfg) | numbers, indent=1) + "\n")
 
 
@@ -39,5 +39,5 @@ def record_failure(cfg: DictConfig, error: str) -> None:
 
 def read_result(run_dir: str | Path) -> dict[str, Any] | None:
     """Read result.json; None if the run has not ended."""
-    path = Path(run_dir, RESULT)
+    path = RunFolder(run_dir).result
     return json.loads(path.read_text()) if path.is_file() else None

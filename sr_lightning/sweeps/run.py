@@ -13,11 +13,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import changed_settings
-from sr_lightning.runs.result import FAILED, FINISHED, PRUNED, RESULT, read_result, write_result
+from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.result import FAILED, FINISHED, PRUNED, read_result, write_result
+from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
 from sr_lightning.sweeps.invocation import SweepInvocation, relative
 from sr_lightning.sweeps.processes import PARENT, stop
@@ -93,8 +95,8 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
         InputError: The directory contains a run with other settings, or the requested devices do not exist.
         CellFailed: The training ended without a result.
     """
-    config = cell / "config.yaml"
-    if config.exists() and (changed := changed_settings(OmegaConf.load(config), cfg)):
+    run = RunFolder(cell)
+    if run.config.exists() and (changed := changed_settings(read_config(run.config), cfg)):
         lines = "".join(f"\n  {line}" for line in changed)
         raise InputError(f"{relative(cell)} contains a run with other settings; move it away:{lines}")
     result = read_result(cell)
@@ -102,7 +104,7 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
         log.info("%s: already %s, %.2f dB", cell.name, result["status"], result["psnr"])
         report("skipped", **numbers(result))
         return result["psnr"]
-    resume = (cell / "checkpoints" / "last.ckpt").is_file()
+    resume = run.last.is_file()
     available = invocation.facts["devices"]
     count = 0 if available is None else devices_wanted(cfg.trainer, available)
     with acquire_devices(count, available or []) as devices:
@@ -117,8 +119,8 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
         if result is None:
             write_result(cell, FAILED, cfg, error=error)
         report("failed", error=error, ended=ended)
-        tail = "" if shares_terminal() else "".join(f"\n  | {line}" for line in last_lines(cell / "train.log"))
-        print(f"{cell.name}: FAILED, {error}\n  see {relative(cell / 'train.log')}{tail}", file=sys.stderr, flush=True)
+        tail = "" if shares_terminal() else "".join(f"\n  | {line}" for line in last_lines(run.log))
+        print(f"{cell.name}: FAILED, {error}\n  see {relative(run.log)}{tail}", file=sys.stderr, flush=True)
         raise CellFailed(f"{cell.name}: {error}")
     status = "resumed" if resume and result["status"] == FINISHED else result["status"]
     report(status, **numbers(result), ended=ended)
@@ -158,8 +160,8 @@ def run_in_subprocess(
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     if invocation.abandoned():  # while this job waited for devices
         os._exit(1)
-    (cell / RESULT).unlink(missing_ok=True)  # of an earlier failure
-    with (cell / "train.log").open("ab") as file:
+    RunFolder(cell).result.unlink(missing_ok=True)  # of an earlier failure
+    with RunFolder(cell).log.open("ab") as file:
         if shares_terminal():
             streams = {}
         else:
