@@ -23,7 +23,7 @@ from sr_lightning.utils.threads import in_threads
 log = logging.getLogger(__name__)
 
 # "lr" and "hr": images (N, 3, H, W); "index": (N,) of validation images. Before `to_float`, also "draw": the patches to
-# gather, and "words": the random numbers by which a random degradation makes lr.
+# gather, and "random_bits": the random bits by which a random degradation makes lr.
 Batch = dict[str, Any]
 
 
@@ -89,8 +89,8 @@ class TrainBatches(Dataset):
             lr, hr = gather(self.store, draw, sampler.patch_size)
             batch = {"lr": lr, "hr": hr}
         if self.degradation is not None:
-            words = self.degradation.draw(sampler.seed, batch_number, sampler.batch_size)
-            batch["words"] = words[sampler.rank :: sampler.world_size]
+            random_bits = self.degradation.draw(sampler.seed, batch_number, sampler.batch_size)
+            batch["random_bits"] = random_bits[sampler.rank :: sampler.world_size]
         return batch
 
 
@@ -229,15 +229,15 @@ class SRDataModule(pl.LightningDataModule):
 
     def to_float(self, batch: Batch) -> Batch:
         """Convert images from uint8 to [0, 1] on their device; gather a draw first, and apply a random degradation."""
-        words = batch.get("words")
+        random_bits = batch.get("random_bits")
         if "draw" in batch:
             if self.device_gather is None:
                 self.device_gather = DeviceGather(self.train_store, self.trainer.strategy.root_device)
             lr, hr = self.device_gather(batch["draw"], self.patch_size)
             batch = {"lr": lr, "hr": hr}
         images = {name: batch[name].float().mul_(1 / 255) for name in ("lr", "hr")}
-        if words is not None:
-            return images | {"lr": self.random_degradation.degrade(images["hr"], self.scale, words)}
+        if random_bits is not None:
+            return images | {"lr": self.random_degradation.degrade(images["hr"], self.scale, random_bits)}
         return batch | images
 
 

@@ -11,7 +11,7 @@ _LeakyReLU = partial(nn.LeakyReLU, 0.1, inplace=True)
 
 
 class MSRResNet(nn.Module):
-    """BasicSR's modified SRResNet (github.com/XPixelGroup/BasicSR), related to the ESRGAN paper (arXiv 1809.00219).
+    """BasicSR's modified SRResNet (github.com/XPixelGroup/BasicSR), from which ESRGAN (arXiv 1809.00219) starts.
 
     Differences from SRResNet: no batch normalisation, LeakyReLU instead of PReLU, 3x3 instead of 9x9 kernels. From
     EDSR: no skip around all blocks, a second convolution at high resolution, and the bilinearly upscaled input is added
