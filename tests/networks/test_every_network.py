@@ -104,7 +104,7 @@ def test_the_state_dict_holds_only_parameters_and_running_statistics(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_the_gradient_reaches_every_parameter(name, scale):
     network = small(
         name, scale
@@ -116,7 +116,7 @@ def test_the_gradient_reaches_every_parameter(name, scale):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_bfloat16_is_within_two_percent_of_the_outputs_range(name, scale):
     network = small(name, scale)
     with torch.inference_mode():
@@ -127,7 +127,7 @@ def test_bfloat16_is_within_two_percent_of_the_outputs_range(name, scale):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_the_memory_format_does_not_change_the_output(name, scale):
     network = small(name, scale)
     with torch.inference_mode():
@@ -138,7 +138,7 @@ def test_the_memory_format_does_not_change_the_output(name, scale):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_images_of_a_batch_are_independent(name, scale):
     network = small(name, scale)
     lr = image(network)
@@ -147,7 +147,7 @@ def test_images_of_a_batch_are_independent(name, scale):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_the_receptive_radius_is_exact(name, scale, measured_radius):
     network = small(name, scale)
     if network.receptive_radius is None:

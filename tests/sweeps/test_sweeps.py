@@ -57,6 +57,7 @@ def mixed(app):
     return sweep, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_failing_cells_fail_alone_with_a_reason(mixed):
     sweep, output = mixed
     found = results(sweep)
@@ -79,6 +80,7 @@ def test_failing_cells_fail_alone_with_a_reason(mixed):
         assert f"| {error.splitlines()[0]}" in output.rpartition("5 cells, 2 finished, 3 failed")[2]  # in the end
 
 
+@pytest.mark.slow
 def test_no_device_is_used_by_two_cells(mixed):
     cells = sorted(reports(mixed[0]), key=lambda cell: cell["started"])
     assert {tuple(cell["devices"]) for cell in cells} == {("0",), ("1",)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import run
+from tests.helpers import run, slow_except
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def test_unpaired_hr_and_lr_are_named(command, folder, tmp_path):
     assert "9x2.png: LR without HR" in output
 
 
+@pytest.mark.slow
 def test_lr_of_another_scale_is_named(command, folder, tmp_path):
     lr = tmp_path / "lr"
     lr.mkdir()
@@ -62,24 +63,27 @@ def test_lr_of_another_scale_is_named(command, folder, tmp_path):
     assert "24x20, but HR of 96x80 at scale 2 has LR of 48x40" in refused(command, f"data.hr={folder}", f"data.lr={lr}")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["data.hr=nowhere"], "nowhere"),
-        (["measures=[sharpness]"], "measures: unknown sharpness; give a list of spectrum, consistency, lpips"),
-        (["model=espnc"], "Could not find 'model/espnc'"),
-        (["model.network.num_feature=[8]"], "Key 'num_feature' is not in struct"),
-        (["data.residence=disk"], "choose mmap, memory or device"),
-        (["data.batch_size=0"], "batch_size=0"),
-        (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
-        (["seed=-1", "max_steps=soon", "val_every=0"], "seed=-1 (a whole number from 0 to 4294967295), max_steps=soon"),
-    ],
-)
+WRONG_SETTINGS = [
+    (["data.hr=nowhere"], "nowhere"),
+    (["measures=[sharpness]"], "measures: unknown sharpness; give a list of spectrum, consistency, lpips"),
+    (["model=espnc"], "Could not find 'model/espnc'"),
+    (["model.network.num_feature=[8]"], "Key 'num_feature' is not in struct"),
+    (["data.residence=disk"], "choose mmap, memory or device"),
+    (["data.batch_size=0"], "batch_size=0"),
+    (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
+    (["seed=-1", "max_steps=soon", "val_every=0"], "seed=-1 (a whole number from 0 to 4294967295), max_steps=soon"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), slow_except(WRONG_SETTINGS, *WRONG_SETTINGS[:2], WRONG_SETTINGS[-1]))
 def test_wrong_setting_is_named(command, words, message):
     assert message in refused(command, *words)
 
 
-@pytest.mark.parametrize(("name", "way_out"), [("t91", "nowhere/T91"), ("div2k", "data.train.download=true")])
+MISSING = [("t91", "nowhere/T91"), ("div2k", "data.train.download=true")]
+
+
+@pytest.mark.parametrize(("name", "way_out"), slow_except(MISSING, MISSING[0]))
 def test_missing_data_set_says_how_to_get_it(short, name, way_out):
     assert way_out in refused(short, f"data={name}", "data_root=nowhere")
 
@@ -99,6 +103,7 @@ def test_images_of_every_pixel_mode_train(command, tmp_path):
     assert (tmp_path / "run" / "results.csv").is_file()
 
 
+@pytest.mark.slow
 def test_small_images_are_skipped_on_request(command, folder, tmp_path):
     Image.new("RGB", (20, 20)).save(folder / "tiny.png")
     words = ("data.patch_size=16", f"data.val_hr={folder}", "data.skip_small=true", "max_steps=10")

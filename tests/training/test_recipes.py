@@ -6,12 +6,17 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from tests.helpers import CONF, compose
+from tests.helpers import CONF, compose, slow_except
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+HEAVY = ("_paper", "article")  # networks of full size
+
+
+@pytest.mark.parametrize(
+    "name", slow_except(EXPERIMENTS, *(name for name in EXPERIMENTS if not any(part in name for part in HEAVY)))
+)
 def test_recipe_states_its_command_and_builds(name):
     head = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert head[0] == "# @package _global_"

@@ -11,6 +11,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.inference import SelfEnsemble, fuse_for_inference
 from sr_lightning.networks import EDSR, ESPCN, SRCNN
 from sr_lightning.upscale.tiles import Box, automatic_tile, largest_layer, out_of_memory, tile_map
+from tests.helpers import slow_except
 from tests.networks.test_every_network import NAMES, small
 
 
@@ -35,8 +36,11 @@ def tiled(network, lr, tile, margin):
     return sr, sizes
 
 
+TILINGS = [(2, 37, 53, 11), (3, 41, 30, 17), (4, 29, 45, 8)]
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("scale", "height", "width", "tile"), [(2, 37, 53, 11), (3, 41, 30, 17), (4, 29, 45, 8)])
+@pytest.mark.parametrize(("scale", "height", "width", "tile"), slow_except(TILINGS, TILINGS[0]))
 def test_tiles_with_a_margin_of_the_receptive_radius_equal_the_whole(name, scale, height, width, tile):
     network = fuse_for_inference(small(name, scale))
     if network.receptive_radius is None:
