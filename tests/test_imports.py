@@ -1,11 +1,16 @@
 """Imports point one way: a module imports only from the layers below its own, or from its own package."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.helpers import ROOT
 
 PACKAGE = ROOT / "sr_lightning"
+RUN = next((PACKAGE.parent / "tests" / "earlier_version").glob("multirun/tiny/*seed1*"))
 
 # From the bottom to the top. Modules and packages of one layer do not import one another.
 LAYERS = (
@@ -77,3 +82,34 @@ def test_the_entry_points_import_torch_only_inside_their_task():
         tree = ast.parse((PACKAGE.parent / name).read_text())
         top = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
         assert top == {"omegaconf", "sr_lightning.cli"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "load(CKPT).upscale(np.zeros((9, 8, 3), np.uint8))",
+        "main(['photo.png', '-c', CKPT, '-o', 'big'])",
+        "export(CKPT, 'safetensors', 'net.safetensors')",
+        "export(CKPT, 'onnx', 'net.onnx')",
+    ],
+    ids=["load", "upscale", "export to safetensors", "export to ONNX"],
+)
+def test_inference_imports_no_training_framework(code, tmp_path):
+    program = f"""
+import sys
+import numpy as np
+from PIL import Image
+from sr_lightning import load
+from sr_lightning.export import export
+from sr_lightning.upscale.command import main
+CKPT = {str(RUN)!r}
+Image.new("RGB", (9, 8)).save("photo.png")
+{code}
+frameworks = {FRAMEWORKS | {"lightning_fabric", "torchmetrics"}!r} & {{name.split(".")[0] for name in sys.modules}}
+sys.exit(str(frameworks) if frameworks else None)
+"""
+    environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
