@@ -136,8 +136,8 @@ def run_in_new_interpreter(*words: object, check: bool = True) -> subprocess.Com
     return done
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+def rows_of(path: str | Path) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
 
 

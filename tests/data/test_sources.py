@@ -182,6 +182,7 @@ def test_real_sets_are_paired(data_root):
 
 def test_lists_of_files_need_no_torch_and_no_lightning():
     code = """
+import sys
 from sr_lightning.data import benchmark_set, bundled_photos, image_folder
 from sr_lightning.data.celeba import celeba
 from sr_lightning.data.div2k import div2k
