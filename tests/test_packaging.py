@@ -1,0 +1,68 @@
+"""The wheel: everything that runs without a checkout is in it."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from hatchling.build import build_wheel
+
+from tests.helpers import ROOT
+
+pytestmark = pytest.mark.slow
+RUN = next((ROOT / "tests" / "earlier_version").glob("multirun/tiny/*seed1*"))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel, unpacked in a folder of its own."""
+    folder = tmp_path_factory.mktemp("wheel")
+    before = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        wheel = build_wheel(str(folder))
+    finally:
+        os.chdir(before)
+    with zipfile.ZipFile(folder / wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def run_installed(site, folder, *command):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SR_")}
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_wheel_contains_package_configs_page_and_tables_only(installed):
+    files = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
+    package = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "sr_lightning").rglob("*") if path.suffix != ".pyc"
+    }
+    package = {name for name in package if (ROOT / name).is_file()}
+    configs = {f"sr_lightning/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
+    metadata = {name for name in files if ".dist-info/" in name}
+    assert files - metadata == package | configs
+    assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= {name.split(".dist-info/")[1] for name in metadata}
+
+
+def test_installed_package_works_in_any_folder(installed, tmp_path):
+    code = f"""
+from sr_lightning import load, configs
+import numpy as np
+assert {str(installed)!r} in configs.__file__ and {str(installed)!r} in str(configs.CONF), configs.CONF
+assert load({str(RUN)!r}).upscale(np.zeros((9, 8, 3), np.uint8)).shape == (18, 16, 3)
+"""
+    run_installed(installed, tmp_path, "-c", code)
+    image = ROOT / "tests" / "earlier_version" / "data" / "pictures" / "0.png"
+    run_installed(installed, tmp_path, "-m", "sr_lightning.upscale", image, "-c", RUN, "-o", "big")
+    assert (tmp_path / "big" / "0_x2.png").is_file()
+    done = run_installed(installed, tmp_path, "-m", "sr_lightning.models", "--scale", "4")
+    assert "| edsr_baseline |" in done.stdout
