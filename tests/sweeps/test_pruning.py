@@ -1,5 +1,6 @@
 """Pruning: a cell below the median of its rivals at the same step stops, and can be resumed."""
 
+import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
@@ -45,6 +46,7 @@ def test_few_rivals_or_another_scale_do_not_prune(tmp_path):
     assert mine.is_hopeless(20)
 
 
+@pytest.mark.slow
 def test_pruned_cell_is_marked_and_resumes_without_pruning(command, tmp_path, monkeypatch):
     run_dir = tmp_path / "sweep" / "mine"
     words = [*command[1:], f"run_dir={run_dir}", "name=mine", "choices={data: demo, model: espcn, experiment: null}"]

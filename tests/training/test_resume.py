@@ -103,6 +103,7 @@ def test_moved_run_resumes_in_its_new_directory_with_its_best_score(command, tmp
     assert best == pytest.approx(max(validated), rel=2**-23)  # kept in float32
 
 
+@pytest.mark.slow
 def test_resuming_with_other_settings_names_them(command, tmp_path):
     run_dir = tmp_path / "run"
     run(*command, f"hydra.run.dir={run_dir}")

@@ -61,6 +61,7 @@ def test_resuming_a_finished_run_repeats_its_scores(finished, tmp_path):
     assert (copy / ".hydra" / "overrides.yaml").read_text() == (finished / ".hydra" / "overrides.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_last_step_is_validated_and_saved_at_any_interval(command, tmp_path):
     run(*command, "max_steps=13", "val_every=5", "save_every=4", f"hydra.run.dir={tmp_path}")
     assert [row["step"] for row in rows_of(tmp_path / "metrics.csv") if row["val/psnr"]] == ["5", "10", "13"]
