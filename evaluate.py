@@ -11,7 +11,7 @@ Examples:
 import hydra
 from omegaconf import DictConfig
 
-from sr_lightning.cli import help_if_asked, task
+from sr_lightning.cli import prepare_command, task
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -29,5 +29,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    help_if_asked(__doc__, "evaluate")
+    prepare_command(__doc__, "evaluate")
     main()

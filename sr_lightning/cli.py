@@ -19,6 +19,7 @@ from sr_lightning.configs import CONF
 from sr_lightning.errors import find_input_error
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.result import record_failure
+from sr_lightning.runs.saved_config import upgrade_overrides
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.processes import exit_with_parent, is_cell
 from sr_lightning.sweeps.run import CellFailed, in_sweep
@@ -43,15 +44,17 @@ def scratch() -> str:
     return folder.name
 
 
-def help_if_asked(about: str, name: str) -> None:
-    """Answer `-h` or `--help` and exit: purpose and examples, config groups, settings with their comments.
+def prepare_command(about: str, name: str) -> None:
+    """Replace earlier names of keys in the arguments; answer `-h` or `--help` and exit.
 
-    Hydra's own answer takes two seconds and leaves the comments out.
+    The help has purpose and examples, config groups, and settings with their comments. Hydra's own answer takes two
+    seconds and leaves the comments out.
 
     Args:
         about: The command's docstring: purpose and examples.
         name: "train" or "evaluate", which is also the name of its config.
     """
+    sys.argv[1:] = upgrade_overrides(sys.argv[1:])
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return
     text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")

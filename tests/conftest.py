@@ -56,7 +56,7 @@ def short(tmp_path_factory):
     return [
         "train.py",
         *("data.patch_size=8", "data.batch_size=4", "max_steps=30", "val_every=10", "log_every=5", "save_every=10"),
-        *(f"cache_dir={cache}", "benchmarks=[]", "trainer=cpu", "trainer.precision=32-true", "num_pictures=1"),
+        *(f"cache_dir={cache}", "benchmarks=[]", "trainer=cpu", "trainer.precision=32-true", "num_comparisons=1"),
     ]
 
 

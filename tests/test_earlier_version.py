@@ -115,6 +115,11 @@ def composed_fingerprints(words):
 
 
 @pytest.mark.slow
+def test_earlier_names_of_keys_work_on_the_command_line():
+    done = run(ROOT / "train.py", "num_pictures=3", "report=0", "pictures_every=500", "--cfg", "job")
+    assert {"num_comparisons: 3", "report_images: 0", "comparisons_every: 500"} <= set(done.stdout.splitlines())
+
+
 def test_every_recipe_and_group_keeps_its_fingerprint():
     expected = json.loads((EARLIER / "fingerprints.json").read_text())
     found = dict(zip(expected, composed_fingerprints(expected), strict=True))

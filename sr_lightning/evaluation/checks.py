@@ -29,7 +29,7 @@ def check_request(cfg: DictConfig) -> None:
 
 
 def _checks(cfg: DictConfig) -> Iterator[Callable[[], Any]]:
-    yield partial(_check_report, cfg.report)
+    yield partial(_check_report, cfg.report_images)
     yield partial(check_measures, cfg.measures)
     for path in checkpoints_of(cfg.ckpt):
         yield partial(find_checkpoint, path)
@@ -48,7 +48,7 @@ def checkpoints_of(ckpt: Any) -> list[str]:
 
 def _check_report(report: Any) -> None:
     if isinstance(report, bool) or not isinstance(report, int) or report < 0:
-        raise InputError(f"report={report}: the number of images of each data set in report.html; 0: no report")
+        raise InputError(f"report_images={report}: the number of images of each data set in report.html; 0: no report")
 
 
 def _check_subject(ckpt: Any, has_model: bool, scale: int | None) -> None:

@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig) -> float:
     paths = [find_checkpoint(path) for path in checkpoints_of(cfg.ckpt)]
     models = requested_models(paths, network, cfg.name, cfg.scale, cfg.self_ensemble)
     scorer = Scorer.from_config(cfg)
-    images = EvaluationImages(cfg.run_dir, cfg.num_pictures, cfg.report)
+    images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)
     rows: list[Row] = []
     for scale in dict.fromkeys(model.network.scale for model in models):
         of_scale = [model for model in models if model.network.scale == scale]

@@ -77,8 +77,8 @@ def evaluate(cfg: DictConfig) -> float:
         cfg.self_ensemble,
     )
     page = Page()
-    if cfg.report or cfg.num_pictures:
-        images = EvaluationImages(cfg.run_dir, cfg.num_pictures, cfg.report)
+    if cfg.report_images or cfg.num_comparisons:
+        images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)
         page = scored_with_pictures(scores, groups, failed, images)
     known = score_all(scores, groups, failed)
     left_out = [

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 IRRELEVANT_SETTINGS = (
     *("run_dir", "resume", "choices", "sweep", "dry_run", "prune_after"),
     *("data_root", "cache_dir", "data.cache_dir", "data.residence", "data.num_workers"),
-    *("logger", "log_every", "model.log_every", "save_every", "pictures_every"),
-    *("num_pictures", "report", "benchmarks", "measures"),
+    *("logger", "log_every", "model.log_every", "save_every", "comparisons_every"),
+    *("num_comparisons", "report_images", "benchmarks", "measures"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
 )
 

@@ -14,10 +14,14 @@ ADDED_KEYS = {
     "choices": {"model": None, "data": None, "experiment": None},
     "sweep": None,
     "measures": [],
-    "report": 0,
+    "report_images": 0,
     "dry_run": False,
     "prune_after": None,
 }
+
+
+# Earlier names of keys, in saved configs and on the command line.
+RENAMED_KEYS = {"num_pictures": "num_comparisons", "pictures_every": "comparisons_every", "report": "report_images"}
 
 
 def read_config(path: str | Path) -> DictConfig:
@@ -30,12 +34,27 @@ def read_config(path: str | Path) -> DictConfig:
 
 
 def upgrade(config: Any) -> Any:
-    """Give a config saved by an earlier version the keys that later versions added."""
+    """Give a config saved by an earlier version the names and keys of this version."""
     if isinstance(config, DictConfig):
+        for old, new in RENAMED_KEYS.items():
+            if old in config:
+                config[new] = config.pop(old)
         for key, value in ADDED_KEYS.items():
             if key not in config:
                 config[key] = value
     return config
+
+
+def upgrade_overrides(overrides: list[str]) -> list[str]:
+    """Replace earlier names of keys in arguments of a command line, as in scripts written for an earlier version.
+
+    >>> upgrade_overrides(["-m", "num_pictures=0", "scale=x2"])
+    ['-m', 'num_comparisons=0', 'scale=x2']
+    """
+    return [
+        f"{RENAMED_KEYS.get(key, key)}{equals}{value}"
+        for key, equals, value in (override.partition("=") for override in overrides)
+    ]
 
 
 def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:

@@ -12,9 +12,9 @@ from sr_lightning.runs.saved_config import config_to_resume
 
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every", "pictures_every", "prune_after"), (1, 2**62)),
-    **dict.fromkeys(("data.batch_size", "data.patch_size"), (1, 2**62)),
-    **dict.fromkeys(("num_pictures", "report", "data.num_workers"), (0, 2**62)),
+    **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, 2**62)),
+    **dict.fromkeys(("comparisons_every", "prune_after", "data.batch_size", "data.patch_size"), (1, 2**62)),
+    **dict.fromkeys(("num_comparisons", "report_images", "data.num_workers"), (0, 2**62)),
 }
 
 
@@ -57,8 +57,8 @@ def check_numbers(cfg: DictConfig) -> None:
             wrong.append(f"{key}={value} (a whole number from {low} to {high})")
     if wrong:
         raise InputError(f"out of range: {', '.join(wrong)}")
-    if cfg.pictures_every is not None and cfg.pictures_every % cfg.val_every:
-        raise InputError(f"pictures_every={cfg.pictures_every}: a multiple of val_every={cfg.val_every}, or null")
+    if cfg.comparisons_every is not None and cfg.comparisons_every % cfg.val_every:
+        raise InputError(f"comparisons_every={cfg.comparisons_every}: a multiple of val_every={cfg.val_every}, or null")
 
 
 def check_warm_start(path: str | None) -> None:

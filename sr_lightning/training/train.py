@@ -61,7 +61,7 @@ def train(cfg: DictConfig) -> float:
     preflight(module, datamodule)
     sets = sets_of_run(datamodule.val, cfg.benchmarks, cfg.data_root, cfg.scale)
     scorer = Scorer.from_config(cfg)
-    images = EvaluationImages(cfg.run_dir, cfg.num_pictures, cfg.report)
+    images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)
     if module.optimizer is None:  # nothing to train: the bicubic baseline
         psnr, rows = score_run(scorer, ScoredModel(cfg.name, module.network.eval()), sets, images)
         facts = {"protocol": rows[0]["protocol"], "best_step": 0, "steps": 0, "seconds": 0.0}
@@ -113,8 +113,8 @@ def build_loggers(settings: DictConfig | None, run: RunFolder) -> list[Logger]:
 def build_callbacks(cfg: DictConfig, run: RunFolder) -> list[pl.Callback]:
     """Progress, and what the config switches on: validation pictures, pruning."""
     callbacks: list[pl.Callback] = [Progress(cfg.max_steps, cfg.data.batch_size)]
-    if cfg.pictures_every is not None:
-        callbacks.append(ValidationPictures(run.pictures / "validation", cfg.pictures_every, cfg.num_pictures))
+    if cfg.comparisons_every is not None:
+        callbacks.append(ValidationPictures(run.pictures / "validation", cfg.comparisons_every, cfg.num_comparisons))
     if is_cell() and cfg.prune_after is not None:
         callbacks.append(Pruning(run.path, cfg.prune_after))
     return callbacks

@@ -150,7 +150,7 @@ def test_data_sets_combine_with_random_degradations(tmp_path, cache, name, folde
 
 @pytest.mark.slow
 def test_run_trains_on_random_lr_and_its_protocol_names_it(command, tmp_path):
-    short = ("max_steps=4", "val_every=4", "num_pictures=0")
+    short = ("max_steps=4", "val_every=4", "num_comparisons=0")
     run(*command, "degradation=second_order", *short, f"hydra.run.dir={tmp_path / 'run'}")
     rows = rows_of(tmp_path / "run" / "results.csv")
     assert "lr-made-second_order-" in rows[0]["protocol"]

@@ -13,7 +13,7 @@ from tests.helpers import rows_of, run, slow_except
 def checkpoint(command, tmp_path_factory):
     """A x2 checkpoint."""
     run_dir = tmp_path_factory.mktemp("trained") / "a"
-    run(*command, "max_steps=10", "num_pictures=0", f"hydra.run.dir={run_dir}")
+    run(*command, "max_steps=10", "num_comparisons=0", f"hydra.run.dir={run_dir}")
     return run_dir / "checkpoints" / "best.ckpt"
 
 
@@ -112,7 +112,7 @@ def test_wrong_input_is_one_clear_error(words, message, checkpoint, benchmarks, 
 
 
 def test_bicubic_of_set5_matches_the_published_score(data_root, tmp_path):
-    words = ("benchmarks=[Set5]", "num_pictures=0", f"data_root={data_root}", f"hydra.run.dir={tmp_path}")
+    words = ("benchmarks=[Set5]", "num_comparisons=0", f"data_root={data_root}", f"hydra.run.dir={tmp_path}")
     evaluate("model=bicubic", "scale=x3", "protocol=srcnn_paper", *words)
     mean = rows_of(tmp_path / "results.csv")[-1]
     assert float(mean["psnr_y"]) == pytest.approx(30.392, abs=0.005)

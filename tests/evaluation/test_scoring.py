@@ -48,7 +48,7 @@ def published(tmp_path):
 
 
 def config(root, *words):
-    fixed = ["name=x", "benchmarks=[Mine]", f"data_root={root}", f"run_dir={root / 'run'}", "num_pictures=0"]
+    fixed = ["name=x", "benchmarks=[Mine]", f"data_root={root}", f"run_dir={root / 'run'}", "num_comparisons=0"]
     return compose(*fixed, *words, config="evaluate")
 
 
@@ -129,7 +129,7 @@ def test_report_contains_the_output_of_the_network(root, published):
     assert np.abs(pictures[2] - sr).max() <= 0.5 + 1e-3
 
 
-@pytest.mark.parametrize(("words", "shown"), [(["report=1"], [True, False]), (["report=0"], None)])
+@pytest.mark.parametrize(("words", "shown"), [(["report_images=1"], [True, False]), (["report_images=0"], None)])
 def test_report_contains_only_the_first_images(root, words, shown):
     folder = root / "benchmark" / "Mine" / "HR"
     shutil.copy(folder / "a.png", folder / "b.png")
@@ -143,8 +143,8 @@ def test_report_contains_only_the_first_images(root, words, shown):
 
 @pytest.mark.parametrize("value", ["true", "-1", "many", "0.5"])
 def test_report_must_be_a_number_of_images(root, value):
-    with pytest.raises(InputError, match=r"report=.*number of images of each data set"):
-        check_request(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report={value}"))
+    with pytest.raises(InputError, match=r"report_images=.*number of images of each data set"):
+        check_request(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report_images={value}"))
 
 
 def test_measures_are_columns_of_images_means_and_table(root, published, caplog):
@@ -152,7 +152,7 @@ def test_measures_are_columns_of_images_means_and_table(root, published, caplog)
     folder = root / "benchmark" / "Mine" / "HR"
     Image.open(folder / "a.png").rotate(180).save(folder / "b.png")
     with caplog.at_level(logging.INFO):
-        evaluate(config(root, *SMALL, "scale=x2", f"ckpt={path}", "measures=[consistency,spectrum]", "report=0"))
+        evaluate(config(root, *SMALL, "scale=x2", f"ckpt={path}", "measures=[consistency,spectrum]", "report_images=0"))
     rows = rows_of(root / "run" / "results.csv")
     assert list(rows[0])[4:] == ["psnr_y", "ssim_y", "consistency", "spectrum", "protocol"]
     hr = torch.from_numpy(read_image(folder / "b.png"))

@@ -366,7 +366,7 @@ def test_distance_is_to_the_published_score(root, tmp_path):
     make_run(tmp_path / "runs" / "paper", network=PAPER, name="paper")
     make_run(tmp_path / "runs" / "skip", network=PAPER | {"global_skip": True}, name="skip")
     make_run(tmp_path / "runs" / "small", name="small")
-    rows = {row["model"]: row for row in board_of(root, tmp_path / "out", tmp_path / "runs", "report=1")}
+    rows = {row["model"]: row for row in board_of(root, tmp_path / "out", tmp_path / "runs", "report_images=1")}
     for name in ("paper", "skip"):
         assert (rows[name]["compared_with"], float(rows[name]["published"])) == ("SRCNN-915", 36.34)
         assert float(rows[name]["distance"]) == pytest.approx(float(rows[name]["psnr_y"]) - 36.34)
@@ -387,7 +387,7 @@ def test_report_opens_with_the_table_and_shows_every_row(root, tmp_path):
     folders = [make_run(runs / str(seed), seed) for seed in (1, 0)] + [make_run(runs / "x", name="other")]
     make_run(runs / "spoilt", name="spoilt")
     spoil(runs / "spoilt")
-    rows = board_of(root, tmp_path / "out", runs, "report=1", "num_pictures=1")
+    rows = board_of(root, tmp_path / "out", runs, "report_images=1", "num_comparisons=1")
     page = (tmp_path / "out" / "report.html").read_text()
     data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])
     assert data["sets"][0]["models"] == ["bicubic", "srcnn seed 0", "other"]
@@ -464,8 +464,8 @@ def test_wrong_arguments_are_refused(words, message, root, tmp_path):
 
 
 def test_negative_number_of_report_images_is_refused(root, tmp_path):
-    with pytest.raises(InputError, match=r"report=-1: the number of images of each data set in report\.html"):
-        check_request(config(root, tmp_path / "out", tmp_path / "runs", "report=-1"))
+    with pytest.raises(InputError, match=r"report_images=-1: the number of images of each data set in report\.html"):
+        check_request(config(root, tmp_path / "out", tmp_path / "runs", "report_images=-1"))
 
 
 def test_nothing_to_score_is_an_error_listing_the_runs(root, tmp_path):
@@ -489,7 +489,7 @@ def test_description_of_no_network_runs_nothing(root, tmp_path):
 @pytest.mark.slow
 def test_trained_run_is_ranked_by_one_command(command, root, tmp_path):
     run_dir = tmp_path / "runs" / "a"
-    small = ("model.network.num_features=[2,2,2]", "max_steps=2", "val_every=2", "num_pictures=0")
+    small = ("model.network.num_features=[2,2,2]", "max_steps=2", "val_every=2", "num_comparisons=0")
     run(*command, *small, f"hydra.run.dir={run_dir}")
     words = (f"runs={tmp_path}/runs", "benchmarks=[Mine]", f"data_root={root}", f"hydra.run.dir={tmp_path}/out")
     done = run("evaluate.py", *words)

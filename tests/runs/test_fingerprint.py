@@ -17,7 +17,7 @@ def composed(*overrides):
     "words",
     [
         ["data_root=/elsewhere", "cache_dir=/tmp"],
-        ["logger=wandb", "log_every=7", "save_every=3", "num_pictures=0", "benchmarks=[]"],
+        ["logger=wandb", "log_every=7", "save_every=3", "num_comparisons=0", "benchmarks=[]"],
         ["trainer=ddp", "data.num_workers=4", "data.residence=memory"],
         ["sweep=other", "prune_after=100", "launcher=gpus", "search=optuna"],
     ],

@@ -52,7 +52,7 @@ def test_pruned_cell_is_marked_and_resumes_without_pruning(command, tmp_path, mo
     words = [*command[1:], f"run_dir={run_dir}", "name=mine", "choices={data: demo, model: espcn, experiment: null}"]
 
     def train_here(*more):
-        cfg = compose(*words, "max_steps=90", "num_pictures=0", *more, hydra=True)
+        cfg = compose(*words, "max_steps=90", "num_comparisons=0", *more, hydra=True)
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]

@@ -194,7 +194,7 @@ def test_dry_run_states_costs_and_names_impossible_cells(command, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_cell_equals_an_uninterrupted_one(command, tmp_path):
-    words = [*command, "max_steps=150", "val_every=20", "save_every=5", "log_every=5", "num_pictures=0"]
+    words = [*command, "max_steps=150", "val_every=20", "save_every=5", "log_every=5", "num_comparisons=0"]
     sweep = tmp_path / "sweep"
     words += ["name=killed,whole", f"hydra.sweep.dir={sweep}", "-m"]  # the same training twice
     launcher = Command(*words)

@@ -10,7 +10,7 @@ from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from tests.helpers import Command, rows_of, run
 
 # Checkpoints fall before, on and between validations, and between two logged means.
-OFTEN = ["val_every=20", "save_every=5", "log_every=7", "num_pictures=0", "model.ema=0.99"]
+OFTEN = ["val_every=20", "save_every=5", "log_every=7", "num_comparisons=0", "model.ema=0.99"]
 PIXEL = [*OFTEN, "max_steps=300"]
 ADVERSARIAL = [
     *OFTEN,
