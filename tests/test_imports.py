@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, slow_except
 
 PACKAGE = ROOT / "sr_lightning"
 RUN = next((PACKAGE.parent / "tests" / "earlier_version").glob("multirun/tiny/*seed1*"))
@@ -84,14 +84,17 @@ def test_the_entry_points_import_torch_only_inside_their_task():
         assert top == {"omegaconf", "sr_lightning.cli"}
 
 
+USES = [
+    "load(CKPT).upscale(np.zeros((9, 8, 3), np.uint8))",
+    "main(['photo.png', '-c', CKPT, '-o', 'big'])",
+    "export(CKPT, 'safetensors', 'net.safetensors')",
+    "export(CKPT, 'onnx', 'net.onnx')",
+]
+
+
 @pytest.mark.parametrize(
     "code",
-    [
-        "load(CKPT).upscale(np.zeros((9, 8, 3), np.uint8))",
-        "main(['photo.png', '-c', CKPT, '-o', 'big'])",
-        "export(CKPT, 'safetensors', 'net.safetensors')",
-        "export(CKPT, 'onnx', 'net.onnx')",
-    ],
+    slow_except(USES, USES[0]),
     ids=["load", "upscale", "export to safetensors", "export to ONNX"],
 )
 def test_inference_imports_no_training_framework(code, tmp_path):

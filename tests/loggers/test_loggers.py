@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -193,6 +194,8 @@ def test_death_of_the_wandb_process_does_not_end_the_training(private_wandb, tmp
     run.log_metrics({"loss": 1.0}, 5)
     own = subprocess.run(["pgrep", "-P", str(os.getpid()), "wandb-core"], capture_output=True, text=True, check=True)
     os.kill(int(own.stdout), signal.SIGKILL)
+    # The client reports this from a thread of its own for as long as the process lives, also into other tests' caplog
+    logging.getLogger("wandb.sdk.lib.asyncio_manager").setLevel(logging.CRITICAL)
     for step in (10, 15, 20):
         run.log_metrics({"loss": 1.0}, step)
         time.sleep(0.1)
