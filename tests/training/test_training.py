@@ -8,7 +8,7 @@ import torch
 
 from sr_lightning.checkpoints.checkpoint import load_network
 from sr_lightning.errors import InputError
-from tests.helpers import rows_of, run
+from tests.helpers import rows_of, run, run_in_new_interpreter
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,16 @@ def test_every_residence_trains_to_the_same_weights(command, tmp_path):
     for other in trained[1:]:
         for name, tensor in trained[0].state_dict().items():
             assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_commands_run_in_new_interpreters(command, pictures, tmp_path):
+    """Other tests fork their commands from a process that has imported torch; these import everything themselves."""
+    run_dir = tmp_path / "run"
+    run_in_new_interpreter(*command, "max_steps=10", f"hydra.run.dir={run_dir}")
+    benchmark = tmp_path / "benchmark" / "Mine" / "HR"
+    shutil.copytree(pictures, benchmark)
+    words = (f"ckpt={run_dir}", "benchmarks=[Mine]", f"data_root={tmp_path}", f"hydra.run.dir={tmp_path / 'scored'}")
+    done = run_in_new_interpreter("evaluate.py", *words)
+    assert len(rows_of(tmp_path / "scored" / "results.csv")) == 14
+    assert "report.html" in done.stdout
