@@ -80,7 +80,7 @@ def check_data(data: DictConfig) -> None:
     Raises:
         InputError: Missing folders, no images, HR and LR files that do not pair.
     """
-    if "download: true" in OmegaConf.to_yaml(data, resolve=True):
+    if downloads(data):
         return
     try:
         if "hr" in data:  # FolderDataModule
@@ -91,3 +91,8 @@ def check_data(data: DictConfig) -> None:
         if (wrong := find_input_error(error)) is None:
             raise
         raise wrong from None
+
+
+def downloads(data: DictConfig) -> bool:
+    """True if a run with this data config downloads images that are missing."""
+    return "download: true" in OmegaConf.to_yaml(data, resolve=True)

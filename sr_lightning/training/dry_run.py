@@ -31,7 +31,7 @@ from sr_lightning.modules import SRModule
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.sweeps.invocation import SweepInvocation, plan
 from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
-from sr_lightning.training.checks import check_numbers, check_warm_start
+from sr_lightning.training.checks import check_numbers, check_warm_start, downloads
 from sr_lightning.training.trainer import choose_precision
 from sr_lightning.utils.devices import best_device
 from sr_lightning.utils.threads import in_threads
@@ -156,11 +156,10 @@ def data_of(cfg: DictConfig) -> SRDataModule | None:
     Raises:
         InputError: Missing files, images smaller than a patch, benchmarks whose files do not pair.
     """
-    downloads = "download: true" in OmegaConf.to_yaml(cfg.data, resolve=True)
     try:
         datamodule: SRDataModule = instantiate(without_downloads(cfg.data), _convert_="all")
     except (InputError, InstantiationException):
-        if downloads:
+        if downloads(cfg.data):
             log.info("%s is not downloaded yet: its images are not checked", cfg.choices.data)
             return None
         raise
