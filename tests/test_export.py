@@ -107,6 +107,7 @@ def test_every_network_is_exported_to_onnx(name, tmp_path):
 
 
 @with_onnx
+@pytest.mark.slow
 def test_onnx_file_has_metadata_and_no_paths(write, tmp_path, capfd):
     import onnxruntime
 

@@ -180,6 +180,7 @@ def test_real_sets_are_paired(data_root):
     assert len(image_folder(folders, exclude=["302003"])) == 399
 
 
+@pytest.mark.slow
 def test_lists_of_files_need_no_torch_and_no_lightning():
     code = """
 import sys

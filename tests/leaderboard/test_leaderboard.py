@@ -189,6 +189,7 @@ def test_stored_scores_are_not_recomputed(root, tmp_path, monkeypatch):
     assert board_of(root, tmp_path / "again", tmp_path / "runs") == first
 
 
+@pytest.mark.slow
 def test_other_settings_add_to_stored_scores(root, tmp_path):
     folder = make_run(tmp_path / "runs" / "a")
     board_of(root, tmp_path / "out", tmp_path / "runs")

@@ -97,6 +97,7 @@ def test_resumed_run_replaces_repeated_steps(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_wandb_step_is_the_x_axis_and_a_run_keeps_its_id(wandb_server, tmp_path):
     first = WandbRun(tmp_path, project="sr_lightning", name="n", group="g", tags=["t"], offline=False)
     first.log_hyperparams({"model": {"width": 3}})

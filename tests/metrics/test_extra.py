@@ -254,6 +254,7 @@ def test_names_are_checked_without_importing_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_package_does_not_import_torchmetrics():
     code = "import sys; from sr_lightning.metrics import score; sys.exit('torchmetrics' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -95,6 +95,7 @@ def test_gradients_reach_the_input():
     torch.testing.assert_close(inner, torch.full_like(inner, 4.0))
 
 
+@pytest.mark.slow
 def test_it_can_be_exported_for_any_batch_and_size():
     network = Bicubic(scale=3)
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}

@@ -170,6 +170,7 @@ def test_a_loaded_discriminator_gives_the_same_logits(kind, spectral_norm):
 
 @EVERY
 @EITHER_NORM
+@pytest.mark.slow
 def test_it_learns_to_distinguish_blurred_from_sharp_images(kind, spectral_norm):
     torch.manual_seed(0)
     network = SMALL[kind](spectral_norm=spectral_norm)

@@ -175,6 +175,7 @@ def test_run_directory_is_locked(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_dry_run_states_costs_and_names_impossible_cells(command, tmp_path):
     words = ["dry_run=true", "model=espcn,srcnn", "data.patch_size=8,1000", f"sweep={tmp_path / 'sweep'}", "-m"]
     done = run(*command, *words, check=False)
