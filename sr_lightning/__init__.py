@@ -1,4 +1,4 @@
-"""Single-image super-resolution: `load` a trained network to use it; train.py and evaluate.py make and score them."""
+"""Single-image super-resolution with PyTorch Lightning. `load` returns a trained network, ready to upscale images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,11 @@ __all__ = ["load"]
 
 
 def load(path: str | Path, **options: Any) -> "Upscaler":
-    """Load a trained network that upscales images of any kind.
+    """Load a trained network as an `Upscaler` for PIL images, arrays and tensors.
 
     Args:
-        path: A checkpoint of train.py, or its run's directory, whose best checkpoint is loaded.
-        **options: Of `sr_lightning.upscale.upscaler.Upscaler`: device, precision, tile, self_ensemble.
+        path: A checkpoint written by train.py, or a run's directory, whose best checkpoint is loaded.
+        **options: Arguments of `sr_lightning.upscale.upscaler.Upscaler`: device, precision, tile, self_ensemble.
 
     Raises:
         InputError: The file is missing, damaged or not of this project, or an option is invalid.

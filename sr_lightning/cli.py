@@ -1,6 +1,6 @@
-"""Shared by train.py and evaluate.py: Hydra's resolvers, --help, and errors of user input without a traceback.
+"""Parts shared by train.py and evaluate.py: resolvers for conf/, --help, and user errors without a traceback.
 
-Imported before Hydra runs, so it must stay light: torch is imported by the tasks, and `--help` answers at once.
+Imported before Hydra runs, so it must stay light: only the tasks import torch, and `--help` returns at once.
 """
 
 import atexit
@@ -38,17 +38,17 @@ OmegaConf.register_new_resolver("num_devices", lambda: max(1, len(visible_device
 
 @functools.cache
 def scratch() -> str:
-    """A temporary directory of this process: a dry run leaves nothing behind."""
+    """Return a temporary directory that is deleted when this process exits, so that a dry run leaves no files."""
     folder = tempfile.TemporaryDirectory(prefix="sr_lightning_")
     atexit.register(folder.cleanup)
     return folder.name
 
 
 def prepare_command(about: str, name: str) -> None:
-    """Replace earlier names of keys in the arguments; answer `-h` or `--help` and exit.
+    """Replace earlier names of keys in the arguments; print help and exit if `-h` or `--help` is given.
 
-    The help has purpose and examples, config groups, and settings with their comments. Hydra's own answer takes two
-    seconds and leaves the comments out.
+    The help has purpose and examples, config groups, and settings with comments. Hydra's own help takes two seconds and
+    omits the comments.
 
     Args:
         about: The command's docstring: purpose and examples.
@@ -69,17 +69,17 @@ def prepare_command(about: str, name: str) -> None:
     settings = textwrap.indent(settings.partition("\nhydra:")[0].strip(), "  ")
     print(
         f"usage: python {name}.py [GROUP=OPTION ...] [KEY=VALUE ...]\n\n{about.strip()}\n\n"
-        f"groups, each file in conf/GROUP/ an option:\n{groups}\n\n"
-        f"settings (conf/{name}.yaml) and their defaults; those of an option by its group, model.optimizer.lr=1e-3:\n"
+        f"groups (each file in conf/GROUP/ is an option):\n{groups}\n\n"
+        f"settings (conf/{name}.yaml) and their defaults; an option's are GROUP.KEY, such as model.optimizer.lr\n"
         f"{settings}\n\n"
-        "The resulting settings: add --cfg job --resolve. Hydra's own flags: --hydra-help.\n"
-        f'The shell completes groups, options and keys after: eval "$(python {name}.py -sc install=bash)"'
+        "To print the resulting settings, add --cfg job --resolve. Hydra's own flags: --hydra-help.\n"
+        f'Shell completion of groups, options and keys: eval "$(python {name}.py -sc install=bash)"'
     )
     sys.exit()
 
 
 def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Log errors; after an error of user input, exit with its message and without a traceback."""
+    """Wrap a task so that errors are logged, and an `InputError` ends the process without a traceback."""
 
     @functools.wraps(function)
     def wrapper(cfg: DictConfig) -> Any:
@@ -97,7 +97,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 log.error("error: %s", input_error)
             if is_cell():
                 record_failure(cfg, str(input_error or f"{type(error).__name__}: {error}"))
-            if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep the other jobs go on
+            if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep, the other jobs continue
                 sys.exit(1)
             raise
 

@@ -1,8 +1,8 @@
 """Conversion between RGB and ITU-R BT.601 YCbCr in studio range (MATLAB's rgb2ycbcr), and rounding to 8 bits.
 
 Pure, differentiable functions of floating-point tensors in [0, 1], (..., C, H, W), computed in the dtype of the input.
-They are elementwise because a matrix product would run in TF32 or bfloat16 if a training script allows it, and lose a
-grey level.
+They are elementwise, because a matrix product would run in TF32 or bfloat16 if a training script allows it, and be off
+by a grey level.
 """
 
 import torch
@@ -50,7 +50,7 @@ def rgb_to_ycbcr(image: Tensor) -> Tensor:
 
 
 def ycbcr_to_rgb(image: Tensor) -> Tensor:
-    """Convert YCbCr to RGB, the inverse of `rgb_to_ycbcr`. Not clamped: colours outside RGB leave [0, 1]."""
+    """Convert YCbCr to RGB, the inverse of `rgb_to_ycbcr`. Not clamped: colours outside the RGB gamut exceed [0, 1]."""
     planes = _planes(image)
     return torch.stack([_mix(planes, *row) for row in _TO_RGB], dim=-3)
 
@@ -78,10 +78,10 @@ def quantize(image: Tensor) -> Tensor:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """The 8-bit levels of an image: clamped to [0, 1], times 255, rounded half up as in `quantize`.
+    """Convert an image to 8 bits: clamp to [0, 1], multiply by 255, round half up as in `quantize`.
 
     Args:
-        image: any shape, any floating-point dtype, in [0, 1].
+        image: Any shape, any floating-point dtype.
 
     Returns:
         The same shape, uint8.

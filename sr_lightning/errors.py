@@ -2,14 +2,14 @@
 
 
 class InputError(ValueError):
-    """Bad input: a file, key or value. The message names every offender and what to do.
+    """Bad user input: a file, key or value. The message names every offender and the fix.
 
     The commands print it without a traceback.
     """
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """The InputError behind an exception, if there is one; Hydra wraps what a constructor raises."""
+    """Return the InputError that caused an exception, if any; Hydra wraps the exceptions of constructors."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error

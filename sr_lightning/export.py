@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 SUFFIXES = {"onnx": (".onnx",), "torch_export": (".pt2",), "safetensors": (".safetensors",), "torch": (".pth", ".pt")}
 LAYOUTS = ("ours", "basicsr", "edsr-pytorch")  # of `checkpoints.interop.save_weights`
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-METADATA = "sr_lightning.json"  # in a file of torch.export
+METADATA = "sr_lightning.json"  # extra file inside a torch.export file
 SHAPES = ((1, 17, 23), (2, 9, 32), (3, 24, 5))  # batch, height and width of the images that verify a file
-TOLERANCE = 1e-4  # of the range of the output: a fortieth of a grey level
+TOLERANCE = 1e-4  # relative to the output's range; 1/40 of a grey level
+
+WAY_OUT = "Try another version of torch, onnx, onnxscript or onnxruntime"
 
 DESCRIPTION = """Export a trained network for other programs. Formats and how to read them: docs/export.md.
 
@@ -37,7 +39,7 @@ torch_export  one file for torch.export.load, which does not need this project
 safetensors   the weights, by the names of this project or another (--layout)
 torch         the weights as BasicSR or EDSR-PyTorch load them (--layout)
 
-A file is written only if its output equals that of the checkpoint's network."""
+A file is written only if its output equals that of the network in the checkpoint."""
 EXAMPLE = """example:
   sr-export -c outputs/RUN --to onnx -o espcn_x2.onnx
   sr-export -c edsr.ckpt --to torch --layout basicsr -o edsr_x2.pth"""
@@ -48,7 +50,7 @@ class Exported(NamedTuple):
 
     Attributes:
         path: The file.
-        difference: Largest absolute difference of its output from the network's, on any of SHAPES.
+        difference: Largest absolute difference between its output and the network's, over SHAPES.
     """
 
     path: Path
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     size = path.stat().st_size / 1e6
-    print(f"{path}, {size:.1f} MB: at most {difference:.1e} from torch's output on {len(SHAPES)} shapes")
+    print(f"{path}, {size:.1f} MB: differs by at most {difference:.1e} from torch's output, on {len(SHAPES)} shapes")
     return 0
 
 
@@ -83,12 +85,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or a run's directory (its best checkpoint)")
-    parser.add_argument("--to", required=True, choices=SUFFIXES, help="the format")
+    parser.add_argument("--to", required=True, choices=SUFFIXES, help="output format")
     parser.add_argument(
         "-o",
         "--output",
         metavar="FILE",
-        help="replaced if it exists (default: the run's name and scale)",
+        help="output file, replaced if it exists (default: named after run and scale)",
     )
     parser.add_argument("--layout", choices=LAYOUTS, default="ours", help="key names in safetensors and torch files")
     return parser
@@ -100,12 +102,12 @@ def export(ckpt: str | Path, to: str, output: str | Path | None = None, layout: 
     Args:
         ckpt: A checkpoint, or a run's directory. Averaged weights are exported if it has them.
         to: "onnx", "torch_export", "safetensors" or "torch".
-        output: The file. None: the run's name and the scale, in the working directory.
-        layout: As for `checkpoints.interop.save_weights`; of "safetensors" and "torch" only.
+        output: The file. None: a file in the working directory, named after run and scale.
+        layout: Key names, as for `checkpoints.interop.save_weights`; only with "safetensors" and "torch".
 
     Raises:
-        InputError: A missing checkpoint, options that do not fit together, missing packages, or an output that differs
-            from the network's.
+        InputError: The checkpoint or a package is missing, options conflict, or the output differs from the
+            network's.
     """
     check(to, output, layout)
     checkpoint = find_checkpoint(ckpt)
@@ -158,7 +160,7 @@ def write_onnx(trained: "Trained", path: Path) -> Run:
     """Write an ONNX file, weights included.
 
     Returns:
-        The file run by onnxruntime on a CPU.
+        The file, run by onnxruntime on the CPU.
     """
     import onnxruntime
     import torch
@@ -206,7 +208,7 @@ def write_torch_export(trained: "Trained", path: Path) -> Run:
 
 
 def write_weights(trained: "Trained", path: Path, layout: str) -> Run:
-    """Write the weights: safetensors, or a torch file if the suffix says so.
+    """Write the weights: safetensors, or a torch file if the suffix is .pth or .pt.
 
     Returns:
         The network with the weights read back from the file.
@@ -227,21 +229,21 @@ def write_weights(trained: "Trained", path: Path, layout: str) -> Run:
 
 
 def fused(network: "nn.Module") -> "nn.Module":
-    """The fused network, without gradients."""
+    """Return the fused network, without gradients."""
     from sr_lightning.inference import fuse_for_inference
 
     return fuse_for_inference(network).requires_grad_(False)
 
 
 def example(network: "nn.Module") -> "Tensor":
-    """An image to trace with, (2, C, 20, 24): tracing takes sizes of 1 and equal sizes for fixed ones."""
+    """Return an image to trace with, (2, C, 20, 24): tracing would treat equal sizes, and sizes of 1, as constants."""
     import torch
 
     return torch.rand(2, network.num_channels, 20, 24)
 
 
 def metadata(trained: "Trained") -> dict[str, str]:
-    """Description of the network, stored in the file."""
+    """Describe the network, for storage in the file."""
     import torch
 
     from sr_lightning import __version__
@@ -269,10 +271,10 @@ def metadata(trained: "Trained") -> dict[str, str]:
 
 
 def compare(network: "nn.Module", run: Run, target: Path) -> float:
-    """Largest absolute difference of a file's output from the network's.
+    """Return the largest absolute difference between a file's output and the network's.
 
     Raises:
-        InputError: The difference exceeds TOLERANCE.
+        InputError: The shapes differ, or the difference exceeds TOLERANCE.
     """
     import torch
 
@@ -283,12 +285,15 @@ def compare(network: "nn.Module", run: Run, target: Path) -> float:
             expected = network(lr)
             sr = run(lr)
         if sr.shape != expected.shape:
-            raise InputError(f"{target} is not written: {tuple(lr.shape)} became {tuple(sr.shape)}")
+            raise InputError(
+                f"{target} was not written: for an image {tuple(lr.shape)} its output is {tuple(sr.shape)}, expected "
+                f"{tuple(expected.shape)}. {WAY_OUT}"
+            )
         difference = (sr - expected).abs().max().item()
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):  # NaN as well
             raise InputError(
-                f"{target} is not written: for an image {tuple(lr.shape)} its output is {difference:.1e} off torch's. "
-                "Another version of torch, onnx, onnxscript or onnxruntime may be right"
+                f"{target} was not written: for an image {tuple(lr.shape)} its output differs from torch's by "
+                f"{difference:.1e}. {WAY_OUT}"
             )
         largest = max(largest, difference)
     return largest
@@ -296,7 +301,7 @@ def compare(network: "nn.Module", run: Run, target: Path) -> float:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporters' remarks on torchvision, on opsets and on themselves."""
+    """Silence the log lines and warnings of torch's exporters."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

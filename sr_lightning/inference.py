@@ -1,4 +1,4 @@
-"""Using a network: colour images through luma networks and vice versa, self-ensembles, fast inference."""
+"""Inference: colour images with luma networks and vice versa, self-ensembles, fused and low-precision forms."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,7 @@ def to_channels(image: Tensor, num_channels: int) -> Tensor:
         num_channels: 1 or 3.
 
     Returns:
-        (N, num_channels, H, W); one-channel images count as luma.
+        (N, num_channels, H, W); one-channel images are taken as luma.
     """
     if image.shape[1] == num_channels:
         return image
@@ -28,11 +28,11 @@ def to_channels(image: Tensor, num_channels: int) -> Tensor:
 
 
 def with_chroma(sr_luma: Tensor, lr: Tensor, scale: int) -> Tensor:
-    """Give a luma prediction the chroma of its LR image, upscaled bicubically.
+    """Combine a luma prediction with the chroma of its LR image, upscaled bicubically.
 
     Args:
         sr_luma: (N, 1, h*scale, w*scale) luma in [0, 1].
-        lr: (N, 3, h, w) the RGB image it was made from.
+        lr: (N, 3, h, w) RGB in [0, 1], the input of the prediction.
         scale: The factor.
 
     Returns:
@@ -44,15 +44,15 @@ def with_chroma(sr_luma: Tensor, lr: Tensor, scale: int) -> Tensor:
 
 
 def in_colour(sr: Tensor, lr: Tensor, scale: int) -> Tensor:
-    """A prediction with the colours of its LR image: luma gets bicubic chroma, RGB is returned unchanged.
+    """Add bicubic chroma of a colour LR image to a luma prediction; return other predictions unchanged.
 
     Args:
         sr: (N, 1 or 3, h*scale, w*scale) in [0, 1].
-        lr: (N, 1 or 3, h, w), the image it was made from.
+        lr: (N, 1 or 3, h, w) in [0, 1], the input of the prediction.
         scale: The factor.
 
     Returns:
-        As many channels as the larger of the two, unclamped.
+        (N, C, h*scale, w*scale), unclamped; C is the larger number of channels of the two.
     """
     return with_chroma(sr, lr, scale) if sr.shape[1] < lr.shape[1] else sr
 
@@ -78,8 +78,8 @@ def super_resolve(network: nn.Module, lr: Tensor) -> Tensor:
 class SelfEnsemble(nn.Module):
     """A network averaged over the eight flips and rotations of an image: the "+" of the papers.
 
-    EDSR's section 3.3 (arXiv 1707.02921) after Timofte et al. 2016. The eight are computed one after the other, so
-    memory grows by one image, and time eightfold. Valid for degradations that commute with flips and rotations, as
+    Section 3.3 of EDSR (arXiv 1707.02921), after Timofte et al. 2016. The eight passes run one after the other: eight
+    times the time, and memory for one more image. Valid for degradations that commute with flips and rotations, as
     bicubic does.
 
     Args:
@@ -109,23 +109,24 @@ class SelfEnsemble(nn.Module):
 
 
 def fuse_for_inference(network: nn.Module) -> nn.Module:
-    """Return an equivalent, faster network (batch norm and weight norm folded, …), or the network if it has none."""
+    """Return the equivalent, faster form of a network (batch norm folded, …), or the network itself if it has none."""
     return network.for_inference() if hasattr(network, "for_inference") else network
 
 
 class FastInference(nn.Module):
-    """A network in the fastest form for a device: fused, channels last, in bfloat16 where that is safe.
+    """A network in its fastest form for a device: fused, channels last, and in bfloat16 if requested.
 
     On x86 processors without AVX512, NNPACK computes convolutions of many features, by Winograd's algorithm (Lavin and
-    Gray 2015, arXiv 1509.09308) or by Fourier transforms. They multiply less, and round by 2e-5 of an output's
-    deviation instead of 7e-6. `tests/benchmarks/bench_inference.py` measures the gain. Scores do not use this class.
+    Gray 2015, arXiv 1509.09308) or by Fourier transforms. These need fewer multiplications, but the rounding error is
+    2e-5 of the output's standard deviation instead of 7e-6. `tests/benchmarks/bench_inference.py` measures the gain.
+    Scoring does not use this class.
 
     Args:
         network: Has `scale`, `num_channels` and `receptive_radius`. It is copied.
         device: Where to compute.
-        precision: Of the convolutions, "float32" or "bfloat16"; or "auto": bfloat16 if the device computes in it and
-            the network loses next to nothing, if necessary with its last convolution in float32, or the first as well,
-            which keeps the sums of a residual network in float32; else float32.
+        precision: "float32" or "bfloat16", of the convolutions. "auto": bfloat16 if the device has instructions for it
+            and the error stays below `bfloat16_mse_budget`, if necessary with the last convolution in float32, then
+            also the first, so that a residual network adds in float32; else float32.
 
     Attributes:
         precision: "float32" or "bfloat16".
@@ -161,12 +162,12 @@ class FastInference(nn.Module):
     def _computing(self) -> AbstractContextManager:
         if self.precision == "bfloat16":
             return torch.autocast(self.device.type, torch.bfloat16)
-        if self.device.type == "cuda":  # where convolutions are TF32 otherwise
+        if self.device.type == "cuda":  # convolutions would use TF32 otherwise
             return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         return nullcontext()
 
     def _choose_precision(self) -> None:
-        """Choose bfloat16 for as many layers as keep the error on a smooth image within its budget."""
+        """Use bfloat16 for as many layers as the error budget allows, measured on a smooth image."""
         lr = torch.linspace(0, 1, 32 * 32, device=self.device).view(1, 1, 32, 32).repeat(1, self.num_channels, 1, 1)
         exact = self(lr)
         self.precision = "bfloat16"
@@ -191,7 +192,7 @@ class _InFloat32(nn.Module):
 
 
 class _Nnpack(nn.Module):
-    """A 3x3 or 5x5 convolution by NNPACK. torch ships it and uses it by itself for batches of 16 only.
+    """A 3x3 or 5x5 convolution by NNPACK, which torch itself uses only for batches of at least 16.
 
     Shapes: (N, C, h, w) -> (N, D, h, w), both contiguous.
     """
@@ -206,10 +207,10 @@ class _Nnpack(nn.Module):
 
 
 def _use_nnpack(network: nn.Module) -> bool:
-    """Replace convolutions by NNPACK's where they are faster: 3x3 or 5x5, from 64 to 32 features or more.
+    """Replace convolutions by NNPACK's if these are faster: 3x3 or 5x5, input times output features at least 64 x 32.
 
-    The others stay channels last, except the first ones, whose output is added to that of NNPACK's. NNPACK's threads
-    and torch's wait for one another: with more than one thread, a network of few layers loses more than it gains.
+    Others stay channels last, except those on the image, whose output is added to that of NNPACK's. NNPACK and torch
+    have separate threads that wait for each other: with several threads, a network of few layers gets slower.
 
     Returns:
         True if any was replaced.
@@ -233,7 +234,7 @@ def _suits_nnpack(conv: nn.Conv2d) -> bool:
 
 
 def bfloat16_mse_budget(scale: int) -> float:
-    """The mean squared error in [0, 1] that costs the best networks of a scale 0.01 dB on Set5.
+    """Return the mean squared error, of values in [0, 1], that costs the best networks of a scale 0.01 dB on Set5.
 
     They reach 38.3, 34.8, 32.7 and 27.4 dB at x2, x3, x4 and x8; 0.01 dB is 1/430 of their own error.
     """
@@ -242,14 +243,14 @@ def bfloat16_mse_budget(scale: int) -> float:
 
 
 def computes_in_bfloat16(device_type: str) -> bool:
-    """True if a device, "cpu" or "cuda", has instructions for bfloat16; without them float32 is faster."""
+    """Return True if a device, "cpu" or "cuda", has instructions for bfloat16; without them float32 is faster."""
     if device_type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def nnpack_is_faster(device_type: str) -> bool:
-    """True if NNPACK's convolutions, written for AVX2, outrun oneDNN's, which have no wider vectors here."""
+    """Return True if NNPACK, written for AVX2, is faster than oneDNN: on processors without wider vectors."""
     return (
         device_type == "cpu"
         and torch.backends.cpu.get_cpu_capability() == "AVX2"

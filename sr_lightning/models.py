@@ -9,7 +9,7 @@ from sr_lightning.utils.markdown import markdown_table
 
 EXAMPLE = """example:
   python -m sr_lightning.models --scale 4             parameters, multiply-adds, receptive field
-  python -m sr_lightning.models --scale 4 --measure   time and memory on this machine as well"""
+  python -m sr_lightning.models --scale 4 --measure   also time and memory on this machine"""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -19,26 +19,26 @@ def main(arguments: list[str] | None = None) -> None:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--scale", type=int, choices=scales(), default=2, help="the factor (default: 2)")
-    parser.add_argument("--measure", action="store_true", help="milliseconds and peak memory on this machine as well")
+    parser.add_argument("--scale", type=int, choices=scales(), default=2, help="upscaling factor (default: 2)")
+    parser.add_argument("--measure", action="store_true", help="also measure time and peak memory on this machine")
     parser.add_argument(
-        "--budget", type=float, default=5, metavar="SECONDS", help="skip networks that need more (default: 5)"
+        "--budget", type=float, default=5, metavar="SECONDS", help="measure only networks within this time (default: 5)"
     )
     options = parser.parse_args(arguments)
     print(report(options.scale, options.budget if options.measure else None))
 
 
 def scales() -> list[int]:
-    """The factors in conf/scale."""
+    """Return the factors in conf/scale."""
     return sorted(int(path.stem.removeprefix("x")) for path in (CONF / "scale").glob("x*.yaml"))
 
 
 def report(scale: int, budget: float | None = None) -> str:
-    """A Markdown table, the network with the fewest multiply-adds first.
+    """Format the costs of all networks as a Markdown table, fewest multiply-adds first.
 
     Args:
         scale: The factor.
-        budget: Also measure networks that need at most this many seconds for an image.
+        budget: Seconds per image: networks that need no more are also measured. None: measure none.
     """
     from sr_lightning.network_costs import count, lr_size, machine, measure_in_subprocess
 
@@ -57,11 +57,11 @@ def report(scale: int, budget: float | None = None) -> str:
             cost = measure_in_subprocess(description, height, width, budget)
             lines[-1] += ["over budget", ""] if cost is None else [f"{cost.milliseconds:.0f}", f"{cost.mebibytes:.0f}"]
     text = f"x{scale}, output {width * scale}x{height * scale}, receptive field in LR pixels\n{markdown_table(lines)}"
-    return text if budget is None else f"{text}\nmeasured in float32 on {machine()}; budget {budget:g} s an image"
+    return text if budget is None else f"{text}\nmeasured in float32 on {machine()}; budget {budget:g} s per image"
 
 
 def networks(scale: int) -> dict[str, dict[str, Any]]:
-    """The descriptions of all networks in conf/model, by file name."""
+    """Return the `network` part of all configs in conf/model, by file name."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 

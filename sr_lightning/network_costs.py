@@ -16,11 +16,11 @@ from sr_lightning.checkpoints.checkpoint import build_network
 from sr_lightning.inference import SelfEnsemble, fuse_for_inference
 from sr_lightning.utils.devices import best_device
 
-WIDTH, HEIGHT = 1280, 720  # of the output for which papers count multiply-adds
+WIDTH, HEIGHT = 1280, 720  # size of the output for which papers report multiply-adds
 
 
 class Counts(NamedTuple):
-    """Costs of a network that do not depend on a machine.
+    """Costs of a network, independent of the machine.
 
     Attributes:
         parameters: Number of trainable parameters.
@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 
 def lr_size(scale: int) -> tuple[int, int]:
-    """Height and width of the smallest LR image whose output is at least 1280x720.
+    """Return height and width of the smallest LR image whose output is at least 1280x720.
 
     >>> lr_size(3)
     (240, 427)
@@ -50,7 +50,7 @@ def lr_size(scale: int) -> tuple[int, int]:
 
 
 def build(description: Mapping[str, Any], self_ensemble: bool = False) -> nn.Module:
-    """Build the network of a config's description, or its self-ensemble, in evaluation mode."""
+    """Build the network that a config describes, or its self-ensemble, in evaluation mode."""
     network = build_network(description, "the config").eval()
     return SelfEnsemble(network) if self_ensemble else network
 
@@ -59,10 +59,10 @@ def count(description: Mapping[str, Any], height: int, width: int, self_ensemble
     """Count parameters and multiply-adds on the meta device, which has shapes and no data.
 
     Args:
-        description: The network's part of a config.
-        height: Of the LR image.
-        width: Of the LR image.
-        self_ensemble: Count the network on all flips and rotations.
+        description: `model.network` of a config.
+        height: LR rows.
+        width: LR columns.
+        self_ensemble: Count all eight passes of the self-ensemble.
     """
     with torch.device("meta"), torch.no_grad():
         network = build(description, self_ensemble)
@@ -77,7 +77,7 @@ def count(description: Mapping[str, Any], height: int, width: int, self_ensemble
 
 
 def measure_in_subprocess(description: Mapping[str, Any], height: int, width: int, budget: float) -> Cost | None:
-    """Measure like `measure`, in a process of its own, whose peak memory is then that of this network."""
+    """Call `measure` in a new process, so that the peak memory is that of this network alone."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, description, height, width, budget).result()
 
@@ -85,17 +85,17 @@ def measure_in_subprocess(description: Mapping[str, Any], height: int, width: in
 def measure(
     description: Mapping[str, Any], height: int, width: int, budget: float, self_ensemble: bool = False
 ) -> Cost | None:
-    """Upscale an image of random numbers as evaluation does: float32, with the fused network.
+    """Measure the upscaling of a random image as evaluation does it: float32, with the fused network.
 
     Args:
-        description: The network's part of a config.
-        height: Of the LR image.
-        width: Of the LR image.
-        budget: Seconds.
-        self_ensemble: Measure the network on all flips and rotations.
+        description: `model.network` of a config.
+        height: LR rows.
+        width: LR columns.
+        budget: Seconds per image.
+        self_ensemble: Measure all eight passes of the self-ensemble.
 
     Returns:
-        The cost; None if a small image shows that this one would need more than the budget.
+        The cost; None if it would exceed the budget, estimated from a small image.
     """
     device = best_device()
     base = peak_memory(device)
@@ -118,7 +118,7 @@ def measure(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held so far: on the GPU, or in main memory."""
+    """Return the peak memory of this process so far, in bytes: on the GPU, or in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -130,7 +130,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def machine() -> str:
-    """The device that is measured: the GPU's name, or the processor and the number of threads."""
+    """Return the name of the measured device: the GPU, or the processor with its number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -10,8 +10,8 @@ from PIL import Image
 from sr_lightning.utils import download
 from tests.helpers import Server
 
-# One thread, also in the processes that tests start: bits are the same on every machine, and a busy one is not waited
-# for by idle threads.
+# One thread, also in the processes that tests start: results are the same bits on every machine, and on a busy machine
+# no thread waits for another.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder named by SR_DATA_ROOT (T91/, BSDS500/, benchmark/); the test skips without it."""
+    """The folder in SR_DATA_ROOT (T91/, BSDS500/, benchmark/); without it the test is skipped."""
     root = os.environ.get("SR_DATA_ROOT")
     if not root:
         pytest.skip("SR_DATA_ROOT is not set: this test needs the real images")
@@ -45,7 +45,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def command(pictures, short):
-    """The arguments of a short training on the small pictures, to be extended."""
+    """The arguments of a short training on the small pictures; tests append their own."""
     return [*short, "data=folder", f"data.hr={pictures}", "data.val_fraction=0.3"]
 
 

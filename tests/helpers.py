@@ -30,9 +30,9 @@ def compose(*overrides: str, config: str = "train", hydra: bool = False) -> Dict
     """Compose conf/CONFIG.yaml with overrides.
 
     Args:
-        overrides: `name` and `run_dir`, which Hydra's own run would give, have values that can be overridden.
+        overrides: Applied after values for `name` and `run_dir`, which need a running Hydra job.
         config: "train" or "evaluate".
-        hydra: Whether Hydra's settings are included.
+        hydra: Include Hydra's own settings.
     """
     return copy.deepcopy(_compose(overrides, config, hydra))
 
@@ -46,7 +46,7 @@ def _compose(overrides: tuple[str, ...], config: str, hydra: bool) -> DictConfig
 
 
 def slow_except(values: Iterable[object], *fast: object) -> list[object]:
-    """Arguments of `parametrize`, one or a tuple for each case; all but `fast` are marked slow."""
+    """Return arguments of `parametrize`, one or a tuple for each case; all except `fast` are marked slow."""
     values = list(values)
     assert all(value in values for value in fast), f"{fast} are not all among {values}"
     many = [value if isinstance(value, tuple) else (value,) for value in values]
@@ -62,7 +62,7 @@ def command_server() -> subprocess.Popen:
     words = [sys.executable, "-m", "tests.command_server"]
     pipe = subprocess.PIPE
     server = subprocess.Popen(words, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
-    atexit.register(server.communicate)  # closes its input, which ends it
+    atexit.register(server.communicate)  # closing its input ends it
     return server
 
 
@@ -116,19 +116,19 @@ class Command:
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """Kill its process group."""
+        """Kill the process group of the command."""
         os.killpg(self.pid, signal.SIGKILL)
 
 
 def run(*words: object, check: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Run `python WORDS` to its end, forked from a process that has torch imported."""
+    """Run `python WORDS` to completion, forked from a process that has torch imported."""
     done = Command(*words, cwd=cwd).wait()
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
 
 def run_in_new_interpreter(*words: object, check: bool = True) -> subprocess.CompletedProcess:
-    """Run `python WORDS` to its end in an interpreter that imports everything itself."""
+    """Run `python WORDS` to completion in a new interpreter, which imports everything itself."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, *(str(word) for word in words)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -148,7 +148,7 @@ class Server:
         self.files = {}  # path -> content
         self.asked = []  # (path, Range header)
         self.ranges = True
-        self.drop_after = []  # per answer: bytes after which the connection ends; None for never
+        self.drop_after = []  # per answer: bytes after which the connection ends; None: never
         self.statuses = []  # per answer: a status sent instead of the file
         self.content_type = "application/zip"
         self.declare_length = True

@@ -17,17 +17,18 @@ class Alarms(pl.Callback):
     - blind: it separates them no better than by chance, which is good only if sr is perfect.
     - degraded: val/psnr is too far below that of the warm start, which is validated before the first step.
 
-    NaN or infinite losses and weights end every run (`SRModule`), also with the earlier checkpoints kept.
+    NaN or infinite losses and weights end every run (`SRModule`); earlier checkpoints are then kept as well.
 
     Args:
-        saturated: Difference of train/d_hr and train/d_sr above which the discriminator counts as saturated.
-        blind: Difference below which it counts as blind.
+        saturated: train/d_hr minus train/d_sr above which the discriminator counts as saturated.
+        blind: Absolute difference of the two below which it counts as blind.
         patience: Consecutive logged values before either alarm fires.
-        psnr_drop: In dB. Adversarial training lowers PSNR: SRGAN's published is 2.65 dB below SRResNet's on Set5.
-        action: "warn" or "stop".
+        psnr_drop: Loss of val/psnr since the warm start above which it counts as degraded, in dB. Adversarial training
+            always lowers it: SRGAN's published PSNR on Set5 is 2.65 dB below SRResNet's.
+        action: "warn": log a warning; "stop": raise InputError before the step's checkpoint is written.
 
     Raises:
-        InputError: A setting outside of these values.
+        InputError: Another action, or thresholds that are not 0 <= blind < saturated <= 1.
     """
 
     def __init__(
@@ -76,10 +77,10 @@ class Alarms(pl.Callback):
         for name, fires in found.items():
             self.in_a_row[name] = self.in_a_row[name] + 1 if fires else 0
             if self.in_a_row[name] == self.patience:
-                advice = "a smaller model.discriminator_optimizer.lr" if name == "saturated" else "a larger one"
+                size = "smaller" if name == "saturated" else "larger"
                 self.alarm(
                     f"the discriminator is {name}: D(HR) = {d_hr:.3f} and D(SR) = {d_sr:.3f}, for "
-                    f"{self.patience} logged values in a row; try {advice}",
+                    f"{self.patience} logged values in a row; try a {size} model.discriminator_optimizer.lr",
                     batch_idx + 1,
                 )
 

@@ -19,7 +19,7 @@ class ValidationPictures(pl.Callback):
     Args:
         folder: Contains a folder per image, with a file per step.
         every: Batches between two pictures; validations at other steps draw none.
-        count: Number of images, from the first.
+        count: Number of images; the first ones are drawn.
     """
 
     def __init__(self, folder: str | Path, every: int, count: int) -> None:

@@ -51,7 +51,7 @@ class Progress(pl.Callback):
         if trainer.sanity_checking:
             log.info("step 0  psnr %.2f dB: the initial weights", psnr)
             return
-        before = trainer.checkpoint_callback.best_model_score  # also of the part before resuming; None at first
+        before = trainer.checkpoint_callback.best_model_score  # includes the part before a resume; None at first
         best = psnr if before is None else max(psnr, before.item())
         done = pl_module.batches_done
         elapsed = time.monotonic() - self.start

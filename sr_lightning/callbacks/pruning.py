@@ -1,4 +1,4 @@
-"""Stop a cell of a sweep that does worse than most other cells did."""
+"""Pruning: stop a cell of a sweep whose PSNR is below the median of the other cells."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ MIN_RIVALS = 4  # the median of fewer is not reliable
 class Pruning(pl.Callback):
     """Stop training if the best PSNR so far is below the median of the rivals' at the same step.
 
-    The median stopping rule (Golovin et al. 2017, "Google Vizier", section 3.2.2), Optuna's MedianPruner. Rivals are
+    The median stopping rule (Golovin et al. 2017, "Google Vizier", section 3.2.2; Optuna's MedianPruner). Rivals are
     the sweep's other cells of the same data, scale, protocol and max_steps: finished, stopped or running. They are
     read from their config.yaml and metrics.csv, so pruning works with every sweeper and launcher. A stopped cell leaves
     a last.ckpt from which it can be resumed.
@@ -39,18 +39,21 @@ class Pruning(pl.Callback):
             return
         hopeless = trainer.is_global_zero and self.is_hopeless(step)
         if trainer.strategy.broadcast(hopeless):  # the first process decides for all
-            trainer.should_stop = True  # after LastCheckpoint has saved once more
+            trainer.should_stop = True  # LastCheckpoint, called later, saves once more
 
     def is_hopeless(self, step: int) -> bool:
         """Return True if enough rivals have reached a step, and most had a higher PSNR than this cell."""
         rivals, mine = self.rivals(step), best_until(self.run.metrics, step)
         if len(rivals) < MIN_RIVALS or mine >= median(rivals):
             return False
-        log.info("stopped at step %d: %.2f dB; %d others had a median of %.2f", step, mine, len(rivals), median(rivals))
+        log.info(
+            "stopped at step %d: the best PSNR so far, %.2f dB, is below %.2f dB, the median of %d other cells",
+            *(step, mine, median(rivals), len(rivals)),
+        )
         return True
 
     def rivals(self, step: int) -> list[float]:
-        """Best PSNR in dB up to a step, of every other cell that has reached it."""
+        """Return the best PSNR in dB up to a step, of every rival that has reached it."""
         found = []
         for rival in (RunFolder(path) for path in self.run.path.parent.iterdir()):
             if (
@@ -63,7 +66,7 @@ class Pruning(pl.Callback):
         return found
 
     def _terms_of(self, run: RunFolder) -> list[Any]:
-        """Settings that two cells must have in common to be compared."""
+        """Return the settings that two cells must have in common to be compared."""
         if run.path not in self._terms:
             cfg = read_config(run.config)
             self._terms[run.path] = [cfg.choices.data, cfg.scale, cfg.max_steps, cfg.protocol]
@@ -71,7 +74,7 @@ class Pruning(pl.Callback):
 
 
 def best_until(metrics: Path, step: int) -> float | None:
-    """Highest val/psnr in dB up to a step; None if the run has not reached it."""
+    """Return the highest val/psnr in dB up to a step; None if the run has not reached it."""
     validated = validation_psnr(metrics)
     if not validated or validated[-1][0] < step:
         return None

@@ -1,1 +1,1 @@
-"""Reading and writing trained weights: checkpoints of this project and files of others."""
+"""Reading and writing of trained weights: checkpoints of this project, and files of other projects."""

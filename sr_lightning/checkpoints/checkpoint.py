@@ -1,4 +1,4 @@
-"""Reading the checkpoints of train.py: they describe their network, and reading one runs no code in it."""
+"""Reading of checkpoints of train.py, which describe their network; no code in them is run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Trained:
 
     Attributes:
         network: Has `scale` and `num_channels`.
-        name: The run's name for it.
-        step: Batches it was trained for.
-        config: The whole resolved config of the run, plain containers.
+        name: `name` of the run.
+        step: Number of training batches.
+        config: Complete, resolved config of the run, in plain containers.
     """
 
     network: nn.Module
@@ -31,10 +31,10 @@ class Trained:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of this project: tensors and plain containers.
+    """Read a checkpoint of this project: tensors and plain containers.
 
     Args:
-        path: The file, or a run's directory, of which the best checkpoint is read.
+        path: The file, or a run's directory, whose best checkpoint is read.
 
     Raises:
         InputError: The file is missing, damaged or not of this project.
@@ -43,14 +43,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = load_tensors(path)
     if not describes_network(checkpoint):
         raise InputError(
-            f"{path} does not say which network it holds: was it written by this project's train.py? "
+            f"{path} does not describe its network, so it is not a checkpoint of this project's train.py. "
             "To score another project's file, add model=… and scale=…"
         )
     return checkpoint
 
 
 def describes_network(checkpoint: Any) -> bool:
-    """True if a checkpoint's config names the network's class, where train.py puts it."""
+    """Return True if a checkpoint's config names the network's class, where train.py stores it."""
     for key in ("hyper_parameters", "model", "network", "_target_"):
         if not isinstance(checkpoint, dict) or key not in checkpoint:
             return False
@@ -59,7 +59,7 @@ def describes_network(checkpoint: Any) -> bool:
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """True if a file is a checkpoint of this project."""
+    """Return True if a file is a checkpoint of this project."""
     try:
         read_checkpoint(path)
     except InputError:
@@ -89,18 +89,19 @@ def load_network(path: str | Path) -> Trained:
 
 
 def load_best(path: str | Path) -> Trained:
-    """Load the network of a checkpoint, or the best of a run's directory, for use.
+    """Load a network as `load_network` does, and check that its weights are finite.
 
     Raises:
-        InputError: As for `load_network`; or weights are infinite or NaN, as after a training that diverged.
+        InputError: As for `load_network`; or weights are infinite or NaN, because the training diverged.
     """
     path = find_checkpoint(path)
     trained = load_network(path)
-    wrong = [key for key, value in trained.network.state_dict().items() if not value.isfinite().all()]
+    weights = trained.network.state_dict()
+    wrong = [key for key, value in weights.items() if not value.isfinite().all()]
     if wrong:
         raise InputError(
-            f"{path}: {len(wrong)} of its weights are not finite ({wrong[0]}, …), its training has diverged; take an "
-            "earlier checkpoint, or train with a lower learning rate"
+            f"{path} holds NaN or infinite values in {len(wrong)} of {len(weights)} weight tensors, such as "
+            f"{wrong[0]}: its training diverged. Use an earlier checkpoint, or train with a smaller learning rate"
         )
     return trained
 
@@ -110,10 +111,10 @@ def build_network(description: Mapping[str, Any], source: str | Path) -> nn.Modu
 
     Args:
         description: As in a config: `_target_`, the class, and its keyword arguments.
-        source: The file with the description, for the message.
+        source: The file with the description, named in messages.
 
     Raises:
-        InputError: The class is missing, is no network for super-resolution, or has other arguments.
+        InputError: The class does not exist, does not upscale, or does not accept the arguments.
     """
     arguments = dict(description)
     target = arguments.pop("_target_")
@@ -127,20 +128,20 @@ def build_network(description: Mapping[str, Any], source: str | Path) -> nn.Modu
 
 
 def network_class(target: str, source: str | Path) -> type[nn.Module]:
-    """The class that a file names as its network's.
+    """Return the class that a file names as that of its network.
 
     Args:
         target: The dotted name, such as "sr_lightning.networks.EDSR".
-        source: The file, for the message.
+        source: The file, named in messages.
 
     Raises:
-        InputError: It is no torch.nn.Module, so building it might run anything.
+        InputError: It is not a torch.nn.Module; building it could run arbitrary code.
         ImportError: There is no such module.
         AttributeError: The module has no such name.
     """
     module, _, name = target.rpartition(".")
     if not module:
-        raise ImportError(f"{target} is no dotted name")
+        raise ImportError(f"{target} is not a dotted name")
     named = getattr(import_module(module), name)
     if not (isinstance(named, type) and issubclass(named, nn.Module)):
         raise InputError(f"{source} names {target} as its network, which is not a torch.nn.Module")
@@ -148,12 +149,12 @@ def network_class(target: str, source: str | Path) -> type[nn.Module]:
 
 
 def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict of the network alone: of its moving average if the run computed one."""
+    """Return the state dict of the network alone; that of its moving average if the run computed one."""
     weights = checkpoint["state_dict"]
     prefix = "averaged." if any(key.startswith("averaged.") for key in weights) else "network."
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def steps_done(checkpoint: Mapping[str, Any]) -> int:
-    """Batches trained when the checkpoint was written, whatever the number of optimizers."""
+    """Return the number of batches trained when the checkpoint was written, with any number of optimizers."""
     return checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]

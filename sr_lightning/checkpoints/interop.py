@@ -1,4 +1,4 @@
-"""Weights from and for other projects: load them whole, start from them, write them."""
+"""Weights in the formats of this and other projects: loading, warm starts, writing."""
 
 import json
 import logging
@@ -28,19 +28,19 @@ def load_weights(network: nn.Module, path: str | Path) -> KeyMap | None:
     """Load all weights of a network from a file.
 
     Args:
-        network: Of the sizes in the file. Options that leave no trace in a file are the caller's to set, such as
-            EDSR's residual_scale: 1 for the published baselines, 0.1 for the large networks.
+        network: Built with the sizes in the file. Files do not record every option: set EDSR's residual_scale to 1 for
+            the published baselines, to 0.1 for the large networks.
         path: As for `read_weights`.
 
     Returns:
         The key map of the file; None for this project's own names.
 
     Raises:
-        InputError: Not readable, of another network, or names or shapes differ: all that do are named.
+        InputError: The file is unreadable or of another network, or names or shapes differ; the message lists all.
     """
     weights, key_map = read_weights(path)
     if key_map is not None and (reasons := differences(network, key_map)):
-        raise InputError(f"{path} holds {key_map}, which computes something else: {'; '.join(reasons)}")
+        raise InputError(f"{path} holds {key_map} and does not fit: {'; '.join(reasons)}")
     own = network.state_dict()
     shapes = {k: f"{shape_text(weights[k])}, expected {shape_text(own[k])}" for k in own if k in weights}
     problems = {
@@ -58,16 +58,16 @@ def load_weights(network: nn.Module, path: str | Path) -> KeyMap | None:
 
 
 def warm_start(network: nn.Module, path: str | Path) -> None:
-    """Start a network from another's weights: of another scale, depth or class.
+    """Initialise a network with weights of another scale, depth or class.
 
     Weights with the same name and shape in both are copied. All others are listed in the log.
 
     Args:
-        network: Keeps its initial weights elsewhere.
+        network: Its other weights stay unchanged.
         path: As for `read_weights`.
 
     Raises:
-        InputError: Not readable, or nothing fits.
+        InputError: The file is unreadable, or nothing in it fits.
     """
     weights, key_map = read_weights(path)
     own = network.state_dict()
@@ -97,14 +97,14 @@ def save_weights(
 
     Args:
         network: In training or inference form.
-        path: The file: safetensors; or for another project a torch file, unless the name ends in .safetensors.
-        layout: "ours" writes this project's key names, "basicsr" and "edsr-pytorch" those of these projects, for
-            networks that they have as well. EDSR's residual_scale is in neither: set `res_scale` there.
+        path: The file to write: safetensors with layout "ours" or the suffix .safetensors, else a torch file.
+        layout: "ours" writes this project's key names; "basicsr" and "edsr-pytorch" those of these projects, for
+            networks that exist there. Files do not record EDSR's residual_scale: set `res_scale` there.
         description: The network's part of a config (`model.network`), stored in safetensors' metadata as JSON.
-        metadata: More entries of safetensors' metadata.
+        metadata: Further entries of safetensors' metadata.
 
     Raises:
-        InputError: An unknown layout, or one that cannot express this network.
+        InputError: The layout is unknown or cannot express this network.
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     key_map = None if layout == "ours" else key_map_for(network, layout)
@@ -128,7 +128,7 @@ def save_weights(
 
 
 def key_map_for(network: nn.Module, project: str) -> KeyMap:
-    """The key map by which a project names the weights of a network.
+    """Return the key map of a project for a network.
 
     Raises:
         InputError: The project is unknown or has no such network.
@@ -139,23 +139,23 @@ def key_map_for(network: nn.Module, project: str) -> KeyMap:
         choices = ", ".join(map(str, writable))
         raise InputError(f"layout={project!r} has no {type(network).__name__}; choose ours or one of {choices}")
     if reasons := differences(network, of_class[0]):
-        raise InputError(f"{of_class[0]} computes something else: {'; '.join(reasons)}")
+        raise InputError(f"layout={project!r}: {of_class[0]} cannot express it: {'; '.join(reasons)}")
     return of_class[0]
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | None]:
-    """Read the weights in a file to the CPU, by this project's names. No code in the file is run.
+    """Read the weights in a file to the CPU, under this project's names. No code in the file is run.
 
     Args:
         path: A checkpoint of this project, or a run's directory (its best checkpoint); safetensors; a torch file with
-            a state dict, also below "params" or "params_ema" (the average is taken if both are there); or a pickled
+            a state dict, also under "params" or "params_ema" (the average is used if both exist); or a pickled
             module.
 
     Returns:
-        The weights; and the key map, if they are another project's. Unknown names are unchanged.
+        The weights; and the key map if they are another project's, else None. Unknown names are unchanged.
 
     Raises:
-        InputError: Missing, not readable, or with other constants than this project's network.
+        InputError: The file is missing, unreadable, or made for images of another mean or range.
     """
     path = find_checkpoint(path)
     weights = _read_file(path)
@@ -169,7 +169,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | None]:
         for key, value in key_map.constants.items()
         if key not in weights or not _allclose(weights[key], value)
     ]:
-        raise InputError(f"{path} was made for other images than {key_map} here: {'; '.join(wrong)}")
+        raise InputError(f"{path} expects images of another mean or range than {key_map} here: {'; '.join(wrong)}")
     return import_keys(weights, key_map), key_map
 
 
@@ -191,7 +191,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def differences(network: nn.Module, key_map: KeyMap) -> list[str]:
-    """Reasons why a network is not the one of a key map, as far as its weights do not tell."""
+    """List the reasons, other than names and shapes of weights, why a network is not that of a key map."""
     if type(network) is not key_map.network:
         return [f"this network is {type(network).__name__}"]
     reasons = []

@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def shape_text(tensor: Tensor) -> str:
-    """The shape, such as 64x3x9x9."""
+    """Format a shape, such as 64x3x9x9."""
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
 def format_groups(groups: Mapping[str, Mapping[str, str]]) -> str:
-    """Lines "title: key text, …" of the groups that are not empty.
+    """Format groups {title: {key: text}} as indented lines "title: key text, …", without empty groups.
 
     Keys that differ in their first number and share a text share an entry: blocks.{0-15}.conv1.weight 64x64x3x3.
     """
@@ -33,7 +33,7 @@ def format_groups(groups: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def compact_ranges(numbers: list[int]) -> str:
-    """[3] -> 3; [0, 1, 2, 5] -> {0-2,5}."""
+    """Format numbers as ranges: [3] -> 3; [0, 1, 2, 5] -> {0-2,5}."""
     ranges: list[list[int]] = []
     for number in sorted(numbers):
         if ranges and number == ranges[-1][-1] + 1:

@@ -11,8 +11,8 @@ from sr_lightning.errors import InputError
 from sr_lightning.networks import EDSR, VDSR, MSRResNet
 from sr_lightning.networks.layers import div2k_mean
 
-# Names of the layers of a network with `depth` blocks, {our name: their name}. Upsampling stages that a network lacks
-# at its scale are in the map all the same.
+# Names of the layers of a network with `depth` blocks, {our name: their name}. The maps include upsampling stages that
+# the network lacks at its scale.
 
 
 def edsr_pytorch_edsr(depth: int) -> dict[str, str]:
@@ -44,7 +44,7 @@ def basicsr_msrresnet(depth: int) -> dict[str, str]:
 
 
 def twtygqyy_vdsr(depth: int) -> dict[str, str]:
-    """VDSR of github.com/twtygqyy/pytorch-vdsr, vdsr.py. Its blocks are all convolutions but the first and the last."""
+    """VDSR of github.com/twtygqyy/pytorch-vdsr, vdsr.py. Its blocks are the convolutions between first and last."""
     return {"convs.0": "input", f"convs.{depth + 1}": "output"} | {
         f"convs.{i + 1}": f"residual_layer.{i}.conv" for i in range(depth)
     }
@@ -56,11 +56,11 @@ class KeyMap:
 
     Attributes:
         project: The `layout` of `save_weights`.
-        network: The class here that computes the same.
+        network: The equivalent class of this project.
         key_map: Number of blocks -> {our name of a layer: theirs}.
-        detect_key: A key by which a file of this project is recognised.
+        detect_key: A key that only files of that project have.
         block_pattern: Matches one key of each block in their files.
-        constants: Tensors of their files that are fixed here.
+        constants: Tensors in their files that are constants in this project.
         wrapper: The key under which their files hold the weights, if any.
         writable: True if `save_weights` writes it.
     """
@@ -79,7 +79,7 @@ class KeyMap:
 
 
 def mean_shifts() -> dict[str, Tensor]:
-    """EDSR-PyTorch's 1x1 convolutions that subtract and add the mean, on images in 0..255."""
+    """Return the weights of EDSR-PyTorch's 1x1 convolutions that subtract and add the mean of images in 0..255."""
     mean, identity = 255 * div2k_mean(3).flatten(), torch.eye(3)[..., None, None]
     return {
         "sub_mean.weight": identity,

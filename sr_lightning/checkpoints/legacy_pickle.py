@@ -1,8 +1,8 @@
 """Tensors of a torch.save file that holds a whole pickled module, read without importing or running any of it.
 
 `torch.load(weights_only=True)` refuses such files: in the format before torch 1.6 a module's class is a persistent
-reference with its source beside it. Here every class and function the pickle names, but for the few that tensors are
-made of, becomes an empty one of this file.
+reference with its source beside it. This reader replaces every class and function that the pickle names by an empty
+class of its own, except the few that make up tensors.
 """
 
 import io
@@ -34,20 +34,20 @@ _DTYPES = {
 
 
 def read_module(path: str | Path) -> dict[str, Tensor]:
-    """Parameters and buffers of the one module in a file, by the names its state dict would have, on the CPU.
+    """Read the parameters and buffers of the only module in a file, under the names of its state dict, to the CPU.
 
     Args:
-        path: Written by `torch.save(module, path)`, or of a dictionary with the module in it, by any torch from 0.1.12.
+        path: Written by `torch.save` of a module, or of a dictionary that contains one, with torch 0.1.12 or later.
 
     Raises:
-        InputError: Not such a file, or none or several modules in it.
+        InputError: The file is of another kind, or holds no module or several.
     """
     try:
         content = _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
         values = content.values() if isinstance(content, dict) else [content]
         modules = [value for value in values if isinstance(value, _Unknown) and "_modules" in value.state]
         if len(modules) != 1:
-            raise ValueError(f"it holds {len(modules)}")
+            raise ValueError(f"it holds {len(modules)} modules")
         return _state_dict(modules[0])
     except Exception as error:  # a damaged pickle can raise anything
         raise InputError(f"{path} cannot be read as one pickled module: {error}") from error
@@ -66,7 +66,7 @@ def _state_dict(module: "_Unknown", prefix: str = "") -> dict[str, Tensor]:
 
 
 class _Unknown:
-    """Takes the place of anything that is not a tensor: it can be made and given a state, and does nothing."""
+    """Stand-in for anything that is not a tensor: it can be constructed and given a state, and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Unknown":
         self = super().__new__(cls)
@@ -80,7 +80,7 @@ class _Unknown:
 
 
 class _Parameter:
-    """A parameter as torch wrote it before 0.4: its data, then a state that says whether it is trained."""
+    """A parameter in the format before torch 0.4: its data, then a state with requires_grad."""
 
     def __init__(self, data: Tensor | None = None, requires_grad: bool = True) -> None:
         self.data = data
@@ -124,11 +124,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_zip(path: str | Path) -> Any:
-    """The format since torch 1.6: <name>/data.pkl, and each storage as <name>/data/<key>."""
+    """Read the format since torch 1.6: <name>/data.pkl, and each storage as <name>/data/<key>."""
     with zipfile.ZipFile(path) as archive:
         root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-            raise ValueError("its numbers are big-endian")
+            raise ValueError("its values are big-endian")
         storages: dict[str, Tensor] = {}
 
         def load(dtype: torch.dtype, key: str, location: str, numel: int) -> Tensor:
@@ -140,11 +140,11 @@ def _read_zip(path: str | Path) -> Any:
 
 
 def _read_stream(path: str | Path) -> Any:
-    """The format before: pickles of a magic number, version, system and content, then all storages, raw."""
+    """Read the format before 1.6: pickles of a magic number, version, system and content, then all storages, raw."""
     storages: dict[str, Tensor] = {}
 
     def load(dtype: torch.dtype, key: str, location: str, numel: int, view: tuple[str, int, int] | None) -> Tensor:
-        if key not in storages:  # its numbers come later
+        if key not in storages:  # its values follow later
             storages[key] = torch.empty(numel, dtype=dtype)
         if view is None:
             return storages[key]
@@ -153,9 +153,9 @@ def _read_stream(path: str | Path) -> Any:
 
     with Path(path).open("rb") as file:
         if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _VERSION:
-            raise ValueError("neither of torch's formats")
+            raise ValueError("it has neither of torch's formats")
         if not _Unpickler(file).load()["little_endian"]:
-            raise ValueError("its numbers are big-endian")
+            raise ValueError("its values are big-endian")
         content = _Unpickler(file, load).load()
         for key in _Unpickler(file).load():
             numel = int.from_bytes(file.read(8), "little")
@@ -166,5 +166,5 @@ def _read_stream(path: str | Path) -> Any:
 
 def _numbers(data: bytes, dtype: torch.dtype, numel: int) -> Tensor:
     if len(data) != numel * dtype.itemsize:
-        raise ValueError(f"{numel} numbers of {dtype} in {len(data)} bytes: the file is cut off")
+        raise ValueError(f"{numel} values of {dtype} in {len(data)} bytes: the file is cut off")
     return torch.frombuffer(bytearray(data), dtype=dtype) if numel else torch.empty(0, dtype=dtype)

@@ -1,1 +1,1 @@
-"""Scoring networks on images: tables, comparison pictures and report.html."""
+"""Scoring of networks on images: tables, comparison pictures and report.html."""

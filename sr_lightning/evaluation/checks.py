@@ -1,4 +1,4 @@
-"""Checks of what evaluate.py is asked to do, before torch is imported."""
+"""Checks of an evaluation config, before torch is imported."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,6 +10,8 @@ from sr_lightning.data.sources import benchmark_folder
 from sr_lightning.errors import InputError
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import find_checkpoint
+
+NOTHING_TO_SCORE = "nothing to score: give ckpt=FILE (or a list), or model=bicubic scale=x3"
 
 
 def check_request(cfg: DictConfig) -> None:
@@ -40,7 +42,7 @@ def _checks(cfg: DictConfig) -> Iterator[Callable[[], Any]]:
 
 
 def checkpoints_of(ckpt: Any) -> list[str]:
-    """The paths of `ckpt=`: one, several or none."""
+    """Return the paths in `ckpt=`: one, several or none."""
     if ckpt is None:
         return []
     return [ckpt] if isinstance(ckpt, str) else [str(path) for path in ckpt]
@@ -48,9 +50,11 @@ def checkpoints_of(ckpt: Any) -> list[str]:
 
 def _check_report(report: Any) -> None:
     if isinstance(report, bool) or not isinstance(report, int) or report < 0:
-        raise InputError(f"report_images={report}: the number of images of each data set in report.html; 0: no report")
+        raise InputError(
+            f"report_images={report} is not a number of images: set that of each data set in report.html, or 0 for none"
+        )
 
 
 def _check_subject(ckpt: Any, has_model: bool, scale: int | None) -> None:
     if ckpt is None and not (has_model and scale is not None):
-        raise InputError("say what to score: ckpt=FILE (or a list), or model=bicubic scale=x3")
+        raise InputError(NOTHING_TO_SCORE)

@@ -21,7 +21,7 @@ class Panel:
 
     Attributes:
         caption: Such as "bicubic 30.12 dB".
-        image: (1 or 3, H, W) in [0, 1], of one size in all panels of a picture.
+        image: (1 or 3, H, W) in [0, 1], of the same size in all panels of a picture.
     """
 
     caption: str
@@ -29,11 +29,11 @@ class Panel:
 
 
 def hardest_place(image: Tensor, hr: Tensor, size: int) -> tuple[int, int]:
-    """Top and left of the size x size window in which `image` is furthest from `hr`.
+    """Find top and left of the size x size window in which `image` differs most from `hr`.
 
     Args:
         image: (C, H, W) in [0, 1].
-        hr: (C, H, W), the truth.
+        hr: (C, H, W), the reference.
         size: At most H and W.
     """
     error = (image - hr).square().mean(dim=0)[None, None]  # (1, 1, H, W)
@@ -46,7 +46,7 @@ def side_by_side(panels: Sequence[Panel], top: int, left: int, size: int) -> Ima
     """Draw the whole last panel with the place marked, then that place of each panel, enlarged without smoothing.
 
     Args:
-        panels: At least one; the last is the truth.
+        panels: At least one; the last is the reference.
         top: First row of the place, in pixels of the panels.
         left: First column of the place.
         size: Side of the place in pixels.
@@ -76,14 +76,14 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def save_comparison(path: Path, lr: Tensor, images: dict[str, Tensor], hr: Tensor, size: int = 96) -> list[Image.Image]:
-    """Write LR, each method and HR side by side, at the place where the first method is furthest from HR.
+    """Write LR, each method and HR side by side, at the place where the first method differs most from HR.
 
     Args:
         path: PNG file.
         lr: (C, h, w) in [0, 1]; shown enlarged without smoothing.
         images: Caption -> (C, H, W).
         hr: (C, H, W).
-        size: Side of the place in HR pixels; less in a smaller image.
+        size: Side of the place in HR pixels, reduced to that of a smaller image.
 
     Returns:
         That place of LR, each method and HR, each `size` pixels wide and high.

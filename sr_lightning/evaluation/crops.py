@@ -50,7 +50,7 @@ def find_crops(
         models: Name -> uint8 (1 or 3, H, W). Without "bicubic" no place is found.
         hr: uint8 (1 or 3, H, W).
         border: Pixels left out on each side.
-        size: Side of a place in pixels; smaller in a smaller image.
+        size: Side of a place in pixels, reduced to that of a smaller image.
         count: Largest number of gains, and of losses, of each model. Gains do not overlap, nor do losses.
 
     Returns:
@@ -59,7 +59,7 @@ def find_crops(
     if BASELINE not in models:
         return ()
     height, width = hr.shape[-2:]
-    border = min(border, (min(height, width) - 1) // 2)  # leaves a pixel
+    border = min(border, (min(height, width) - 1) // 2)  # at least one pixel remains
     inside = np.s_[..., border : height - border, border : width - border]
     truth = _luma(hr[inside])
     size = min(size, *truth.shape)
@@ -79,7 +79,7 @@ def find_crops(
 
 
 def _luma(picture: np.ndarray) -> np.ndarray:
-    """uint8 (1 or 3, H, W) -> float64 (H, W) in grey levels; one channel is luma already."""
+    """Convert uint8 (1 or 3, H, W) to luma, float64 (H, W) in grey levels; one channel is luma already."""
     if len(picture) == 1:
         return picture[0].astype(np.float64)
     return 255 * rgb_to_y(torch.from_numpy(picture).double() / 255)[0].numpy()
@@ -90,7 +90,7 @@ def _psnr(squared_error: float) -> float:
 
 
 def window_means(values: np.ndarray, size: int) -> np.ndarray:
-    """Means of all size x size windows, at their top left corners: (H, W) -> (H - size + 1, W - size + 1)."""
+    """Average all size x size windows, at their top left corners: (H, W) -> (H - size + 1, W - size + 1)."""
     total = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
     return (total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]) / size**2
 

@@ -1,4 +1,4 @@
-"""evaluate.py: score checkpoints, or a model without weights, on benchmarks."""
+"""The task of evaluate.py: score checkpoints, or a model without weights, on benchmarks."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from sr_lightning.checkpoints.checkpoint import is_checkpoint, load_network
 from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.errors import InputError
-from sr_lightning.evaluation.checks import checkpoints_of
+from sr_lightning.evaluation.checks import NOTHING_TO_SCORE, checkpoints_of
 from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import write_evaluation_report
 from sr_lightning.evaluation.score_table import first_mean, report_scores
@@ -31,7 +31,7 @@ def evaluate(cfg: DictConfig) -> float:
         Mean PSNR of the first model on the first benchmark, in dB.
 
     Raises:
-        InputError: Nothing to score, a missing checkpoint or benchmark, or a scale that does not fit.
+        InputError: Nothing to score, a missing checkpoint or benchmark, or the wrong scale.
     """
     network = cfg.model.network if "model" in cfg else None
     paths = [find_checkpoint(path) for path in checkpoints_of(cfg.ckpt)]
@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> float:
 def sets_of_run(
     held_out: Sequence[Pair], benchmarks: Sequence[str], data_root: str | Path, scale: int
 ) -> dict[str, Sequence[Pair]]:
-    """The sets a run is scored on: its validation images, and the benchmarks that exist under data_root.
+    """Return the sets that a run is scored on: its validation images, and the benchmarks that exist in data_root.
 
     Raises:
         InputError: HR and LR files of a benchmark do not belong together.
@@ -62,14 +62,14 @@ def sets_of_run(
         if folder.is_dir():
             sets[name] = benchmark_set(data_root, name, scale)
         else:
-            log.info("%s will not be scored: there is no %s", name, folder)
+            log.info("%s is not scored: %s does not exist", name, folder)
     return sets
 
 
 def score_run(
     scorer: Scorer, model: ScoredModel, sets: Mapping[str, Sequence[Pair]], images: EvaluationImages
 ) -> tuple[float, list[Row]]:
-    """Score what a run has trained on `sets_of_run`; write its table, pictures and report.
+    """Score the network of a run on the sets of `sets_of_run`; write its table, pictures and report.
 
     Returns:
         Mean PSNR on the validation images in dB, and all rows.
@@ -87,14 +87,13 @@ def requested_models(
     scale: int | None = None,
     self_ensemble: bool = False,
 ) -> list[ScoredModel]:
-    """The networks to score.
+    """Build or load the networks to score.
 
     Args:
         paths: Checkpoints of this project, which describe their networks; or files of other projects.
-        network: How a config describes the network of `model=`: of files of other projects, or of a model without
-            weights if there are no paths.
-        name: Of that network.
-        scale: The factor asked for; None: as the checkpoints say.
+        network: `model.network` of the config, for files of other projects or, without paths, a model without weights.
+        name: Name of that network in tables.
+        scale: The requested factor; None: that of the checkpoints.
         self_ensemble: Score self-ensembles of the networks.
     """
     if not paths:
@@ -108,7 +107,7 @@ def requested_models(
 
 def _model_without_weights(network: Mapping[str, Any] | None, name: str, scale: int | None) -> ScoredModel:
     if network is None or scale is None:
-        raise InputError("say what to score: ckpt=FILE (or a list), or model=bicubic scale=x3")
+        raise InputError(NOTHING_TO_SCORE)
     built: nn.Module = instantiate(network).eval()
     if next(built.parameters(), None) is not None:
         raise InputError(f"model={name} has weights to load: give its checkpoint, ckpt=FILE")
@@ -116,16 +115,16 @@ def _model_without_weights(network: Mapping[str, Any] | None, name: str, scale: 
 
 
 def _trained_models(paths: Sequence[Path], scale: int | None) -> list[ScoredModel]:
-    """The networks of this project's checkpoints, as each describes itself."""
+    """Load the networks of this project's checkpoints, which describe them."""
     trained = [load_network(path) for path in paths]
     if wrong := [
         f"{p} is x{t.network.scale}"
         for p, t in zip(paths, trained, strict=True)
         if scale not in (None, t.network.scale)
     ]:
-        raise InputError(f"scale=x{scale} was asked, but {', '.join(wrong)}; leave scale out")
+        raise InputError(f"scale=x{scale} was requested, but {', '.join(wrong)}; leave scale out")
     named = [(t.name, path.parent.parent.name, path.stem) for t, path in zip(trained, paths, strict=True)]
-    for parts in ((0,), (0, 1), (0, 2), (0, 1, 2)):  # the run's folder or the file's name makes names unique
+    for parts in ((0,), (0, 1), (0, 2), (0, 1, 2)):  # the name of the run's folder or of the file makes names unique
         names = [" ".join(one[part] for part in parts) for one in named]
         if len(set(names)) == len(names):
             break
@@ -137,11 +136,13 @@ def _trained_models(paths: Sequence[Path], scale: int | None) -> list[ScoredMode
 def _published_models(
     paths: Sequence[Path], network: Mapping[str, Any], name: str, scale: int | None
 ) -> list[ScoredModel]:
-    """The network of `model=` with the weights of other projects' files."""
+    """Build the network of `model=`, with the weights of each file of another project."""
     if own := [str(path) for path in paths if is_checkpoint(path)]:
-        raise InputError(f"model={name}: {', '.join(own)} says which network it holds; leave model out")
+        raise InputError(
+            f"leave model={name} out: a checkpoint of this project describes its network: {', '.join(own)}"
+        )
     if scale is None:
-        raise InputError(f"model={name} beside ckpt: say the scale as well, such as scale=x2")
+        raise InputError(f"model={name} with ckpt needs the scale as well: add scale=x2, for example")
     models = []
     for path in paths:
         built: nn.Module = instantiate(network).eval()

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class EvaluationImages:
-    """Writes pictures of the first images of each data set.
+    """Writer of pictures of the first images of each data set.
 
     Args:
         run_dir: Comparisons go into its `pictures`, versions into its `report_files`.
-        num_comparisons: Images of a data set with a comparison picture.
-        num_reported: Images of a data set in report.html.
+        num_comparisons: Number of comparison pictures of each data set.
+        num_reported: Number of images of each data set in report.html.
 
     Attributes:
         comparisons: The comparison pictures, PNG files.
@@ -54,7 +54,7 @@ class EvaluationImages:
             dataset: Name of the data set.
             scale: The factor.
             sample: The image.
-            outputs: Model -> sr (1, 1 or 3, H, W). Comparisons show the place where the first is furthest from HR.
+            outputs: Model -> sr (1, 1 or 3, H, W). Comparisons show the place where the first differs most from HR.
             rows: Model -> row of scores.
         """
         number = self._seen.get((dataset, scale), 0)

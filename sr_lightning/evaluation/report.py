@@ -35,7 +35,7 @@ from sr_lightning.utils.atomic_files import replacing
 log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report.html")
-EMBEDDED = 16_000_000  # bytes: with fewer bytes of pictures the page embeds them and is a single file
+EMBEDDED = 16_000_000  # bytes of pictures up to which the page embeds them and is a single file
 _WEBP_SIDE = 16383  # WebP's largest side in pixels
 
 
@@ -81,17 +81,17 @@ def save_versions(
     """Write all versions of one image losslessly, and find where each model gains and loses most against bicubic.
 
     Args:
-        folder: Beside the page; the pictures go into a folder of this image in it.
+        folder: Beside the page; gets a subfolder for this image.
         dataset: Name of the data set.
         image: Name of the image.
         scale: The factor.
         lr: uint8 (1 or 3, h, w).
-        models: Name -> uint8 (1 or 3, h*scale, w*scale); places need "bicubic" among them.
+        models: Name -> uint8 (1 or 3, h*scale, w*scale); without "bicubic" no places are found.
         hr: uint8 (1 or 3, h*scale, w*scale).
         border: HR pixels on each side that are not scored, and not searched for places.
 
     Raises:
-        InputError: Sizes that do not fit together, naming all that differ from HR.
+        InputError: Sizes differ from that of HR; the message names all.
     """
     height, width = hr.shape[-2:]
     shapes = {"LR enlarged": tuple(scale * side for side in lr.shape[-2:])} | {
@@ -111,7 +111,7 @@ def save_versions(
 
 
 def _file_name(name: str) -> str:
-    """A name that is safe in file systems and URLs; different names get different results."""
+    """Return a name that is safe in file systems and URLs; different names get different results."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:48]
     return plain if plain == name != "" else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -195,18 +195,21 @@ def write_evaluation_report(
     leaderboard: Sequence[Mapping[str, Any]] | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Write run_dir/report.html with the facts of this process, if there is an image to show; see `write_report`."""
+    """Write run_dir/report.html with protocol, device and command, unless `versions` is empty; see `write_report`."""
     if not versions:
         return
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    facts = {**(facts or {}), "in words": protocol.description, "computed on": f"{device}, PyTorch {torch.__version__}"}
+    facts = dict(facts or {}) | {
+        "protocol in words": protocol.description,
+        "computed on": f"{device}, PyTorch {torch.__version__}",
+    }
     command = shlex.join(["python", *sys.argv])
     path = RunFolder(run_dir).report
     write_report(path, rows, versions, leaderboard=leaderboard, facts=facts, commands=[command])
 
 
 def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: Any) -> list[dict[str, Any]]:
-    """One entry per data set and scale, in the order of the rows; lists instead of keys keep the page small."""
+    """Build one entry per data set and scale, in the order of the rows; lists without keys keep the page small."""
     shown = {(v.dataset, v.scale, v.image): v for v in versions}
     sets: dict[tuple[str, int], dict[str, dict[str, Mapping[str, Any]]]] = {}  # -> image -> model -> row
     for row in rows:
@@ -266,7 +269,7 @@ def _fill(template: str, data: Mapping[str, Any]) -> str:
     values = {
         "title": html.escape(names),
         "script-hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        # "<" as JSON's escape: no name can end the script element that holds it
+        # escaped, so that no name can end the script element that holds the data
         "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     values["bytes"] = str(len(template.encode()) + len(values["data"].encode()))

@@ -22,7 +22,7 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Average the rows of images that were scored under one protocol.
 
     Raises:
-        InputError: There is no image, or LR files were given for some images and not for others.
+        InputError: LR files were given for some images and not for others.
     """
     protocols = sorted({row["protocol"] for row in rows})
     if len(protocols) != 1:
@@ -32,12 +32,12 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def score_digits(name: str) -> int:
-    """Digits after the point with which a score is shown."""
+    """Return the number of decimals with which a score is shown."""
     return 2 if name.startswith(_DECIBELS) else 4
 
 
 def first_mean(rows: Sequence[dict[str, Any]], model: str) -> float:
-    """Mean PSNR of a model on the first set it was scored on, in dB."""
+    """Return the mean PSNR of a model on the first set it was scored on, in dB."""
     row = next(row for row in rows if row["image"] == "mean" and row["model"] == model)
     return next(value for key, value in row.items() if key.startswith("psnr"))
 
@@ -45,13 +45,13 @@ def first_mean(rows: Sequence[dict[str, Any]], model: str) -> float:
 def report_scores(
     rows: Sequence[dict[str, Any]], pictures: Sequence[Path], run_dir: Path, images_of: str | None = None
 ) -> None:
-    """Write results.csv; log the table and where the pictures are.
+    """Write results.csv; log the table and the paths of the files.
 
     Args:
         rows: Of `Scorer.score_sets`.
         pictures: Comparison pictures that were written.
-        run_dir: Where to write.
-        images_of: A data set of which every image gets a line.
+        run_dir: Gets results.csv.
+        images_of: The data set whose images get a line each.
     """
     write_results(RunFolder(run_dir).results, rows)
     log.info("protocol %s\n%s", ", ".join(sorted({row["protocol"] for row in rows})), score_table(rows, images_of))

@@ -1,4 +1,4 @@
-"""Scoring networks on sets of images under one protocol, one image in memory at a time."""
+"""Scoring of networks on sets of images under one protocol, one image in memory at a time."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class Sample:
         name: As in tables.
         lr: (1, 1 or 3, h, w).
         hr: (1, 1 or 3, h*scale, w*scale).
-        protocol: As carried out: `lr_source` is where this LR came from.
+        protocol: As applied to this image: `lr_source` records the origin of this LR.
     """
 
     name: str
@@ -75,7 +75,7 @@ def load_sample(pair: Pair, scale: int, protocol: Protocol, degradation: Any) ->
         if not (0 <= hr.shape[-2] - height < scale and 0 <= hr.shape[-1] - width < scale):
             raise InputError(
                 f"{pair.lr} ({lr.shape[-2]}x{lr.shape[-1]}) is not {pair.hr} ({hr.shape[-2]}x{hr.shape[-1]}) "
-                f"reduced by {scale}"
+                f"reduced by {scale}: give LR files made at x{scale} from these HR files"
             )
         hr = hr[:, :height, :width]
     return Sample(pair.name, lr[None].float().mul_(1 / 255), hr[None].float().mul_(1 / 255), protocol)
@@ -83,7 +83,7 @@ def load_sample(pair: Pair, scale: int, protocol: Protocol, degradation: Any) ->
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores networks under one protocol.
+    """Scores of networks under one protocol.
 
     Attributes:
         protocol: Of all scores.
@@ -97,7 +97,7 @@ class Scorer:
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Scorer":
-        """The scorer of a config of train.py or evaluate.py."""
+        """Build the scorer of a config of train.py or evaluate.py."""
         return cls(instantiate(cfg.protocol), instantiate(cfg.degradation), select_measures(cfg.measures))
 
     def score_sets(
@@ -121,12 +121,12 @@ class Scorer:
             protocol.
 
         Raises:
-            InputError: Two models have one name, or images cannot be scored.
+            InputError: Two models share a name, or images cannot be scored.
         """
         scale = models[0].network.scale
         names = ["bicubic", *(model.name for model in models if not isinstance(model.network, Bicubic))]
         if len(set(names)) < len(names):
-            raise InputError(f"several models have one name, {', '.join(names)}: each needs its own (and not bicubic)")
+            raise InputError(f"models share a name, {', '.join(names)}: give each its own, other than bicubic")
         device = best_device()
         networks = {"bicubic": Bicubic(scale=scale)} if baseline else {}
         networks |= {m.name: fuse_for_inference(m.network) for m in models if not isinstance(m.network, Bicubic)}
@@ -155,7 +155,7 @@ class Scorer:
             device: Where to compute.
 
         Yields:
-            The image on the device; model -> its output, in the channels it is scored in; model -> row of scores.
+            The image on the device; model -> output, in the channels that are scored; model -> row of scores.
         """
         for sample in samples:
             sample = replace(sample, lr=sample.lr.to(device), hr=sample.hr.to(device))

@@ -14,12 +14,12 @@ from sr_lightning.evaluation.score_table import NOT_SCORES
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a run.
+    """Results of a finished run.
 
     Attributes:
         rows: As written to results.csv, of bicubic and the run's network.
         pictures: Comparison pictures, PNG files.
-        crops: The place that each picture shows, as `evaluation.scoring.EvaluationImages` has them.
+        crops: The place that each picture shows, as in `evaluation.images.EvaluationImages`.
         result: As written to result.json.
     """
 
@@ -30,7 +30,7 @@ class Outcome:
 
     @property
     def means(self) -> dict[str, float]:
-        """The network's mean scores by the name they are logged under, such as test/Set5/psnr_y."""
+        """Mean scores of the run's network by logged name, such as test/Set5/psnr_y."""
         return {
             f"test/{row['dataset']}/{key}": row[key]
             for row in self.rows
@@ -41,7 +41,7 @@ class Outcome:
 
 
 class RunLogger(Logger):
-    """A logger that may show more than scalars; each method does nothing unless a subclass has a place for it."""
+    """A logger that can show more than scalars; its methods do nothing unless a subclass overrides them."""
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
         """Show a PNG file under a name, after `step` batches."""
@@ -54,13 +54,13 @@ class RunLogger(Logger):
 
 
 def run_loggers(loggers: Sequence[Logger]) -> list[RunLogger]:
-    """The loggers that may show pictures; others of Lightning get scalars only."""
+    """Select the loggers that can show more than scalars."""
     return [logger for logger in loggers if isinstance(logger, RunLogger)]
 
 
 @rank_zero_only
 def log_pictures(loggers: Sequence[Logger], pictures: Mapping[str, Path], step: int) -> None:
-    """Give pictures, {name: PNG file}, to the loggers that show them."""
+    """Pass pictures, {name: PNG file}, to the loggers that show them."""
     for logger in run_loggers(loggers):
         for name, path in pictures.items():
             logger.log_picture(name, path, step)

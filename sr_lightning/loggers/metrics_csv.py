@@ -1,4 +1,4 @@
-"""metrics.csv: the record of a run, which every run has."""
+"""metrics.csv: the logged values of a run, written by every run."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ class MetricsCSV(RunLogger):
     A resumed run replaces the rows of steps that it repeats. Lightning's CSVLogger deletes the file instead.
 
     Args:
-        path: The csv file.
+        path: The file, continued if it exists.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -39,7 +39,7 @@ class MetricsCSV(RunLogger):
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Skip: the run directory's config.yaml has them."""
+        """Do nothing: config.yaml has the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

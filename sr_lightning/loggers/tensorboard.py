@@ -12,7 +12,7 @@ from sr_lightning.loggers.base import Outcome, RunLogger
 
 
 class TensorBoard(RunLogger, TensorBoardLogger):
-    """Lightning's logger, except that steps which a resumed run repeats replace the earlier ones."""
+    """Lightning's logger, but steps that a resumed run repeats replace the earlier ones."""
 
     _session_started = False
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class WandbRun(RunLogger, WandbLogger):
-    """A W&B run that lives as long as its directory, and falls back to offline mode instead of failing.
+    """A W&B run tied to its directory, with a fallback to offline mode instead of a failure.
 
     The directory stores the run's id, so a resumed run continues it. The x-axis of all curves is `step`: batches.
     The run is written to the directory, for a later upload, if offline mode is set; if W&B cannot be reached, does not
@@ -35,17 +35,17 @@ class WandbRun(RunLogger, WandbLogger):
     Args:
         save_dir: The run directory.
         project: W&B's project.
-        name: Of the run.
+        name: The run's name in W&B; None: W&B's choice.
         entity: User or team; None: the user's default.
-        group: Runs that belong together; here: a sweep.
-        tags: Of the run.
+        group: Runs with the same group are shown together, such as those of a sweep.
+        tags: Labels to filter runs by.
         offline: Write to the directory and use no network.
-        reply_timeout: Seconds that W&B has to answer at all.
-        init_timeout: Seconds that W&B has to start a run.
-        finish_timeout: Seconds for the remaining uploads when the run has ended.
+        reply_timeout: Seconds to wait for any reply of the server.
+        init_timeout: Seconds to wait for the start of the run.
+        finish_timeout: Seconds to wait for the remaining uploads at the end.
 
     Raises:
-        InputError: A name, tags or anything else that W&B would refuse.
+        InputError: W&B would refuse a setting, such as name or tags.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class WandbRun(RunLogger, WandbLogger):
         import wandb
 
         if not isinstance(offline, bool) or isinstance(tags, str):
-            raise InputError(f"logger.offline={offline} logger.tags={tags}: true or false, and a list such as [a,b]")
+            raise InputError(
+                f"logger.offline={offline}, logger.tags={tags}: set true or false, and a list such as [a,b]"
+            )
         try:
             wandb.Settings(project=project, run_name=name, entity=entity, run_group=group, run_tags=tags)
         except (wandb.Error, ValueError) as error:
@@ -88,8 +90,8 @@ class WandbRun(RunLogger, WandbLogger):
         import wandb
 
         defaults = {
-            "WANDB_DATA_DIR": str(self._folder.absolute()),  # tables wait for their upload there, not in the home
-            "WANDB_ERROR_REPORTING": "false",  # it is sent when the process ends, and would wait for a lost network
+            "WANDB_DATA_DIR": str(self._folder.absolute()),  # tables wait there for their upload, not in ~
+            "WANDB_ERROR_REPORTING": "false",  # would wait at exit for a lost connection
         }
         self._variables = [name for name in defaults if name not in os.environ]
         os.environ |= {name: defaults[name] for name in self._variables}
@@ -112,12 +114,12 @@ class WandbRun(RunLogger, WandbLogger):
     def _init(self, mode: str) -> Any:
         import wandb
 
-        wandb.setup(wandb.Settings(mode=mode, silent=True))  # given to init alone, offline runs would use the network
+        wandb.setup(wandb.Settings(mode=mode, silent=True))  # not only to init, or offline runs use the network
         settings = wandb.Settings(
             init_timeout=self.init_timeout,
             finish_timeout=self.finish_timeout,
             finish_timeout_raises=True,
-            x_transaction_log_flush_interval=1.0,  # seconds that a kill may cost
+            x_transaction_log_flush_interval=1.0,  # seconds of values lost by a kill
         )
         run = wandb.init(**self._wandb_init, mode=mode, reinit="create_new", settings=settings)
         run.define_metric("step")
@@ -127,10 +129,10 @@ class WandbRun(RunLogger, WandbLogger):
         return run
 
     def _offline_reason(self) -> str | None:
-        """The reason why this run cannot be online; None if it looks as if it can.
+        """Return the reason why this run cannot be online; None if nothing is known against it.
 
         Raises:
-            wandb.Error: A malformed key.
+            wandb.Error: The key is malformed.
         """
         import wandb
 
@@ -139,7 +141,7 @@ class WandbRun(RunLogger, WandbLogger):
         settings = wandb.setup(wandb.Settings(mode="online", silent=True)).settings
         if not wandb.login(prompt=False, verify=False):
             return f"no key for {settings.base_url}: `wandb login` asks for it once"
-        if settings.http_proxy or settings.https_proxy:  # which only W&B's own client uses
+        if settings.http_proxy or settings.https_proxy:  # only W&B's own client uses proxies
             return None
         return probe_server(f"{settings.base_url}/graphql", self.reply_timeout)
 
@@ -148,12 +150,12 @@ class WandbRun(RunLogger, WandbLogger):
         return Path(self.save_dir, "wandb")
 
     def _not_uploaded(self) -> list[Path]:
-        """The offline parts of this run that `wandb sync` has not uploaded."""
+        """List the offline parts of this run that `wandb sync` has not uploaded."""
         parts = self._folder.glob(f"offline-run-*/run-{self._id}.wandb")
         return [part for part in parts if not part.with_name(f"{part.name}.synced").exists()]
 
     def _sync_command(self, part: str = "offline-run-*") -> str:
-        """The command that uploads offline parts, or an online part with uploads left."""
+        """Return the command that uploads offline parts, or the rest of an online part."""
         online = "" if part.startswith("offline-run-") else "--include-online "
         return f"wandb sync {online}{shlex.quote(str(self._folder))}/{part}"
 
@@ -181,7 +183,7 @@ class WandbRun(RunLogger, WandbLogger):
             self.log_image("pictures", [str(path) for path in outcome.pictures], caption=captions)
 
     def _send(self, message: Callable[[Any], Any]) -> None:
-        """Call `message` with the run of `wandb`, as long as W&B's process lives."""
+        """Call `message` with W&B's run, unless W&B's process has ended."""
         import wandb
 
         if self._connection_lost:
@@ -194,7 +196,7 @@ class WandbRun(RunLogger, WandbLogger):
 
     @rank_zero_only
     def close(self, failed: bool = False) -> None:
-        """End the run. Uploads that do not finish in time stay in the directory, and the log has the command for them.
+        """End the run. Uploads that do not finish in time stay in the directory; the command to resume them is logged.
 
         Args:
             failed: Mark the run as failed.
@@ -205,7 +207,7 @@ class WandbRun(RunLogger, WandbLogger):
         part = Path(run.dir).parent.name
         try:
             run.finish(exit_code=int(failed))
-        except Exception as error:  # of W&B's many processes and threads; the results are safe by now
+        except Exception as error:  # whatever W&B's processes raise: the results are already written
             reason = str(error) or type(error).__name__
             log.warning("Weights & Biases: %s To upload the rest later: %s", reason, self._sync_command(part))
         else:
@@ -216,7 +218,7 @@ class WandbRun(RunLogger, WandbLogger):
 
 
 def run_id(run_dir: Path) -> str:
-    """W&B's id of a run, stored in its directory; created if missing."""
+    """Return W&B's id of a run, stored in its directory; create it if missing."""
     path = run_dir / "wandb_id"
     if not path.exists():
         with replacing(path) as temporary:
@@ -225,9 +227,9 @@ def run_id(run_dir: Path) -> str:
 
 
 def probe_server(url: str, timeout: float) -> str | None:
-    """Error text if a server does not answer within `timeout` seconds; None if it does, with whatever status below 500.
+    """Return an error text if a server answers with a status from 500, or not within `timeout` seconds; else None.
 
-    Certificates are not checked: W&B's client may trust others.
+    Invalid certificates are accepted: W&B's client may trust others.
     """
     try:
         urllib.request.urlopen(url, timeout=timeout).close()
@@ -240,7 +242,7 @@ def probe_server(url: str, timeout: float) -> str | None:
 
 
 def crops_table(rows: Sequence[dict[str, Any]], crops: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of W&B's table "crops": `image`, the model's name, four pictures of one place, the image's scores.
+    """Build the rows of W&B's table "crops": `image`, the model's name, four pictures of one place, the image's scores.
 
     Args:
         rows: As written to results.csv, of bicubic and one network.

@@ -71,7 +71,7 @@ class GANModule(SRModule):
         if discriminator.num_channels != network.num_channels:
             raise InputError(
                 f"model.discriminator.num_channels={discriminator.num_channels} differs from the network's "
-                f"{network.num_channels}: both must see the same images, set one to the other"
+                f"{network.num_channels}: both must see the same images, so set both to one value"
             )
         super().__init__(network, loss, optimizer, scheduler, **settings)
         self.automatic_optimization = False
@@ -117,12 +117,12 @@ class GANModule(SRModule):
         self.end_of_step(batch_idx)
 
     def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
-        """Sum of the generator's and the discriminator's loss: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
+        """Compute the generator's plus the discriminator's loss: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
         sr, hr = self.sr_and_target(batch["lr"], batch["hr"])
         return self.generator_loss(sr, hr) + self.discriminator_loss(sr.detach(), hr)
 
     def generator_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
-        """Image loss plus adversarial loss of sr and hr (N, C, H, W), which are a share of the batch."""
+        """Compute image loss plus adversarial loss of sr and hr (N, C, H, W), which are a share of the batch."""
         hr_logits = None
         if self.adversarial.generator_needs_hr:
             with torch.no_grad():
@@ -132,7 +132,7 @@ class GANModule(SRModule):
         return self.image_loss(sr, hr, share) + adversarial
 
     def discriminator_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
-        """Discriminator loss of sr (detached) and hr (N, C, H, W), which are a share of the batch."""
+        """Compute the discriminator loss of sr (detached) and hr (N, C, H, W), which are a share of the batch."""
         sr_logits, hr_logits = self.discriminator(sr), self.discriminator(hr)
         loss = self.adversarial.discriminator(sr_logits, hr_logits)
         realness = {

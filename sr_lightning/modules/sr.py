@@ -35,8 +35,8 @@ class SRModule(pl.LightningModule):
         protocol: Protocol of the validation scores.
         ema: Decay per batch of an exponential moving average of the network, or None for no average. The average is
             validated and used from checkpoints. Its decay is at most (1 + k) / (10 + k) at batch k.
-        warm_start: Run or checkpoint that the initial weights come from. Only stored here: the code that builds a run
-            loads the weights, and does so once, because a resumed run has its weights already.
+        warm_start: Run or checkpoint with the initial weights. Only stored here: `training.train` loads them, unless
+            the run is resumed.
 
     Raises:
         InputError: `ema` is not between 0 and 1.

@@ -49,11 +49,11 @@ def _is_irrelevant(key: str) -> bool:
     return any(key == setting or key.startswith(f"{setting}.") for setting in IRRELEVANT_SETTINGS)
 
 
-def changed_settings(was: DictConfig, asked: DictConfig) -> list[str]:
-    """List the settings that affect the result and differ between two configs, as "key: was 1, asked 2"."""
-    old, new = result_settings(was), result_settings(asked)
+def changed_settings(was: DictConfig, requested: DictConfig) -> list[str]:
+    """List the settings that affect the result and differ between two configs, as "key: was 1, requested 2"."""
+    old, new = result_settings(was), result_settings(requested)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [f"{key}: was {old.get(key)}, asked {new.get(key)}" for key in keys]
+    return [f"{key}: was {old.get(key)}, requested {new.get(key)}" for key in keys]
 
 
 def fingerprint(config: DictConfig) -> str:

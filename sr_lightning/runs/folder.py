@@ -1,4 +1,4 @@
-"""The files in a run's directory, by name."""
+"""Paths of the files in a run's directory."""
 
 from pathlib import Path
 
@@ -36,15 +36,15 @@ class RunFolder:
         self.log = self.path / "train.log"
 
     def exists(self) -> bool:
-        """True if the directory holds what a run leaves, finished or not."""
+        """Return True if the directory contains files of a run, finished or not."""
         return any(path.exists() for path in (self.result, self.config, self.checkpoints, self.log))
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file of trained weights that a path stands for: the file itself, or the best checkpoint of a run's directory.
+    """Resolve a path to a file of trained weights: the file itself, or the best checkpoint of a run's directory.
 
     Raises:
-        InputError: There is no such file, or the directory has no checkpoint.
+        InputError: The path does not exist, or the directory has no checkpoint.
     """
     path = Path(path).expanduser()
     if not path.exists():

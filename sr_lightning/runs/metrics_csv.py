@@ -1,11 +1,11 @@
-"""Reading metrics.csv, which `sr_lightning.loggers.MetricsCSV` writes."""
+"""Reading of metrics.csv, which `sr_lightning.loggers.MetricsCSV` writes."""
 
 import csv
 from pathlib import Path
 
 
 def read_metrics(path: str | Path) -> list[dict[str, str]]:
-    """Rows of logged values, one per step; none if the file does not exist."""
+    """Read the rows of logged values, one per step; none if the file does not exist."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -14,11 +14,11 @@ def read_metrics(path: str | Path) -> list[dict[str, str]]:
 
 
 def last_step(path: str | Path) -> int:
-    """The last step with a logged value; 0 without any."""
+    """Return the last step with a logged value; 0 if there is none."""
     rows = read_metrics(path)
     return int(rows[-1]["step"]) if rows else 0
 
 
 def validation_psnr(path: str | Path) -> list[tuple[int, float]]:
-    """Step and mean PSNR in dB of each validation."""
+    """Return step and mean PSNR in dB of each validation."""
     return [(int(row["step"]), float(row["val/psnr"])) for row in read_metrics(path) if row.get("val/psnr")]

@@ -1,4 +1,4 @@
-"""Configs that runs have saved, also by earlier versions."""
+"""Saved configs of runs, including those of earlier versions."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import changed_settings
 from sr_lightning.runs.folder import RunFolder
 
-# Keys that versions after the first have added, with the value that stands for what earlier versions did.
+# Keys added after the first version, with the value that reproduces the behaviour of earlier versions.
 ADDED_KEYS = {
     "choices": {"model": None, "data": None, "experiment": None},
     "sweep": None,
@@ -25,16 +25,16 @@ RENAMED_KEYS = {"num_pictures": "num_comparisons", "pictures_every": "comparison
 
 
 def read_config(path: str | Path) -> DictConfig:
-    """The config of a run, read from its config.yaml.
+    """Read the config of a run from its config.yaml.
 
     Raises:
-        OSError, yaml.YAMLError, omegaconf.errors.OmegaConfBaseException: Not readable.
+        OSError, yaml.YAMLError, omegaconf.errors.OmegaConfBaseException: The file is unreadable.
     """
     return upgrade(OmegaConf.load(path))
 
 
 def upgrade(config: Any) -> Any:
-    """Give a config saved by an earlier version the names and keys of this version."""
+    """Give a config saved by an earlier version the key names of this version, and the keys added since."""
     if isinstance(config, DictConfig):
         for old, new in RENAMED_KEYS.items():
             if old in config:
@@ -58,14 +58,14 @@ def upgrade_overrides(overrides: list[str]) -> list[str]:
 
 
 def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The config of the run to resume. Settings given beside `resume` must be those of the run.
+    """Return the config of the run to resume. Settings given beside `resume` must equal the run's.
 
     Args:
         cfg: With `resume` and `run_dir`.
-        overrides: The command's settings, "key=value".
+        overrides: Of the command line, "key=value".
 
     Raises:
-        InputError: `resume` is no run directory, has no checkpoint, or other settings are given.
+        InputError: `resume` is not a run's directory or has no checkpoint, or other settings are given.
     """
     run = RunFolder(cfg.run_dir)
     if not run.config.is_file():
@@ -80,6 +80,6 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         lines = "".join(f"\n  {line}" for line in changed)
         raise InputError(
             f"resume={cfg.resume} continues the run with its own settings; these differ:{lines}\n"
-            "Give resume alone, or all settings of the run's own command, or start a new run"
+            "Give resume alone or with the settings of the run's own command, or start a new run"
         )
-    return cfg  # the same settings, with data or cache in another place perhaps
+    return cfg  # same result, but paths of data and cache may differ

@@ -1,1 +1,1 @@
-"""Training runs: checks, trainer, training, dry run."""
+"""Training: checks of a config, the trainer, whole runs, dry runs."""

@@ -1,4 +1,4 @@
-"""Checks of what train.py is asked to do, before torch is imported."""
+"""Checks of a training config, before torch is imported."""
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -10,16 +10,17 @@ from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.runs.saved_config import config_to_resume
 
+NO_LIMIT = 2**62
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, 2**62)),
-    **dict.fromkeys(("comparisons_every", "prune_after", "data.batch_size", "data.patch_size"), (1, 2**62)),
-    **dict.fromkeys(("num_comparisons", "report_images", "data.num_workers"), (0, 2**62)),
+    **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, NO_LIMIT)),
+    **dict.fromkeys(("comparisons_every", "prune_after", "data.batch_size", "data.patch_size"), (1, NO_LIMIT)),
+    **dict.fromkeys(("num_comparisons", "report_images", "data.num_workers"), (0, NO_LIMIT)),
 }
 
 
 def checked(cfg: DictConfig) -> DictConfig:
-    """The config to train with: of the run to resume, or the given one; its numbers, names and paths are checked.
+    """Return the config to train with, checked: that of the run to resume, or the given one.
 
     Raises:
         InputError: Names everything that is wrong.
@@ -44,28 +45,31 @@ def checked(cfg: DictConfig) -> DictConfig:
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Check whole numbers and their ranges: Hydra takes any value for any key.
+    """Check that whole numbers are within their ranges; Hydra accepts any value for any key.
 
     Raises:
-        InputError: Names those that are out of range.
+        InputError: Names those that are not.
     """
     wrong = []
     for key, (low, high) in INTEGER_RANGES.items():
         value = OmegaConf.select(cfg, key)
         is_integer = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and not (is_integer and low <= value <= high):
-            wrong.append(f"{key}={value} (a whole number from {low} to {high})")
+            allowed = f"of at least {low}" if high == NO_LIMIT else f"from {low} to {high}"
+            wrong.append(f"{key}={value} (must be a whole number {allowed})")
     if wrong:
-        raise InputError(f"out of range: {', '.join(wrong)}")
+        raise InputError(f"invalid numbers: {', '.join(wrong)}")
     if cfg.comparisons_every is not None and cfg.comparisons_every % cfg.val_every:
-        raise InputError(f"comparisons_every={cfg.comparisons_every}: a multiple of val_every={cfg.val_every}, or null")
+        raise InputError(
+            f"comparisons_every={cfg.comparisons_every} is not a multiple of val_every={cfg.val_every}: set one, or null"
+        )
 
 
 def check_warm_start(path: str | None) -> None:
     """Check that the file or run of `model.warm_start` exists.
 
     Raises:
-        InputError: There is no such file, or the folder has no checkpoint.
+        InputError: The file does not exist, or the folder has no checkpoint.
     """
     if path is not None:
         try:
@@ -75,10 +79,10 @@ def check_warm_start(path: str | None) -> None:
 
 
 def check_data(data: DictConfig) -> None:
-    """List the images of the data set, unless the run downloads them.
+    """Check that the images of the data set exist and pair, unless the run downloads them.
 
     Raises:
-        InputError: Missing folders, no images, HR and LR files that do not pair.
+        InputError: Folders or images are missing, or HR and LR files do not pair.
     """
     if downloads(data):
         return

@@ -1,4 +1,4 @@
-"""dry_run=true: check a run or a sweep, and estimate its memory and time, without computing anything."""
+"""Dry runs (`dry_run=true`): check a run or a sweep, and estimate its memory and time, without training."""
 
 import contextlib
 import functools
@@ -38,18 +38,18 @@ from sr_lightning.utils.threads import in_threads
 
 log = logging.getLogger(__name__)
 
-SECONDS_PER_OPERATION = 15e-6  # of torch, beside the arithmetic: most of what a small network's step costs
+SECONDS_PER_OPERATION = 15e-6  # overhead of a torch operation, most of the time of a small network's step
 
 
 def dry_run(cfg: DictConfig) -> float:
-    """Build what the config describes without computing or decoding anything, and print an estimate of its training.
+    """Build everything a config describes, without training or decoding images, and report an estimate of its cost.
 
     Returns:
-        0.0: there is no score.
+        0.0, in place of a score.
 
     Raises:
         InputError: In a single run, bad user input.
-        CellFailed: In a sweep, anything that cannot be built; the other cells are still checked.
+        CellFailed: In a sweep, the cell cannot be built; the other cells are still checked.
     """
     name, hydra = cell_name(cfg), HydraConfig.get()
     if not in_sweep():
@@ -67,12 +67,12 @@ def dry_run(cfg: DictConfig) -> float:
 
 
 def estimate(cfg: DictConfig) -> dict[str, float]:
-    """Parameters, steps, patches, memory in bytes and seconds of one training.
+    """Estimate parameters, steps, patches, memory in bytes and seconds of one training.
 
-    Everything is built and one step is taken with tensors that have shapes and no content. Memory is the peak of a
-    step or of the largest image's validation: weights, gradients, optimizer state and activations, without working
-    space of libraries or the process's own. Seconds are the arithmetic of all steps and validations, at the speed at
-    which this machine trains layers of 64 features, measured now, plus a constant for each of torch's operations.
+    One step and the validation of the largest image run on tensors that have shapes but no data. Memory is the larger
+    peak of the two: weights, gradients, optimizer state and activations, without the workspace of libraries and the
+    memory of the process itself. Seconds are the arithmetic of all steps and validations, at the speed measured now for
+    training layers of 64 features on this machine, plus a constant for each torch operation.
 
     Raises:
         InputError: Names every fault found.
@@ -132,7 +132,7 @@ def collecting_errors(wrong: list[str]) -> Iterator[None]:
 
 
 def without_downloads(config: DictConfig) -> DictConfig:
-    """The same config with random weights in place of downloaded ones, and without downloads of images."""
+    """Return the config with random weights in place of downloaded ones, and with downloads of images disabled."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list):
@@ -143,7 +143,7 @@ def without_downloads(config: DictConfig) -> DictConfig:
         if "VGG" in str(value.get("_target_")):
             path = value.get("weights", "download")
             if path not in ("download", "random") and not Path(path).expanduser().is_file():
-                raise InputError(f"{value['_target_']}: weights={path}: there is no such file")
+                raise InputError(f"{value['_target_']}: weights={path}: file not found. Set a file, download or random")
             value["weights"] = "random"
         return value | ({"download": False} if "download" in value else {})
 
@@ -173,18 +173,18 @@ def data_of(cfg: DictConfig) -> SRDataModule | None:
 
 
 def sizes_of(pairs: Sequence[Pair], scale: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Height and width of HR and of LR of each image, from the files' headers."""
+    """Return height and width of HR and of LR of each image, read from the headers of the files."""
     hr_sizes = in_threads(image_size, [pair.hr for pair in pairs])
     return [(size, (size[0] // scale, size[1] // scale)) for size in hr_sizes]
 
 
 class Meter(TorchDispatchMode):
-    """Counts floating-point operations of matrix products and convolutions, and the bytes of live tensors.
+    """Counter of floating-point operations (matrix products, convolutions) and of the bytes of live tensors.
 
     Attributes:
         flops: Floating-point operations.
         operations: Calls of torch's operators.
-        peak: Most bytes held at one time.
+        peak: Largest number of bytes held at one time.
     """
 
     def __init__(self) -> None:
@@ -210,14 +210,14 @@ class Meter(TorchDispatchMode):
 
 
 def metered(function: Callable[[], None]) -> Meter:
-    """SweepInvocation a function with tensors that have shapes and no content."""
+    """Run a function on tensors that have shapes but no data, and return the counts."""
     with FakeTensorMode(allow_non_fake_inputs=True), Meter() as meter:
         function()
     return meter
 
 
 def replace_with_fake_tensors(module: nn.Module) -> None:
-    """Replace a module's meta tensors by fake ones of the CPU, for which autocast and the CPU's operations work."""
+    """Replace a module's meta tensors by fake CPU tensors, which autocast and CPU operations accept."""
 
     def empty(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
@@ -232,9 +232,9 @@ def replace_with_fake_tensors(module: nn.Module) -> None:
 
 
 def one_step(module: SRModule, batch_size: int, side: int, precision: str) -> None:
-    """One training step on LR patches of `side` pixels; a GAN's two networks take it in one pass."""
+    """Take one training step on LR patches of `side` pixels; the two losses of a GAN share one backward pass."""
     replace_with_fake_tensors(module)
-    module.train().setup("fit")  # with the averaged network, if there is one
+    module.train().setup("fit")  # creates the averaged network, if configured
     configured = module.configure_optimizers()
     scale = module.network.scale
     batch = {"lr": torch.rand(batch_size, 3, side, side)}
@@ -248,14 +248,14 @@ def one_step(module: SRModule, batch_size: int, side: int, precision: str) -> No
 
 @torch.no_grad()
 def one_validation(module: SRModule, height: int, width: int) -> None:
-    """Forward pass of a whole LR image."""
+    """Run the forward pass of a whole LR image."""
     replace_with_fake_tensors(module)
     module.eval()(torch.rand(1, 3, height, width))
 
 
 @functools.cache
 def flops_per_second(precision: str) -> float:
-    """Floating-point operations per second of this machine, training convolutions of 64 features on 32 x 32 pixels."""
+    """Measure operations per second on this machine, training convolutions of 64 features on 32 x 32 pixels."""
     device = best_device()
     features, side, batch_size = 64, 32, 16
     layers = nn.Sequential(*(nn.Conv2d(features, features, 3, padding=1) for _ in range(4))).to(device)

@@ -1,4 +1,4 @@
-"""One training run: build what the config describes, fit, score the best checkpoint."""
+"""One training run: build its parts from the config, fit, score the best checkpoint."""
 
 import copy
 import logging
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> float:
-    """Train what a checked config describes and score the best checkpoint.
+    """Run the training that a checked config describes, and score the best checkpoint.
 
     Writes into the run directory: config.yaml (resolved), metrics.csv, checkpoints/best.ckpt and last.ckpt,
-    results.csv, pictures, and result.json at the very end.
+    results.csv, pictures, report.html, and result.json last.
 
     Args:
         cfg: As returned by `checks.checked`.
@@ -54,7 +54,7 @@ def train(cfg: DictConfig) -> float:
     keep_freed_memory()
     pl.seed_everything(cfg.seed, verbose=False)
     module: SRModule = instantiate(cfg.model, _convert_="all")
-    module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=True))  # makes checkpoints describe themselves
+    module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=True))  # a checkpoint describes its network
     if cfg.resume is None and module.warm_start is not None:
         warm_start(module.network, module.warm_start)
     datamodule: SRDataModule = instantiate(cfg.data, _convert_="all")
@@ -93,7 +93,7 @@ def train(cfg: DictConfig) -> float:
 
 
 def start_run_folder(cfg: DictConfig) -> RunFolder:
-    """Write config.yaml, and remove the result of an earlier part of the run: it is written last."""
+    """Write config.yaml, and remove the result.json of an earlier part of the run."""
     run = RunFolder(cfg.run_dir)
     with replacing(run.config) as temporary:
         OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), temporary)
@@ -102,7 +102,7 @@ def start_run_folder(cfg: DictConfig) -> RunFolder:
 
 
 def build_loggers(settings: DictConfig | None, run: RunFolder) -> list[Logger]:
-    """metrics.csv, and the loggers of `conf/logger`: one, several by name, or none."""
+    """Build the logger of metrics.csv and those of `conf/logger`: one, several by name, or none."""
     loggers: list[Logger] = [MetricsCSV(run.metrics)]
     if settings:
         chosen = [settings] if "_target_" in settings else settings.values()
@@ -111,7 +111,7 @@ def build_loggers(settings: DictConfig | None, run: RunFolder) -> list[Logger]:
 
 
 def build_callbacks(cfg: DictConfig, run: RunFolder) -> list[pl.Callback]:
-    """Progress, and what the config switches on: validation pictures, pruning."""
+    """Build the progress callback and those that the config enables: validation pictures, pruning."""
     callbacks: list[pl.Callback] = [Progress(cfg.max_steps, cfg.data.batch_size)]
     if cfg.comparisons_every is not None:
         callbacks.append(ValidationPictures(run.pictures / "validation", cfg.comparisons_every, cfg.num_comparisons))
@@ -121,7 +121,7 @@ def build_callbacks(cfg: DictConfig, run: RunFolder) -> list[pl.Callback]:
 
 
 def run_outcome(run: RunFolder, max_steps: int, psnr: float, best_step: int, protocol: str) -> dict[str, Any]:
-    """The fields of result.json that are not in the config.
+    """Return the fields of result.json that are not in the config.
 
     Raises:
         FloatingPointError: The score is NaN.
@@ -136,12 +136,12 @@ def run_outcome(run: RunFolder, max_steps: int, psnr: float, best_step: int, pro
         "protocol": protocol,
         "best_step": best_step,
         "steps": steps,
-        "seconds": last["callbacks"].get("Progress", {}).get("seconds"),  # None if an earlier version did not count
+        "seconds": last["callbacks"].get("Progress", {}).get("seconds"),  # None in checkpoints of earlier versions
     }
 
 
 def preflight(module: SRModule, datamodule: SRDataModule) -> None:
-    """Send a part of the first batch and of a validation image through the whole path, before step 1.
+    """Run parts of a validation image and of the first batch through network, scoring and loss, before step 1.
 
     Raises:
         InputError: Validation images are too small to be scored, or other bad user input.
@@ -150,10 +150,12 @@ def preflight(module: SRModule, datamodule: SRDataModule) -> None:
     scale, store = module.network.scale, datamodule.val_store
     least = WINDOW + 2 * module.protocol.border_for(scale)
     if small := [name for name, size in zip(store.names, store.hr_sizes, strict=True) if min(size) < least]:
-        raise InputError(f"validation images need {least} x {least} pixels to be scored; smaller: {', '.join(small)}")
-    part = max(64, math.ceil(least / scale))  # LR pixels: enough to find faults, in no time for large networks too
+        raise InputError(
+            f"validation images need at least {least} x {least} pixels to be scored; remove {', '.join(small)}"
+        )
+    part = max(64, math.ceil(least / scale))  # LR pixels: enough to find faults, and fast for large networks
     image = datamodule.to_float(WholeImages(store)[0])
-    module = copy.deepcopy(module)  # keeps the statistics of batch norm
+    module = copy.deepcopy(module)  # leaves the batch norm statistics unchanged
     with torch.no_grad():
         sr = module.eval()(image["lr"][..., :part, :part])
         score(sr, image["hr"][..., : part * scale, : part * scale], scale, module.protocol)

@@ -1,4 +1,4 @@
-"""The Lightning trainer of a run, and what it needs."""
+"""Construction of the Lightning trainer of a run."""
 
 import contextlib
 import logging
@@ -25,9 +25,9 @@ from sr_lightning.utils.devices import best_device
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames: a kill leaves the old checkpoint or the new one, never a part.
+    """Checkpoint writer that writes beside the target and renames: a kill leaves the old or the new file, never a part.
 
-    Lightning's own writes to the system's temporary folder first, which is only a rename on the same file system.
+    Lightning's own writes to the system's temporary folder first, and from there a rename may be a copy.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class NoProfiler(PassThroughProfiler):
-    """No profiler: Lightning's creates forty generators a step to measure nothing, a tenth of its own cost."""
+    """Profiler that does nothing; Lightning's default creates forty generators per step, a tenth of its overhead."""
 
     nothing = contextlib.nullcontext()
 
@@ -55,20 +55,20 @@ def build_trainer(
     val_every: int,
     save_every: int,
 ) -> pl.Trainer:
-    """Build the Lightning trainer. All of training is one epoch of `max_steps` batches, which makes resuming exact.
+    """Build the Lightning trainer. The training is one epoch of `max_steps` batches, which makes resuming exact.
 
     Args:
-        settings: Of `conf/trainer`.
-        module: To train.
-        loggers: Of the run.
-        callbacks: Called in this order, before those that write checkpoints and those that come last.
-        run_dir: The run's directory.
+        settings: `cfg.trainer`.
+        module: Decides which metric is monitored and whether Lightning steps the optimizers.
+        loggers: Receive every logged value.
+        callbacks: Called in this order; Lightning calls those that write checkpoints last.
+        run_dir: Contains checkpoints/.
         max_steps: Batches of the whole training.
         val_every: Batches between two validations.
-        save_every: Batches between two last.ckpt.
+        save_every: Batches between two saves of last.ckpt.
 
     Raises:
-        InputError: A setting that the module cannot follow.
+        InputError: The module does not support a setting.
     """
     run = RunFolder(run_dir)
     best = BestCheckpoint(
@@ -80,7 +80,6 @@ def build_trainer(
         save_on_train_epoch_end=False,
     )
     last = LastCheckpoint(run.last, save_every, max_steps)
-    first, *others = callbacks
     accelerator = settings.accelerator
     if accelerator == "auto":
         accelerator = "gpu" if best_device().type == "cuda" else "cpu"
@@ -92,10 +91,10 @@ def build_trainer(
         max_epochs=1,
         val_check_interval=min(val_every, max_steps),
         check_val_every_n_epoch=None,
-        num_sanity_val_steps=0 if module.warm_start is None else -1,  # -1: validate the weights it starts from
-        use_distributed_sampler=False,  # the sampler gives each process its part
+        num_sanity_val_steps=0 if module.warm_start is None else -1,  # -1: validate the initial weights
+        use_distributed_sampler=False,  # the samplers split the data over processes
         logger=list(loggers),
-        callbacks=[first, best, last, *others],
+        callbacks=[*callbacks, best, last],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -106,14 +105,15 @@ def build_trainer(
 
 
 def gan_trainer_settings(settings: DictConfig) -> dict[str, Any]:
-    """Trainer settings of a module that steps its optimizers itself.
+    """Return the trainer settings of a module that steps its optimizers itself.
 
     Raises:
-        InputError: A setting that such a module cannot follow.
+        InputError: Such a module does not support a setting.
     """
     if settings.get("accumulate_grad_batches", 1) != 1:
         raise InputError(
-            "trainer.accumulate_grad_batches: a step is a batch here; model.accumulate=N splits a batch into N parts"
+            f"trainer.accumulate_grad_batches={settings.accumulate_grad_batches} does not work with a GAN: leave it "
+            "out, and set model.accumulate=N to split each batch into N parts"
         )
     gan_settings = {"gradient_clip_val": None}  # the module clips, by model.gradient_clip_val
     if settings.devices != 1 and settings.get("strategy", "auto") in ("auto", "ddp"):
@@ -130,7 +130,7 @@ def choose_precision(precision: str, accelerator: str) -> str:
 
 
 def silence_lightning() -> None:
-    """Switch off hints of Lightning that do not apply: data is in memory, a run's folder may hold its earlier part."""
+    """Silence hints of Lightning that do not apply: data is in memory, a resumed run's folder is not empty."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -1,1 +1,1 @@
-"""Enlarge photos and videos with a trained network."""
+"""Upscaling of images and videos with a trained network."""

@@ -43,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("error: %s", f"{error.filename}: {error.strerror}" if error.filename else error)
         return 1
     except KeyboardInterrupt:
-        log.error("interrupted; written results are complete, --exist skip continues from there")
+        log.error("interrupted; the results written so far are complete. To continue, add --exist skip")
         return 130
     return 1 if failures else 0
 
 
 def entry_point() -> None:
-    """The command of a shell: SIGTERM ends it like Ctrl-C, without a half-written file."""
+    """Run the command from a shell: SIGTERM ends it like Ctrl-C, without leaving a partial file."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
 
@@ -61,13 +61,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders (without subfolders), patterns")
     parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or a run's directory (its best checkpoint)")
     parser.add_argument("-o", "--out", required=True, type=_path, help="folder; or, for one input, a file to write")
-    parser.add_argument("--format", choices=IMAGE_FORMATS, help="of images (default: as the input)")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP; 100: WebP lossless (default: 95)")
+    parser.add_argument("--format", choices=IMAGE_FORMATS, help="format of images (default: that of the input)")
+    parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP; 100: lossless WebP (default: 95)")
     parser.add_argument(
         "--exist",
         choices=["error", "skip", "overwrite"],
         default="error",
-        help="if a result exists already (default: error, before anything is computed)",
+        help="treatment of results that exist (default: error, before anything is computed)",
     )
     parser.add_argument(
         "--self-ensemble", action="store_true", help="average over 8 flips and rotations, in 8 times the time"
@@ -77,16 +77,16 @@ def parser() -> argparse.ArgumentParser:
         type=_tile,
         default="auto",
         metavar="auto|N|0",
-        help="side of tiles in input pixels, 0: the whole image at once (default: auto, fast and small); "
-        "the result is the same",
+        help="side of tiles in input pixels; 0: the whole image at once (default: auto, fast with little memory). "
+        "The result is the same, except for networks that see the whole image",
     )
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="(default: auto)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: a GPU if available (default: auto)")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="bfloat16 is faster where the processor supports it, and off by a grey level; "
-        "auto uses it where that costs next to no PSNR (default: float32)",
+        help="bfloat16 is faster on processors that support it, with errors of about a grey level; "
+        "auto uses it if the loss of PSNR is negligible (default: float32)",
     )
     return parser
 
@@ -100,16 +100,16 @@ def _tile(text: str) -> int | str:
 
 
 def run(options: argparse.Namespace) -> list[str]:
-    """Upscale what the options name; they are checked before torch is imported.
+    """Upscale the inputs; the options are checked before torch is imported.
 
     Returns:
         One line per file that failed.
 
     Raises:
-        InputError: Nothing was computed: a wrong input, checkpoint, option, or name of a result.
+        InputError: An invalid input, checkpoint, option or name of a result; nothing was computed.
     """
     if not 1 <= options.quality <= 100:
-        raise InputError(f"--quality {options.quality}: from 1 to 100")
+        raise InputError(f"--quality {options.quality}: choose a number from 1 to 100")
     check_options(options.device, options.precision, options.tile)
     sources = find_inputs(options.inputs)
     checkpoint = find_checkpoint(options.ckpt)
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> list[str]:
             f"tiles of {options.tile} change the result" if net.tile else "it is not split into tiles",
         )
     if skipped := len(sources) - len(jobs):
-        log.info("%d of %d skipped: their results exist already", skipped, len(sources))
+        log.info("%d of %d skipped: their results exist", skipped, len(sources))
     failures = upscale_all(net, jobs, options.quality)
     log.info("%d of %d written to %s", len(jobs) - len(failures), len(jobs), options.out)
     if failures:

@@ -7,7 +7,7 @@ MIN_TILE = 16  # LR pixels: the smallest side of a tile
 
 
 def check_options(device: str, precision: str, tile: int | str) -> None:
-    """Check the options of `Upscaler`, but not whether the device exists.
+    """Check the options of `Upscaler`, except that the device exists.
 
     Raises:
         InputError: Names every wrong value and the valid ones.

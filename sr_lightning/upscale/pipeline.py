@@ -1,4 +1,4 @@
-"""Upscaling many files: reading and writing run in threads while the network computes."""
+"""Upscaling of many files: reading and writing run in threads while the network computes."""
 
 import logging
 import sys
@@ -26,7 +26,7 @@ BAR = "{percentage:3.0f}% |{bar}| {n:.1f} of {total} [{elapsed}<{remaining}]"
 
 
 def upscale_all(net: Upscaler, jobs: Sequence[Job], quality: int) -> list[str]:
-    """Do all jobs, images first; a failure of one does not stop the others.
+    """Run all jobs, images first; a failure of one does not stop the others.
 
     Returns:
         One line per failure.
@@ -62,7 +62,7 @@ def upscale_images(net: Upscaler, jobs: Sequence[Job], quality: int, bar: tqdm) 
         pending.append((result.width * result.height, job, writers.submit(write, job, result)))
 
     def wait(pixels: int) -> None:
-        """Wait until at most so many pixels are pending."""
+        """Wait until at most this many pixels are pending."""
         while sum(size for size, _, _ in pending) > pixels:
             _, job, writing = pending.popleft()
             with collecting_failures(failures, job):
@@ -116,13 +116,13 @@ def upscale_videos(net: Upscaler, jobs: Sequence[Job], bar: tqdm) -> list[str]:
 
 
 def progress_until(bar: tqdm, most: int) -> Callable[[float], Any]:
-    """A callback that advances a bar by shares of one file, up to `most` files in all."""
+    """Return a callback that advances a bar by shares of one file, up to `most` files in total."""
     return lambda share: bar.update(min(share, most - bar.n))
 
 
 @contextmanager
 def collecting_failures(failures: list[str], job: Job) -> Iterator[None]:
-    """Append errors of user input and of the system; others are bugs and are raised."""
+    """Append errors of user input and of the system to a list; other exceptions are bugs and propagate."""
     try:
         yield
     except (InputError, OSError, MemoryError) as error:

@@ -29,7 +29,7 @@ class Job(NamedTuple):
 
 
 def find_inputs(inputs: Iterable[str]) -> list[Path]:
-    """The files that arguments name, each once, in their order.
+    """List the files that arguments name, each once, in order.
 
     Args:
         inputs: Files, folders (without subfolders) and patterns.
@@ -66,7 +66,7 @@ def find_inputs(inputs: Iterable[str]) -> list[Path]:
 
 
 def plan(sources: Sequence[Path], out: Path, scale: int, image_format: str | None, exist: str) -> list[Job]:
-    """The files to make, and from which.
+    """List the results to make, each with its input.
 
     Args:
         sources: The inputs.
@@ -76,7 +76,7 @@ def plan(sources: Sequence[Path], out: Path, scale: int, image_format: str | Non
         exist: "skip" leaves out existing results, "error" refuses them, "overwrite" replaces them.
 
     Raises:
-        InputError: Results with one name, a result that is an input, or existing results with "error".
+        InputError: Results share a name, a result is an input, or results exist and `exist` is "error".
     """
     if names_a_file(out):
         jobs = [single_job(sources, out, image_format)]
@@ -88,12 +88,12 @@ def plan(sources: Sequence[Path], out: Path, scale: int, image_format: str | Non
     problems += [f"{job.source} -> {job.target}, which is an input" for job in jobs if job.target.resolve() in given]
     if problems:
         raise InputError(
-            "results would overwrite one another or an input; rename those, or give each kind its own -o:"
+            "results would overwrite one another or an input; rename these inputs, or upscale them with different -o:"
             + listing(problems)
         )
     existing = {job.target for job in jobs if job.target.exists()}
     if existing and exist == "error":
-        raise InputError(f"results exist already; add --exist skip or --exist overwrite:{listing(sorted(existing))}")
+        raise InputError(f"results exist; add --exist skip or --exist overwrite:{listing(sorted(existing))}")
     return [job for job in jobs if job.target not in existing] if exist == "skip" else jobs
 
 
@@ -112,19 +112,19 @@ def check_output(sources: Sequence[Path], out: Path, image_format: str | None) -
     if not existing.is_dir():
         raise InputError(f"-o {folder}: {existing} is a file; give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"-o {folder}: no permission to write into {existing}")
+        raise InputError(f"-o {folder}: no permission to write into {existing}; give another folder")
 
 
 def names_a_file(out: Path) -> bool:
-    """True if `-o` names the result itself, not a folder."""
+    """Return True if `-o` names the result itself, not a folder."""
     return not out.is_dir() and out.suffix.lower() in (*WRITABLE_IMAGE_SUFFIXES, *UPSCALE_SUFFIXES)
 
 
 def single_job(sources: Sequence[Path], out: Path, image_format: str | None) -> Job:
-    """The job of one input with a named result.
+    """Return the job of one input with a named result.
 
     Raises:
-        InputError: There are more inputs, or the name does not suit this one.
+        InputError: Several inputs, or a name that does not suit the input.
     """
     if len(sources) > 1:
         raise InputError(f"-o {out}: {len(sources)} inputs cannot become one file; give a folder")
@@ -134,17 +134,17 @@ def single_job(sources: Sequence[Path], out: Path, image_format: str | None) -> 
         raise InputError(f"-o {out} and --format {image_format} name different formats; leave one out")
     possible = WRITABLE_VIDEO_SUFFIXES if is_video(sources[0]) else WRITABLE_IMAGE_SUFFIXES
     if suffix not in possible:
-        raise InputError(f"-o {out}: the result of {sources[0]} can be one of {' '.join(possible)}")
+        raise InputError(f"-o {out}: the suffix of the result of {sources[0]} must be one of {' '.join(possible)}")
     return Job(sources[0], out)
 
 
 def is_video(path: Path) -> bool:
-    """True if the suffix is that of a video."""
+    """Return True if the suffix is that of a video."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def result_suffix(source: Path, image_format: str | None) -> str:
-    """The suffix of a result, with a dot; the input's, spelled the same, if its format can be written."""
+    """Return the suffix of a result, with a dot; the input's, in the same case, if its format can be written."""
     if is_video(source):
         return source.suffix if source.suffix.lower() in WRITABLE_VIDEO_SUFFIXES else ".mkv"
     if image_format is not None:

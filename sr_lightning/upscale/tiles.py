@@ -1,4 +1,4 @@
-"""Upscaling images of any size in bounded memory, in tiles that overlap by the receptive radius."""
+"""Upscaling of images of any size in bounded memory, in tiles that overlap by the receptive radius."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ from sr_lightning.upscale.options import MIN_TILE
 
 log = logging.getLogger(__name__)
 
-# Targets of `tile="auto"`. On a CPU tiles are faster than the whole image, whose large layers each take memory that is
-# new to the process, page by page (tests/benchmarks/bench_upscale.py). A GPU needs larger ones: not measured.
+# Targets of `tile="auto"`. On a CPU, tiles are faster than the whole image, because the process gets new memory for the
+# outputs of large layers page by page (tests/benchmarks/bench_upscale.py). The value for GPUs is not measured.
 TILE_CPU, TILE_CUDA = 256, 1024  # LR pixels
 MIN_TILE_RADII = 12  # smallest width of a tile in receptive radii, so that margins are not most of the work
 MAX_LAYER_BYTES_CPU = 2**30  # of one layer's output; two or three of them exist at a time
@@ -41,7 +41,7 @@ class Box(NamedTuple):
         return self.right - self.left
 
     def expanded(self, margin: int, whole: "Box") -> "Box":
-        """This box with `margin` more pixels on each side, within the whole."""
+        """Return this box with `margin` more pixels on each side, within the whole."""
         return Box(
             max(self.top - margin, whole.top),
             min(self.bottom + margin, whole.bottom),
@@ -50,7 +50,7 @@ class Box(NamedTuple):
         )
 
     def slices_in(self, other: "Box", scale: int) -> tuple[slice, slice]:
-        """Rows and columns of this box in the upscaled image of another box that contains it."""
+        """Return rows and columns of this box in the upscaled image of another box that contains it."""
         top, left = self.top - other.top, self.left - other.left
         return (
             slice(top * scale, (top + self.height) * scale),
@@ -76,14 +76,14 @@ def _split_evenly(start: int, stop: int, side: int) -> list[tuple[int, int]]:
 def tile_map(
     compute: Callable[[Box, Box], Result], height: int, width: int, margin: int, tile: int | None
 ) -> Iterator[tuple[Box, Result]]:
-    """Compute an image tile by tile, with smaller tiles from the point where memory runs out.
+    """Compute an image tile by tile; when memory runs out, continue with tiles of half the size.
 
     If the margin is the receptive radius, and padding depends on the image's border alone (zeros, replicated pixels),
     tiles equal the whole image: at the image's border a tile ends with the image, and elsewhere the padding of a cut
     edge affects only pixels of the margin, which are discarded.
 
     Args:
-        compute: The box to upscale, and the same box with its margin -> any result, on the CPU.
+        compute: Called with the box to upscale and the same box with its margin; returns any result, on the CPU.
         height: Of the LR image.
         width: Of the LR image.
         margin: LR pixels around a box that its output depends on.
@@ -93,7 +93,7 @@ def tile_map(
         Boxes that make up the image without overlap, from top to bottom, and the result of each.
 
     Raises:
-        InputError: Too little memory for the smallest tile.
+        InputError: Not enough memory for the smallest tile.
     """
     whole = Box(0, height, 0, width)
     pending = [whole]
@@ -111,7 +111,7 @@ def tile_map(
         else:
             yield box, result
             continue
-        # Not in the except block: an exception that is being handled holds on to the tensors of its traceback.
+        # Not in the except block: while an exception is handled, its traceback keeps tensors alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         side = max(box.height, box.width)
@@ -123,11 +123,11 @@ def tile_map(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True if an exception says that memory is used up."""
+    """Return True if an exception reports that memory has run out."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in OOM_MESSAGES)
 
 
-# In the plain RuntimeError of torch's allocator on the CPU, NNPACK, oneDNN, C++, cuDNN and cuBLAS
+# In messages of RuntimeError from torch's CPU allocator, NNPACK, oneDNN, C++, cuDNN and cuBLAS
 OOM_MESSAGES = (
     *("can't allocate memory", "Cannot allocate memory", "not enough memory"),
     *("could not create a", "bad_alloc", "ALLOC_FAILED"),
@@ -139,8 +139,8 @@ def automatic_tile(network: nn.Module, radius: int, device: torch.device) -> int
 
     Args:
         network: On the device.
-        radius: Its receptive radius: that many pixels on each side of a tile are computed twice.
-        device: Where it computes.
+        radius: Its receptive radius in LR pixels, which are computed twice on each side of a tile.
+        device: The network's; its memory limits the side.
     """
     if device.type == "cuda":
         side, most = TILE_CUDA, MAX_LAYER_SHARE_CUDA * torch.cuda.mem_get_info(device)[0]
@@ -152,7 +152,7 @@ def automatic_tile(network: nn.Module, radius: int, device: torch.device) -> int
 
 @torch.inference_mode()
 def largest_layer(network: nn.Module) -> float:
-    """Bytes per LR pixel of the largest output of any layer, in float32."""
+    """Measure the bytes per LR pixel of the largest output of any layer, in float32."""
     side = 16
     device = next(chain(network.parameters(), network.buffers())).device
     sizes = []

@@ -29,19 +29,19 @@ Progress = Callable[[float], object]  # receives the share of the image done sin
 
 
 class Upscaler:
-    """Upscales images of any size, number of channels and depth with one network.
+    """A network that upscales images of any size, number of channels and depth.
 
     A one-channel network gets the luma of colour images, and chroma is upscaled bicubically; a three-channel network
     gets gray images as gray RGB. Alpha is upscaled bicubically. If all fully transparent pixels have one colour, which
-    is then meaningless, that colour is not mixed into the edges of visible ones.
+    is then meaningless, that colour does not bleed into visible pixels.
 
     Args:
         network: Has `scale`, `num_channels` and `receptive_radius`; it is copied.
         name: The model's name in messages.
-        steps: Batches it was trained for, if known.
+        steps: Number of training batches, if known.
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
         precision: Of the convolutions: "float32" (on GPUs without TF32); "bfloat16", faster on processors that support
-            it and off by about a grey level; or "auto", bfloat16 where that costs next to no PSNR.
+            it and off by about a grey level; or "auto", bfloat16 if the loss of PSNR is negligible.
         tile: Side of the tiles in LR pixels; 0: the whole image at once. "auto": a side that is fast and needs little
             memory; the whole image if it is no larger, or if each output pixel depends on all of it.
         self_ensemble: Average over eight flips and rotations, in eight times the time.
@@ -81,7 +81,7 @@ class Upscaler:
 
     @classmethod
     def load(cls, path: str | Path, **options: object) -> "Upscaler":
-        """Load the network of a checkpoint, or of the best one in a run's directory.
+        """Load the network of a checkpoint, or of the best checkpoint in a run's directory.
 
         Args:
             path: The file or the directory.
@@ -123,7 +123,7 @@ class Upscaler:
             progress: Called after each tile with its share of the work.
 
         Raises:
-            InputError: Another type, shape or range; or too little memory for the smallest tile.
+            InputError: Another type, shape or range; or not enough memory for the smallest tile.
         """
         progress = progress or (lambda share: None)
         if isinstance(image, Image.Image):
@@ -138,7 +138,7 @@ class Upscaler:
     def _upscale_photo(self, photo: Image.Image, progress: Progress) -> Image.Image:
         width, height = photo.size
         if 0 in photo.size:
-            raise InputError(f"an image without pixels, {width}x{height}")
+            raise InputError(f"an image of {width}x{height} has no pixels")
         result = Image.new(photo.mode, (width * self.scale, height * self.scale), None)
 
         def paste(rows: slice, columns: slice, part: Tensor) -> None:
@@ -153,11 +153,11 @@ class Upscaler:
     def _upscale_array(self, image: np.ndarray, progress: Progress) -> np.ndarray:
         if image.ndim not in (2, 3) or (image.ndim == 3 and not 1 <= image.shape[2] <= 4) or 0 in image.shape:
             hint = ": move its channels last, np.moveaxis(image, 0, -1)" if _is_planar(image.shape) else ""
-            raise InputError(f"an array is (H, W) or (H, W, C) with C from 1 to 4, not {image.shape}{hint}")
+            raise InputError(f"an array must be (H, W) or (H, W, C) with C from 1 to 4, not {image.shape}{hint}")
         image = image.astype(image.dtype.newbyteorder("="), copy=False)
         if image.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
-            raise InputError(f"an array is uint8, uint16 or floating point, not {image.dtype}")
-        if not image.flags.writeable or min(image.strides) < 0:  # which torch does not support
+            raise InputError(f"an array must be uint8, uint16 or floating point, not {image.dtype}")
+        if not image.flags.writeable or min(image.strides) < 0:  # torch does not support these
             image = image.copy()
         height, width = image.shape[:2]
         result = np.empty((height * self.scale, width * self.scale, *image.shape[2:]), image.dtype)
@@ -173,10 +173,10 @@ class Upscaler:
         if image.ndim not in (3, 4) or not 1 <= image.shape[-3] <= 4 or 0 in image.shape:
             hint = ": move its channels first, image.movedim(-1, -3)" if _is_planar(image.shape[::-1]) else ""
             raise InputError(
-                f"a tensor is (C, H, W) or (N, C, H, W) with C from 1 to 4, not {tuple(image.shape)}{hint}"
+                f"a tensor must be (C, H, W) or (N, C, H, W) with C from 1 to 4, not {tuple(image.shape)}{hint}"
             )
         if image.dtype not in (torch.uint8, torch.uint16) and not image.is_floating_point():
-            raise InputError(f"a tensor is uint8, uint16 or floating point, not {image.dtype}")
+            raise InputError(f"a tensor must be uint8, uint16 or floating point, not {image.dtype}")
         image = image.detach()
         _check_range(image)
         height, width = image.shape[-2:]
@@ -200,8 +200,8 @@ class Upscaler:
         for box, sr in tile_map(compute, height, width, self.margin, self._tile_for(height, width)):
             if self.sees_whole_image and box.top == box.left == 0 and box != Box(0, height, 0, width):
                 log.warning(
-                    "%s sees the whole image, and its tiles do not: the result changes, and brightness may differ "
-                    "from tile to tile; tile=0 upscales the whole image at once",
+                    "%s depends on the whole image, but is applied to tiles: the result changes, and brightness may "
+                    "differ between tiles. Set tile=0 to upscale the whole image at once",
                     self._architecture,
                 )
             rows = slice(box.top * scale, box.bottom * scale)
@@ -241,8 +241,8 @@ class Upscaler:
 def bleed_colour_into_transparent(planes: Tensor) -> Tensor:
     """Spread neighbouring visible colour, ALPHA_BLEED pixels wide, into fully transparent pixels.
 
-    Only if all of those have one colour (mostly black or white). Several colours are image content under the alpha
-    channel, and stay.
+    This is done only if all of these pixels have the same colour, such as black or white. Several colours are image
+    content under the alpha channel and are left unchanged.
 
     Args:
         planes: (2 or 4, H, W), alpha last.
@@ -280,7 +280,7 @@ def _into(out: Tensor) -> Write:
 
 
 def _is_planar(shape: tuple[int, ...]) -> bool:
-    """True if a shape seems to have its channels first."""
+    """Return True if a shape seems to have its channels first."""
     return len(shape) == 3 and 1 <= shape[0] <= 4 < min(shape[1:])
 
 
@@ -290,5 +290,5 @@ def _check_range(image: Tensor) -> None:
     low, high = image.min().item(), image.max().item()
     if not 0 <= low <= high <= 1:  # NaN as well
         raise InputError(
-            f"floating-point values from {low:g} to {high:g}: an image is in [0, 1]; divide 8-bit values by 255"
+            f"floating-point values from {low:g} to {high:g}: an image must be in [0, 1]; divide 8-bit values by 255"
         )

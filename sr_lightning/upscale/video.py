@@ -1,4 +1,4 @@
-"""Upscale videos frame by frame; sound and the times of frames are unchanged."""
+"""Upscaling of videos frame by frame; sound and timestamps are unchanged."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from sr_lightning.utils.atomic_files import replacing
 log = logging.getLogger(__name__)
 
 CONTAINERS = {".m4v": "mp4", ".mkv": "matroska", ".mov": "mov", ".mp4": "mp4", ".webm": "webm"}
-# The matrix between RGB and YCbCr: FFmpeg's number in a frame -> swscale's
+# The matrix between RGB and YCbCr: number in FFmpeg's frames -> number in swscale
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
 BT709, BT601 = 1, 6
 MIN_DECODED_SHARE = 0.9  # of the duration; a video with less is probably damaged
@@ -36,13 +36,13 @@ def upscale_video(
     """Upscale the frames of a video, one at a time, and copy sound and subtitles.
 
     Frames are encoded as H.264, or VP9 in WebM, with 8 or 10 bits and at a quality without visible loss. (Not HEVC:
-    libx265 4.2 writes beyond its memory if a frame is narrower than some 60 pixels.) Times of frames, colour matrix
-    and range, rotation, pixel shape, chapters and metadata are those of the input.
+    libx265 4.2 writes out of bounds if a frame is narrower than about 60 pixels.) Timestamps, colour matrix and range,
+    rotation, pixel aspect ratio, chapters and metadata are those of the input.
 
     Args:
         enlarge: RGB frame (H, W, 3), uint8 or uint16 -> (H*scale, W*scale, 3) of the same type.
         scale: The factor.
-        source: A file with a video stream; of several, the one that a player shows is upscaled.
+        source: A file with a video stream; of several, the one that FFmpeg ranks best is upscaled.
         target: Its suffix, one of CONTAINERS, chooses the container. Written completely or not at all.
         progress: Called after each frame with its share of the work.
 
@@ -91,7 +91,7 @@ def upscale_video(
 
 
 class _Recoder:
-    """Turns the frames of one stream into the packets of another.
+    """Converter of the frames of one stream into the packets of another.
 
     Args:
         av: PyAV.
@@ -118,14 +118,14 @@ class _Recoder:
             self.pixel_format = self.pixel_format.removesuffix("10le")
         if any(component.is_alpha for component in first.format.components):
             log.warning("%s: transparency is left out", target)
-        # Players guess a missing matrix from the height, which changes here, so it is written
+        # Players guess a missing matrix from the height, which changes: always write it
         self.matrix = first.colorspace if first.colorspace in MATRICES else BT709 if first.height >= 720 else BT601
         reformatter = av.video.reformatter
         self.range = int(reformatter.ColorRange.JPEG if first.color_range == 2 else reformatter.ColorRange.MPEG)
         flags = reformatter.Interpolation
         self.exact = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP
-        self.last: int | None = None  # time of the last frame
-        self.durations: dict[int, int] = {}  # of the frames in the encoder, by their time
+        self.last: int | None = None  # timestamp of the last frame
+        self.durations: dict[int, int] = {}  # of the frames in the encoder, by timestamp
 
     def add_to(self, made: Any, video: Any) -> None:
         """Open the stream to write, with the settings of the one that is read."""
@@ -144,7 +144,7 @@ class _Recoder:
         stream.disposition = video.disposition
 
     def packets(self, frame: Any | None) -> list:
-        """Packets ready to write after a frame; None: after the last one."""
+        """Encode a frame and return the packets that are ready; None: the remaining ones, after the last frame."""
         sr = None if frame is None else self.enlarged(frame)
         if sr is not None:
             self.durations[sr.pts] = sr.duration
@@ -175,7 +175,7 @@ class _Recoder:
         return sr
 
     def _time_of(self, frame: Any) -> int:
-        """Time of a frame; the next free one if it has none or repeats that of its predecessor."""
+        """Return the timestamp of a frame; the next free one if it is missing or not after the previous one."""
         pts = frame.pts
         if self.last is not None and (pts is None or pts <= self.last):
             pts = self.last + (max(frame.duration, 1) if pts is None else 1)
@@ -203,7 +203,7 @@ def _explained(av: ModuleType, source: Path, target: Path) -> Iterator[None]:
         if str(source) == getattr(error, "filename", None):
             raise InputError(f"{source}: cannot be read as a video ({error.strerror})") from error
         if target.suffix.lower() != ".mkv":
-            way_out = "; try .mkv as its suffix"
+            way_out = "; try the suffix .mkv"
         elif isinstance(error, av.FFmpegError):
             way_out = ""
         else:  # raised by PyAV for a codec
@@ -224,7 +224,7 @@ def _first_frame(av: ModuleType, source: Path) -> Iterator[Any]:
 
 
 def _copied(made: Any, stream: Any) -> Any:
-    """Add a stream to the result that takes the packets of another unchanged."""
+    """Add a stream to the result, for the unchanged packets of another."""
     copy = made.add_stream_from_template(stream)
     copy.metadata.update(_metadata(stream))
     copy.disposition = stream.disposition
@@ -232,7 +232,7 @@ def _copied(made: Any, stream: Any) -> Any:
 
 
 def _metadata(of: Any) -> dict[str, str]:
-    """Metadata of a container or stream that also apply to the upscaled one."""
+    """Return the metadata of a container or stream that also apply to the upscaled one."""
     return {
         key: text
         for key, text in of.metadata.items()
@@ -241,7 +241,7 @@ def _metadata(of: Any) -> dict[str, str]:
 
 
 def _share(frame: Any, given: Any) -> float:
-    """Share of a video up to and including a frame; 0 if the file does not state its duration."""
+    """Return the share of a video up to and including a frame; 0 if the file does not state its duration."""
     if frame.time is None or not given.duration:
         return 0.0
     seconds = frame.time + frame.duration * float(frame.time_base) - (given.start_time or 0) / 1e6

@@ -1,4 +1,4 @@
-"""Devices and precisions to compute in. torch is imported when a device is asked for."""
+"""Names of devices and precisions. torch is imported only when a device is chosen."""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +6,11 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "float32", "bfloat16")  # of inference; training has Lightning's
+PRECISIONS = ("auto", "float32", "bfloat16")  # of inference; training uses Lightning's names
 
 
 def best_device() -> "torch.device":
-    """The GPU if CUDA has one, else the CPU. Apple's GPUs lack float64, in which scores are summed."""
+    """Return the GPU if CUDA has one, else the CPU. Apple's GPUs are not used: scores are summed in float64."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Files that torch has written, read without running code in them."""
+"""Reading of files written by torch.save, without running code in them."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Work on many files in threads."""
+"""Processing of many files in threads."""
 
 import os
 from collections import deque
@@ -18,7 +18,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], what: str = "images") -> Iterator[Result]:
     """Yield `function(item)` of each item, in order, computed in threads with a few results in flight.
 
-    After an item raised InputError the others are still tried, but no longer yielded, so that one message names all
+    After an InputError the remaining items are still processed but no longer yielded, so that one message names all
     failures.
 
     Args:

@@ -18,7 +18,7 @@ MEAN = torch.tensor([0.4488, 0.4371, 0.4040])
 
 
 def convs(**layers):
-    """Random weights and biases of 3x3 convolutions: {name: (out, in)}."""
+    """Make random weights and biases of 3x3 convolutions, {name: (out, in)}."""
     tensors = {}
     for name, (out, inputs) in layers.items():
         tensors[f"{name}.weight"] = 0.1 * torch.randn(out, inputs, 3, 3)
@@ -65,7 +65,7 @@ def basicsr_msrresnet_file(scale, blocks=16, f=64):
 
 
 def edsr_of(w, x, names, blocks, steps, residual_scale=1.0):
-    """EDSR on images less their mean, by the names of a file."""
+    """Apply EDSR, with the weights of a file, to images without their mean."""
     head, conv1, conv2, merge, up, tail = names
 
     def conv(x, key):
@@ -244,7 +244,11 @@ def test_network_missing_in_the_other_project_is_refused(tmp_path):
     for network, layout, message in [
         (WDSR(scale=2, num_blocks=1), "basicsr", r"has no WDSR; choose ours or one of EDSR \(edsr-pytorch\)"),
         (EDSR(scale=2, num_blocks=1), "kair", "layout='kair'"),
-        (EDSR(scale=2, num_blocks=1, global_skip=True), "basicsr", "global_skip=true"),
+        (
+            EDSR(scale=2, num_blocks=1, global_skip=True),
+            "basicsr",
+            r"EDSR \(basicsr\) cannot express it: this network has global_skip=true",
+        ),
         (EDSR(scale=2, num_blocks=1, num_channels=1), "edsr-pytorch", "num_channels=1"),
         (MSRResNet(scale=8, num_blocks=1), "basicsr", r"has no layer for upsampler\.6\.weight, upsampler\.6\.bias"),
     ]:
@@ -269,7 +273,7 @@ def test_every_name_and_shape_that_differs_is_named(tmp_path):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(basicsr_msrresnet_file(4, 2, 8), tmp_path / "net.pth")
-    with pytest.raises(InputError, match=r"holds MSRResNet \(basicsr\).* this network is EDSR"):
+    with pytest.raises(InputError, match=r"holds MSRResNet \(basicsr\) and does not fit: this network is EDSR"):
         load_weights(EDSR(scale=4, num_blocks=2, num_features=8), tmp_path / "net.pth")
     torch.save(basicsr_edsr_file(4, 2, 8), tmp_path / "net.pth")
     with pytest.raises(InputError, match="global_skip=true"):

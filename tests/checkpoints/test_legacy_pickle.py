@@ -61,17 +61,17 @@ def test_module_of_an_unknown_class_gives_its_state_dict(network, tmp_path, zipp
 
 
 class Parameter:
-    """Stands for torch.nn.parameter.Parameter of 2017 in the pickle below."""
+    """Stand-in for torch.nn.parameter.Parameter of 2017 in the pickle below."""
 
     def __init__(self, data):
         self.data = data
 
 
 def write_as_in_2017(path, module, storages, keep_data_in_state=False):
-    """The stream of torch 0.1 to 0.3: tensors by _rebuild_tensor, parameters made of them, storages behind.
+    """Write the stream of torch 0.1 to 0.3: tensors by _rebuild_tensor, parameters of these tensors, then storages.
 
     Args:
-        path: To write.
+        path: The file to write.
         module: An object of plain dictionaries and of Parameter, whose data are (key, size) of a storage.
         storages: Key -> list of numbers.
         keep_data_in_state: The oldest of several forms of a parameter.
@@ -119,7 +119,7 @@ class Rebuilt:
 
 
 class OldModule:
-    """An nn.Module of 2017 in the pickle: plain attributes."""
+    """Stand-in for an nn.Module of 2017 in the pickle: plain attributes."""
 
 
 def old_module(parameters=(), modules=()):
@@ -157,7 +157,7 @@ def test_nothing_named_in_the_pickle_is_executed(network, tmp_path, zipped):
     assert len(read_module(tmp_path / "net.pth")) == len(network.state_dict())
     assert not (tmp_path / "harm").exists()
     torch.load(tmp_path / "net.pth", weights_only=False)
-    assert (tmp_path / "harm").exists()  # it would have been
+    assert (tmp_path / "harm").exists()  # a full unpickling executes it
 
 
 def test_truncated_file_is_refused(network, tmp_path):
@@ -172,5 +172,5 @@ def test_truncated_file_is_refused(network, tmp_path):
 @pytest.mark.parametrize("content", [{"epoch": 3}, {"a": nn.ReLU(), "b": nn.ReLU()}])
 def test_zero_or_several_modules_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "net.pth")
-    with pytest.raises(InputError, match=r"it holds [02]"):
+    with pytest.raises(InputError, match=r"it holds [02] modules"):
         read_module(tmp_path / "net.pth")

@@ -83,11 +83,14 @@ def test_bicubic_is_scored_without_a_checkpoint(benchmarks, tmp_path):
 
 WRONG_INPUT = [
     (["ckpt=nowhere.ckpt"], "there is no file or folder nowhere.ckpt"),
-    (["ckpt={checkpoint}", "scale=x3"], "scale=x3 was asked, but {checkpoint} is x2"),
-    (["ckpt={checkpoint}", "model=bicubic"], "leave model out"),
+    (["ckpt={checkpoint}", "scale=x3"], "scale=x3 was requested, but {checkpoint} is x2"),
+    (
+        ["ckpt={checkpoint}", "model=bicubic"],
+        "leave model=bicubic out: a checkpoint of this project describes its network: {checkpoint}",
+    ),
     (["ckpt={checkpoint}", "benchmarks=[Yours]"], "no test set Yours (available: Mine)"),
     (["model=espcn", "scale=x2"], "give its checkpoint"),
-    (["model=bicubic"], "model=bicubic scale=x3"),
+    (["model=bicubic"], "nothing to score: give ckpt=FILE (or a list), or model=bicubic scale=x3"),
     (["ckpt={text}"], "text.ckpt is damaged, or holds more than tensors"),
     (["ckpt={folder}"], "is a folder without a checkpoint"),
     (["ckpt={checkpoints}"], "is a folder; name the file: {checkpoint}"),

@@ -145,8 +145,8 @@ def test_many_pictures_are_linked_from_the_page(tmp_path):
 
 def test_page_states_its_own_size(tmp_path):
     write_report(tmp_path / "report.html", [row("bicubic"), row("net")], [saved(tmp_path / "report_files")])
-    told = int(re.search(r'data-bytes="(\d+)"', (tmp_path / "report.html").read_text())[1])
-    assert told == pytest.approx((tmp_path / "report.html").stat().st_size, rel=1e-2)
+    stated = int(re.search(r'data-bytes="(\d+)"', (tmp_path / "report.html").read_text())[1])
+    assert stated == pytest.approx((tmp_path / "report.html").stat().st_size, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -225,7 +225,7 @@ def test_kill_while_writing_leaves_the_old_page(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_report(page, [row("bicubic"), row("net")], [versions])
     assert page.read_text() == old
-    assert os.listdir(tmp_path / "report_files")  # what the page would have taken in is still there
+    assert os.listdir(tmp_path / "report_files")  # the pictures to embed still exist
     assert sorted(os.listdir(tmp_path)) == ["report.html", "report_files"]
 
 

@@ -22,7 +22,7 @@ ODD = "<img src=x onerror=alert(1)> \"q\" 'é' & 100 %/#?"
 
 
 def missing(what: str) -> None:
-    """Skip, or fail where the environment says that the browser tests must run."""
+    """Skip the test; fail it if CI_BROWSER=1, which requires the browser tests to run."""
     if os.environ.get("CI_BROWSER") == "1":
         pytest.fail(f"CI_BROWSER=1, but there is {what}")
     pytest.skip(f"there is {what}")
@@ -45,7 +45,7 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """Opens a page; after the test there must have been no error in it, and no request but for files beside it."""
+    """Open pages; after the test, check that they had no errors and requested only files beside them."""
     visits = []
 
     def opened(path, fragment="", width=1200, height=900, **options):
@@ -79,7 +79,7 @@ def flat(colour, size=SIZE):
 
 @pytest.fixture(scope="module")
 def flat_page(tmp_path_factory):
-    """Two images, three models, each version a colour; the pictures lie beside the page."""
+    """Two images, three models, each version in one colour; pictures beside the page."""
     folder = tmp_path_factory.mktemp("flat")
     scores = {"bicubic": (30, 25), "net": (33, 27), "other": (32, 24)}
     rows = [
@@ -96,7 +96,7 @@ def flat_page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def noise_page(tmp_path_factory):
-    """One image, one model, two sets; noise, so that all places differ; the pictures are in the page."""
+    """One image, one model, two sets; noise, so that all places differ; pictures embedded."""
     folder = tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
     hr, bicubic, net = (rng.integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8) for _ in range(3))
@@ -109,7 +109,7 @@ def noise_page(tmp_path_factory):
 
 
 def shot(page, selector):
-    """(H, W, 3) of an element on the screen."""
+    """Take a screenshot of an element, (H, W, 3)."""
     return np.asarray(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB"))
 
 
@@ -124,7 +124,7 @@ def stage_is_drawn(page, left="bicubic", right="net"):
 
 
 def colours(page, at=0.3):
-    """The two colours at a third from the left and right end of the image, at some height of the stage."""
+    """Return the colours at 0.3 and 0.7 of the width of the image, at a share of the height of the stage."""
     picture = shot(page, "#stage")
     y = int(at * len(picture))
     drawn = np.flatnonzero(np.ptp(picture[y].astype(int), axis=-1) > 60)  # the flat colours, not the frame around them
@@ -137,14 +137,14 @@ def split(page):
 
 
 def pixels(page, box, number):
-    """(3, side, side) of the first canvas in a box; it has the HR pixels one to one."""
+    """Read the first canvas in a box, (3, side, side); one canvas pixel is one HR pixel."""
     url = page.locator(box).nth(number).locator("canvas").first.evaluate("canvas => canvas.toDataURL()")
     image = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
 def eventually(check):
-    """Wait for work that the page postpones."""
+    """Wait until deferred work of the page makes a condition true."""
     for _ in range(100):
         if check():
             return

@@ -77,7 +77,7 @@ def test_several_published_files_are_named_by_file(root, published):
 
 def test_published_weights_need_model_and_scale(root, published):
     path = published[1]
-    with pytest.raises(InputError, match="say the scale as well"):
+    with pytest.raises(InputError, match="model=edsr with ckpt needs the scale as well: add scale=x2"):
         requested_models([path], config(root, *SMALL).model.network, "edsr")
     with pytest.raises(InputError, match=r"To score another project's file, add model=… and scale=…"):
         requested_models([path])
@@ -125,7 +125,7 @@ def test_report_contains_the_output_of_the_network(root, published):
             pictures.append(np.asarray(picture).transpose(2, 0, 1))
     assert len(pictures) == 4
     assert np.array_equal(pictures[0], lr.numpy()) and np.array_equal(pictures[3], hr.numpy())
-    # Rounded; the inference form's sums have another order, so that a value in the middle may go to either side
+    # Rounded; sums of the inference form have another order, so a value halfway may be rounded up or down
     assert np.abs(pictures[2] - sr).max() <= 0.5 + 1e-3
 
 
@@ -143,7 +143,8 @@ def test_report_contains_only_the_first_images(root, words, shown):
 
 @pytest.mark.parametrize("value", ["true", "-1", "many", "0.5"])
 def test_report_must_be_a_number_of_images(root, value):
-    with pytest.raises(InputError, match=r"report_images=.*number of images of each data set"):
+    message = r"report_images=\S+ is not a number of images: set that of each data set in report.html, or 0 for none"
+    with pytest.raises(InputError, match=message):
         check_request(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report_images={value}"))
 
 

@@ -40,7 +40,7 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(command, home, tmp_path_factory):
+def resumed_run(command, home, tmp_path_factory):
     """A run's directory and the output of its two processes: one that failed at step 16, one that resumed it."""
     run_dir = tmp_path_factory.mktemp("runs") / "a"
     words = ["logger=both", "logger.wandb.offline=false", "logger.wandb.tags=[x]", "sweep=mine"]
@@ -53,9 +53,9 @@ def told(command, home, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def parts(told):
-    """The records of each part of the run, by W&B's own reader."""
-    files = sorted(told[0].glob("wandb/offline-run-*/run-*.wandb"))
+def parts(resumed_run):
+    """The records of each part of the run, read by W&B's own reader."""
+    files = sorted(resumed_run[0].glob("wandb/offline-run-*/run-*.wandb"))
     words = [WANDB, "leet", "inspect", "--json"]
     lines = [subprocess.run([*words, file], capture_output=True, check=True).stdout.splitlines() for file in files]
     return [[json.loads(line) for line in part] for part in lines]
@@ -84,34 +84,34 @@ def artifact(parts, name):
     return {content["path"]: Path(content["local_path"]) for content in found["manifest"]["contents"]}
 
 
-def test_offline_parts_are_written_with_one_line_each(told):
-    run_dir, *processes = told
+def test_offline_parts_are_written_with_one_line_each(resumed_run):
+    run_dir, *processes = resumed_run
     assert [process.returncode for process in processes] == [1, 0]
     assert "made to fail" in processes[0].stdout + processes[0].stderr
-    said = [[line for line in p.stdout.splitlines() if "Weights & Biases: " in line] for p in processes]
-    assert [len(lines) for lines in said] == [1, 1]
-    assert "http://127.0.0.1:1/graphql cannot be reached" in said[0][0]
-    assert "earlier parts of this run are not uploaded yet" in said[1][0]
-    assert all(line.endswith(f"wandb sync {run_dir}/wandb/offline-run-*") for (line,) in said)
+    messages = [[line for line in p.stdout.splitlines() if "Weights & Biases: " in line] for p in processes]
+    assert [len(lines) for lines in messages] == [1, 1]
+    assert "http://127.0.0.1:1/graphql cannot be reached" in messages[0][0]
+    assert "earlier parts of this run are not uploaded yet" in messages[1][0]
+    assert all(line.endswith(f"wandb sync {run_dir}/wandb/offline-run-*") for (line,) in messages)
 
 
 @pytest.mark.parametrize("key", ["train/loss", "train/learning_rate", "val/psnr", "val/ssim"])
-def test_metrics_file_wandb_and_tensorboard_agree(told, parts, key):
-    record = recorded(told[0], key)
+def test_metrics_file_wandb_and_tensorboard_agree(resumed_run, parts, key):
+    record = recorded(resumed_run[0], key)
     assert [step for step, _ in record] == list(range(5, 31, 5) if key.startswith("train") else range(10, 31, 10))
 
     pairs = curve(parts, key)
-    again = 15 if key.startswith("train") else None  # made, lost by the failure and made again, to the same bits
+    again = 15 if key.startswith("train") else None  # logged, lost by the failure and logged again with the same bits
     assert [step for step, _ in pairs] == sorted([step for step, _ in record] + [again] * (again is not None))
     assert dict(pairs) == {step: pytest.approx(value, rel=1e-8) for step, value in record}
 
-    events = EventAccumulator(str(told[0] / "tensorboard")).Reload()
+    events = EventAccumulator(str(resumed_run[0] / "tensorboard")).Reload()
     shown = [(event.step, event.value) for event in events.Scalars(key)]
     assert shown == [(step, pytest.approx(value, rel=1e-6)) for step, value in record]
 
 
-def test_resumed_run_is_one_run_with_sweep_settings_and_exit_code(told, parts):
-    run_dir = told[0]
+def test_resumed_run_is_one_run_with_sweep_settings_and_exit_code(resumed_run, parts):
+    run_dir = resumed_run[0]
     runs = [next(record["run"] for record in part if "run" in record) for part in parts]
     assert {r["run_id"] for r in runs} == {(run_dir / "wandb_id").read_text().strip()}
     assert {(r["run_group"], r["project"], tuple(r["tags"])) for r in runs} == {("mine", "sr_lightning", ("x",))}
@@ -128,28 +128,28 @@ def test_resumed_run_is_one_run_with_sweep_settings_and_exit_code(told, parts):
     assert (config["seed"], config["max_steps"], config["choices"]["model"]) == (0, 30, "espcn")
 
 
-def test_summary_equals_the_result(told, parts):
-    values, result = summary(parts[-1]), json.loads((told[0] / "result.json").read_text())
+def test_summary_equals_the_result(resumed_run, parts):
+    values, result = summary(parts[-1]), json.loads((resumed_run[0] / "result.json").read_text())
     for key in ("status", "psnr", "best_step", "steps", "seconds", "protocol"):
         assert values[key] == result[key]
-    mean = next(r for r in rows_of(told[0] / "results.csv") if (r["model"], r["image"]) == ("espcn", "mean"))
+    mean = next(r for r in rows_of(resumed_run[0] / "results.csv") if (r["model"], r["image"]) == ("espcn", "mean"))
     assert values["test/held-out/psnr_y"] == pytest.approx(float(mean["psnr_y"]))
     assert values["test/held-out/ssim_y"] == pytest.approx(float(mean["ssim_y"]))
 
 
-def test_results_and_comparisons_are_uploaded(told, parts):
+def test_results_and_comparisons_are_uploaded(resumed_run, parts):
     table = json.loads(artifact(parts, "results")["results.table.json"].read_text())
-    rows = rows_of(told[0] / "results.csv")
+    rows = rows_of(resumed_run[0] / "results.csv")
     assert table["columns"] == list(rows[0])
     assert [[str(value) for value in row] for row in table["data"]] == [list(row.values()) for row in rows]
-    assert summary(parts[-1])["pictures.count"] == len(list((told[0] / "pictures").glob("*.png"))) == 1
+    assert summary(parts[-1])["pictures.count"] == len(list((resumed_run[0] / "pictures").glob("*.png"))) == 1
 
 
-def test_crops_show_the_largest_error_of_bicubic(told, parts, pictures):
+def test_crops_show_the_largest_error_of_bicubic(resumed_run, parts, pictures):
     files = artifact(parts, "crops")
     table = json.loads(files["crops.table.json"].read_text())
     (row,) = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    results = {(r["image"], r["model"]): r for r in rows_of(told[0] / "results.csv")}
+    results = {(r["image"], r["model"]): r for r in rows_of(resumed_run[0] / "results.csv")}
     name = row["image"].split()[1]
     assert (row["image"], row["model"]) == (f"held-out {name} x2", "espcn")
     for key in ("psnr_y", "ssim_y"):
@@ -158,7 +158,7 @@ def test_crops_show_the_largest_error_of_bicubic(told, parts, pictures):
 
     hr = torch.from_numpy(np.asarray(Image.open(pictures / f"{name}.png")).transpose(2, 0, 1).copy())
     lr = Bicubic()(hr, 2)[None] / 255
-    trained = load_network(told[0] / "checkpoints" / "best.ckpt").network
+    trained = load_network(resumed_run[0] / "checkpoints" / "best.ckpt").network
     whole = {"lr": lr.repeat_interleave(2, 2).repeat_interleave(2, 3), "hr": hr[None] / 255}
     with torch.inference_mode():
         whole |= {"bicubic": networks.Bicubic(scale=2)(lr), "sr": super_resolve(trained, lr)}
@@ -174,14 +174,14 @@ def test_crops_show_the_largest_error_of_bicubic(told, parts, pictures):
     assert errors[top] == max(errors[::10])  # places are tried an eighth of their size apart
 
 
-def test_uploads_are_inside_the_run_directory(told, parts, home):
+def test_uploads_are_inside_the_run_directory(resumed_run, parts, home):
     for name in ("results", "crops"):
-        assert all(file.is_relative_to(told[0]) for file in artifact(parts, name).values())
+        assert all(file.is_relative_to(resumed_run[0]) for file in artifact(parts, name).values())
     assert not [path for path in home.rglob("*") if path.is_file() and path.suffix != ".log"]
 
 
-def test_wandb_sync_merges_both_parts(told, home):
-    run_dir, server = told[0], WandbServer()
+def test_wandb_sync_merges_both_parts(resumed_run, home):
+    run_dir, server = resumed_run[0], WandbServer()
     try:
         folders = sorted(run_dir.glob("wandb/offline-run-*"))
         words = {"cwd": home, "env": os.environ | {"WANDB_BASE_URL": server.url}, "timeout": 120}

@@ -17,7 +17,7 @@ class Uploaded:
     name: str | None
     group: str | None
     tags: list[str] | None
-    parts: int = 0  # how often it was begun or gone on with
+    parts: int = 0  # number of starts and resumes
     config: dict[str, Any] = field(default_factory=dict)
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
     summary: str = "{}"
@@ -82,7 +82,7 @@ class WandbServer:
     project = {"id": "p", "name": "sr_lightning", "entity": {"id": "e", "name": "me"}}  # noqa: RUF012
 
     def known(self, run_id):
-        """The state of a run for a client that resumes it; None if unknown."""
+        """Return the state of a run for a client that resumes it; None if unknown."""
         run = self.runs.get(run_id)
         return run and {
             "id": run_id,
@@ -104,13 +104,13 @@ class WandbServer:
         run_id, there = variables["name"], variables["name"] in self.runs
         named = (variables.get(key) for key in ("displayName", "groupName", "tags"))
         run = self.runs.setdefault(run_id, Uploaded(*named))
-        run.parts += variables.get("host") is not None  # changes of the config come without
+        run.parts += variables.get("host") is not None  # updates of the config have no host
         run.config |= json.loads(variables.get("config") or "{}")
         bucket = {"id": run_id, "name": run_id, "displayName": run.name, "project": self.project}
         return {"bucket": bucket, "inserted": not there}
 
     def have(self, artifact):
-        """Claim to have the artifact's content already, so that it is not sent."""
+        """Claim to have the artifact's content, so that it is not sent."""
         self.artifacts.add(artifact["artifactCollectionName"])
         return {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": {"id": "a"}}}
 

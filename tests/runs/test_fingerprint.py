@@ -72,9 +72,9 @@ def test_saved_config_names_the_cell_that_wrote_it():
 
 
 def test_changed_settings_are_named_with_both_values():
-    was, asked = composed(), composed("name=other", "data_root=/elsewhere", "model.network.activation=Tanh")
-    changes = ["model.network.activation: was ReLU, asked Tanh", "name: was net, asked other"]
-    assert changed_settings(was, asked) == changes
+    was, requested = composed(), composed("name=other", "data_root=/elsewhere", "model.network.activation=Tanh")
+    changes = ["model.network.activation: was ReLU, requested Tanh", "name: was net, requested other"]
+    assert changed_settings(was, requested) == changes
 
 
 def test_cell_name_is_descriptive_and_safe_for_file_systems():

@@ -111,7 +111,7 @@ def test_directory_of_a_run_with_other_settings_is_refused(app, mixed):
     done = run(*words, "seed=2", f"hydra.sweep.dir={sweep}", check=False)
     assert done.returncode == 1
     assert "contains a run with other settings; move it away" in done.stdout
-    assert "max_steps: was 31, asked 30" in done.stdout
+    assert "max_steps: was 31, requested 30" in done.stdout
 
 
 @pytest.mark.slow

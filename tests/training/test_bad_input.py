@@ -1,4 +1,4 @@
-"""Wrong images and settings are one error that names them all, before the first step."""
+"""Wrong images and settings cause one error that names them all, before the first step."""
 
 import shutil
 
@@ -16,7 +16,7 @@ def folder(pictures, tmp_path):
 
 
 def refused(command, *words) -> str:
-    """Output of a training that ends with a plain error and without a step."""
+    """Run a training that must end with a plain error before the first step; return its output."""
     done = run(*command, *words, check=False)
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
@@ -71,7 +71,11 @@ WRONG_SETTINGS = [
     (["data.residence=disk"], "choose mmap, memory or device"),
     (["data.batch_size=0"], "batch_size=0"),
     (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
-    (["seed=-1", "max_steps=soon", "val_every=0"], "seed=-1 (a whole number from 0 to 4294967295), max_steps=soon"),
+    (
+        ["seed=-1", "max_steps=soon", "val_every=0"],
+        "invalid numbers: seed=-1 (must be a whole number from 0 to 4294967295), "
+        "max_steps=soon (must be a whole number of at least 1), val_every=0 (must be a whole number of at least 1)",
+    ),
 ]
 
 

@@ -105,7 +105,7 @@ def test_two_processes_write_the_files_of_one(command, tmp_path):
     assert images[0] == images[1]
 
     def files(folder):
-        """Files, without those of W&B and TensorBoard, whose names contain their start time."""
+        """Return the files, without those of W&B and TensorBoard, whose names contain their start time."""
         names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
         return {str(name) for name in names if name.parts[0] not in ("wandb", "tensorboard")}
 
@@ -121,7 +121,7 @@ def test_two_processes_write_the_files_of_one(command, tmp_path):
 def test_failure_of_one_process_ends_the_run_with_its_error(command, tmp_path, monkeypatch, call):
     monkeypatch.setenv("SR_FAIL", f"1:{call}")
     words = ["model.loss._target_=tests.training.failing.FailingLoss", f"hydra.run.dir={tmp_path}"]
-    done = run(*command, *words, *on(2), check=False)  # which waits for five minutes at most
+    done = run(*command, *words, *on(2), check=False)  # times out after five minutes
     assert done.returncode != 0
     assert "made to fail in process 1" in done.stdout + done.stderr
     assert not (tmp_path / "checkpoints").exists()

@@ -1,4 +1,4 @@
-"""A killed and resumed run ends bit for bit like an uninterrupted one."""
+"""A killed and resumed run equals an uninterrupted one bit for bit."""
 
 import time
 from pathlib import Path
@@ -38,7 +38,7 @@ def kill_after_new_checkpoints(words: list, path: Path, count: int) -> int:
 
 
 def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
-    """Equal in every bit, through all containers."""
+    """Assert that two nested containers are equal in every bit."""
     assert type(one) is type(other), where
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other), where
@@ -109,9 +109,11 @@ def test_resuming_with_other_settings_names_them(command, tmp_path):
     run(*command, f"hydra.run.dir={run_dir}")
     done = run(*command, f"resume={run_dir}", "model=srcnn", "seed=1", check=False)
     assert done.returncode == 1
-    assert "seed: was 0, asked 1" in done.stdout
-    assert "model.network._target_: was sr_lightning.networks.ESPCN, asked sr_lightning.networks.SRCNN" in done.stdout
-    assert run(*command, f"resume={run_dir}").returncode == 0  # its own settings are welcome
+    assert "seed: was 0, requested 1" in done.stdout
+    assert (
+        "model.network._target_: was sr_lightning.networks.ESPCN, requested sr_lightning.networks.SRCNN" in done.stdout
+    )
+    assert run(*command, f"resume={run_dir}").returncode == 0  # its own settings are accepted
 
 
 def test_resuming_a_folder_without_a_run_is_an_error(command, tmp_path):

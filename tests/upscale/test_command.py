@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def command(trained, tmp_path):
-    """A function that runs the command into tmp_path/out and returns its exit code."""
+    """Run the command with -o tmp_path/out and return its exit code."""
 
     def run(*words, ckpt=trained):
         words = [*words] if "-o" in words else [*words, "-o", tmp_path / "out"]
@@ -163,9 +163,9 @@ def test_names_state_the_scale_and_keep_the_suffix():
         (("p.png", "p_x3.png"), {"out": "."}, "p.png -> p_x3.png, which is an input"),
         (("p.png", "q.png"), {"out": "big.png"}, "2 inputs cannot become one file; give a folder"),
         (("p.png",), {"out": "big.png", "suffix": "jpg"}, "big.png and --format jpg name different formats"),
-        (("p.png",), {"out": "big.mp4"}, "the result of p.png can be one of .png"),
-        (("p.png",), {"out": "big.gif"}, "the result of p.png can be one of .png"),
-        (("p.mp4",), {"out": "big.avi"}, "the result of p.mp4 can be one of .m4v"),
+        (("p.png",), {"out": "big.mp4"}, "the suffix of the result of p.png must be one of .png"),
+        (("p.png",), {"out": "big.gif"}, "the suffix of the result of p.png must be one of .png"),
+        (("p.mp4",), {"out": "big.avi"}, "the suffix of the result of p.mp4 must be one of .m4v"),
         (("p.png",), {"out": __file__}, "this is a file; give a folder"),
     ],
 )
@@ -208,7 +208,7 @@ def test_missing_inputs_are_all_named(folder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--quality", "0"], "--quality 0: from 1 to 100"),
+        (["--quality", "0"], "--quality 0: choose a number from 1 to 100"),
         (["--tile", "7"], f"tile=7: choose auto, 0 .the whole image. or at least {MIN_TILE}"),
     ],
 )
@@ -232,7 +232,7 @@ def test_inaccessible_folders_are_named_before_the_work(folder, tmp_path, comman
     assert f"{tmp_path / 'file'} is a file; give a folder" in caplog.text
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do everything
     assert command(folder / "png.png") == 1
-    assert f"no permission to write into {tmp_path}" in caplog.text
+    assert f"no permission to write into {tmp_path}; give another folder" in caplog.text
     assert not (tmp_path / "out").exists()
 
     def forbidden(self):
@@ -243,19 +243,34 @@ def test_inaccessible_folders_are_named_before_the_work(folder, tmp_path, comman
     assert caplog.records[-1].getMessage() == f"error: {folder}: Permission denied"
 
 
+NO_NETWORK = "does not describe its network, so it is not a checkpoint of this project's train.py"
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda c: c.update(hyper_parameters=None), "does not say which network it holds"),
-        (lambda c: c["hyper_parameters"].update(model=None), "does not say which network it holds"),
-        (lambda c: c["hyper_parameters"]["model"]["network"].pop("_target_"), "does not say which network it holds"),
+        (
+            lambda c: c.update(hyper_parameters=None),
+            NO_NETWORK,
+        ),
+        (
+            lambda c: c["hyper_parameters"].update(model=None),
+            NO_NETWORK,
+        ),
+        (
+            lambda c: c["hyper_parameters"]["model"]["network"].pop("_target_"),
+            NO_NETWORK,
+        ),
         (
             lambda c: c["hyper_parameters"]["model"].update(
                 network={"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
             ),
             "holds a torch.nn.Linear, which does not upscale",
         ),
-        (lambda c: next(iter(c["state_dict"].values())).fill_(torch.nan), "1 of its weights are not finite"),
+        (
+            lambda c: next(iter(c["state_dict"].values())).fill_(torch.nan),
+            "holds NaN or infinite values in 1 of 4 weight tensors, such as convs.0.weight: its training diverged",
+        ),
     ],
 )
 def test_damaged_checkpoint_is_named(spoil, message, trained, folder, tmp_path, command, caplog):

@@ -16,7 +16,7 @@ from tests.networks.test_every_network import NAMES, small
 
 
 def tiled(network, lr, tile, margin):
-    """The network's output for (1, C, H, W) assembled from tiles, and the sizes of its inputs."""
+    """Assemble the network's output for (1, C, H, W) from tiles; also return the sizes of its inputs."""
     height, width = lr.shape[-2:]
     scale = network.scale
     sr = torch.full((1, lr.shape[1], height * scale, width * scale), torch.nan)
@@ -76,7 +76,7 @@ def test_self_ensemble_is_tiled_with_the_margin_of_its_network():
 
 
 class Repeat(nn.Module):
-    """Enlarges, and has no memory for more than so many pixels."""
+    """Repeat pixels, and raise an error for more than `most` pixels."""
 
     scale, num_channels, receptive_radius = 2, 1, 0
 

@@ -32,7 +32,7 @@ def bicubic():
 
 
 def pillows(array):
-    """The enlargement by Pillow, in float, of (H, W) or (H, W, C)."""
+    """Enlarge (H, W) or (H, W, C) with Pillow, in float."""
     planes = array[..., None] if array.ndim == 2 else array
     height, width = (2 * side for side in array.shape[:2])
     enlarged = [
@@ -87,7 +87,7 @@ def test_tensor_keeps_its_type(shape, dtype, bicubic):
     assert result.shape == (*shape[:-2], 66, 82)
     for one, enlarged in zip(image.reshape(-1, *shape[-3:]), result.reshape(-1, shape[-3], 66, 82), strict=True):
         expected = Bicubic(scale=2)(one[:, None].float() / levels).clamp(0, 1)[:, 0] * levels
-        # 0.5 is what rounding takes; colour goes to YCbCr and back, in float32
+        # 0.5 for rounding; colour goes to YCbCr and back, in float32
         tolerance = {255: 0.51, 65535: 0.6, 1: 4e-3 if dtype == torch.bfloat16 else 1e-5}[levels]
         assert (enlarged.double() - expected).abs().max() <= tolerance
 
@@ -122,7 +122,7 @@ def test_smallest_images_are_enlarged(size, bicubic):
 )
 def test_tiles_with_chroma_and_alpha_equal_the_whole_image(build, channels):
     torch.manual_seed(0)
-    network = build()  # the first sees nothing around, chroma two pixels
+    network = build()  # the network sees no neighbours, chroma two pixels
     image = torch.rand(channels, 47, 61)
     whole = Upscaler(network, "", tile=0, device="cpu").upscale(image)
     tiled = Upscaler(network, "", tile=16, device="cpu").upscale(image)
@@ -155,7 +155,7 @@ def test_overshoot_is_clamped(bicubic):
     edge = np.zeros((20, 20), np.uint8)
     edge[:, 10:] = 255
     values = bicubic.upscale(edge)[10]
-    assert values[17] == values[18] == 0  # where it swings below black
+    assert values[17] == values[18] == 0  # undershoots black
     assert values[21] == values[22] == 255
     values = bicubic.upscale(edge / 255)
     assert (values.min(), values.max()) == (0, 1)
@@ -171,7 +171,7 @@ def test_overshoot_is_clamped(bicubic):
         (np.zeros((0, 5, 3), np.uint8), r"not \(0, 5, 3\)"),
         (np.zeros((5, 5), bool), "uint8, uint16 or floating point, not bool"),
         (np.zeros((5, 5), np.int64), "not int64"),
-        (np.full((5, 5), 200.0), "from 200 to 200: an image is in .0, 1.; divide 8-bit values by 255"),
+        (np.full((5, 5), 200.0), "from 200 to 200: an image must be in .0, 1.; divide 8-bit values by 255"),
         (np.full((5, 5), np.nan), "from nan to nan"),
         (torch.zeros(20, 30, 3), r"not \(20, 30, 3\): move its channels first, image.movedim"),
         (torch.zeros(20, 30), r"\(C, H, W\) or \(N, C, H, W\)"),
@@ -208,11 +208,11 @@ def test_network_with_global_context_is_not_tiled(caplog):
     tiled = Upscaler(network, "rcan", tile=20, device="cpu").upscale(image)
     assert tiled.shape == (3, 80, 100)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "RCAN sees the whole image, and its tiles do not" in caplog.text
+    assert "RCAN depends on the whole image, but is applied to tiles: the result changes" in caplog.text
 
 
 class Counting(nn.Module):
-    """Repeats pixels and records the sizes of its inputs."""
+    """Repeat pixels and record the sizes of the inputs."""
 
     scale, num_channels, receptive_radius = 2, 1, 3
     sizes: ClassVar = []  # of all copies
