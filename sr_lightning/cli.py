@@ -70,7 +70,7 @@ def prepare_command(about: str, name: str) -> None:
     print(
         f"usage: python {name}.py [GROUP=OPTION ...] [KEY=VALUE ...]\n\n{about.strip()}\n\n"
         f"groups (each file in conf/GROUP/ is an option):\n{groups}\n\n"
-        f"settings (conf/{name}.yaml) and their defaults; an option's are GROUP.KEY, such as model.optimizer.lr\n"
+        f"settings (conf/{name}.yaml) and their defaults; options have their own, such as model.optimizer.lr:\n"
         f"{settings}\n\n"
         "To print the resulting settings, add --cfg job --resolve. Hydra's own flags: --hydra-help.\n"
         f'Shell completion of groups, options and keys: eval "$(python {name}.py -sc install=bash)"'

@@ -11,6 +11,7 @@ from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.runs.saved_config import config_to_resume
 
 NO_LIMIT = 2**62
+OPTIONAL_NUMBERS = ("pictures_every", "prune_after")  # may be null
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
     **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, NO_LIMIT)),
@@ -52,11 +53,12 @@ def check_numbers(cfg: DictConfig) -> None:
     """
     wrong = []
     for key, (low, high) in INTEGER_RANGES.items():
-        value = OmegaConf.select(cfg, key)
+        value = OmegaConf.select(cfg, key, default=low)
         is_integer = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (is_integer and low <= value <= high):
+        is_null = value is None and key in OPTIONAL_NUMBERS
+        if not is_null and not (is_integer and low <= value <= high):
             allowed = f"of at least {low}" if high == NO_LIMIT else f"from {low} to {high}"
-            wrong.append(f"{key}={value} (must be a whole number {allowed})")
+            wrong.append(f"{key}={'null' if value is None else value} (must be a whole number {allowed})")
     if wrong:
         raise InputError(f"invalid numbers: {', '.join(wrong)}")
     if cfg.comparisons_every is not None and cfg.comparisons_every % cfg.val_every:

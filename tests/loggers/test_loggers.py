@@ -38,6 +38,8 @@ def private_wandb(tmp_path_factory, monkeypatch):
     yield
     with contextlib.suppress(ConnectionError):  # of a process that has ended
         wandb.teardown()
+    # Threads that still write to a killed process log errors, also during later tests.
+    logging.getLogger("wandb.sdk.lib.asyncio_manager").disabled = True
 
 
 @pytest.fixture
@@ -166,8 +168,8 @@ def test_unreachable_server_means_offline_recording(trouble, wandb_server, tmp_p
     run = WandbRun(tmp_path, project="sr_lightning", offline=False, reply_timeout=0.5, init_timeout=5)
     run.log_metrics({"loss": 0.25}, 5)
     run.close()
-    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert words in said and said.endswith(f"wandb sync {tmp_path}/wandb/offline-run-*")
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert words in warning and warning.endswith(f"wandb sync {tmp_path}/wandb/offline-run-*")
     assert history_of(next(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == [(5, 0.25)]
 
 
@@ -178,11 +180,11 @@ def test_lost_connection_is_recovered_by_a_later_sync(wandb_server, tmp_path, ca
     wandb_server.status = 500
     run.log_metrics({"loss": 0.5}, 10)
     run.close()
-    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert "Timed out" in said
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "Timed out" in warning
 
     wandb_server.status = None
-    words = shlex.split(said.split("To upload the rest later: ")[1])
+    words = shlex.split(warning.split("To upload the rest later: ")[1])
     subprocess.run([WANDB, *words[1:]], cwd=tmp_path, check=True, timeout=120)
     (uploaded,) = wandb_server.runs.values()
     rows = [uploaded.history[i] for i in sorted(uploaded.history)]
@@ -201,8 +203,8 @@ def test_death_of_the_wandb_process_does_not_end_the_training(private_wandb, tmp
         run.log_metrics({"loss": 1.0}, step)
         time.sleep(0.1)
     run.close()
-    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == 2 and "training continues" in said[0] and "To upload the rest later" in said[1]
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2 and "training continues" in warnings[0] and "To upload the rest later" in warnings[1]
 
 
 def test_run_id_is_written_before_the_run_starts(private_wandb, tmp_path, monkeypatch):

@@ -70,6 +70,7 @@ WRONG_SETTINGS = [
     (["model.network.num_feature=[8]"], "Key 'num_feature' is not in struct"),
     (["data.residence=disk"], "choose mmap, memory or device"),
     (["data.batch_size=0"], "batch_size=0"),
+    (["max_steps=null"], "invalid numbers: max_steps=null (must be a whole number of at least 1)"),
     (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
     (
         ["seed=-1", "max_steps=soon", "val_every=0"],

@@ -129,7 +129,7 @@ def test_existing_results_are_refused_skipped_or_replaced(folder, tmp_path, comm
     inputs = (folder / "png.png", folder / "jpg.jpg")
     assert command(*inputs) == 1
     assert names(there.parent) == ["png_x2.png"]
-    assert "results exist already; add --exist skip or --exist overwrite:" in caplog.text
+    assert "results exist; add --exist skip or --exist overwrite:" in caplog.text
     caplog.set_level(logging.INFO)
     assert command(*inputs, "--exist", "skip") == 0
     assert "1 of 2 skipped" in caplog.text
@@ -318,7 +318,7 @@ def test_interrupted_command_leaves_complete_files(folder, tmp_path, command, mo
 
     monkeypatch.setattr(Upscaler, "upscale", enlarge)
     assert command(folder) == 130
-    assert "--exist skip continues from there" in caplog.text
+    assert "interrupted; the results written so far are complete. To continue, add --exist skip" in caplog.text
     for path in (tmp_path / "out").iterdir():
         Image.open(path).load()
     assert len(names(tmp_path / "out")) <= 2
