@@ -49,7 +49,7 @@ class Page:
 def evaluate(cfg: DictConfig) -> float:
     """Score the runs of `runs=` and rank them.
 
-    Writes into run_dir: leaderboard.md, .csv and .json, results.csv, plots, and with report=N report.html.
+    Writes into run_dir: leaderboard.md, .csv and .json, results.csv, plots, and with report_images=N report.html.
 
     Returns:
         Mean PSNR of the table's first row, in dB.

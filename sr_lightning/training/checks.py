@@ -11,7 +11,7 @@ from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.runs.saved_config import config_to_resume
 
 NO_LIMIT = 2**62
-OPTIONAL_NUMBERS = ("pictures_every", "prune_after")  # may be null
+OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
     **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, NO_LIMIT)),
@@ -63,7 +63,7 @@ def check_numbers(cfg: DictConfig) -> None:
         raise InputError(f"invalid numbers: {', '.join(wrong)}")
     if cfg.comparisons_every is not None and cfg.comparisons_every % cfg.val_every:
         raise InputError(
-            f"comparisons_every={cfg.comparisons_every} is not a multiple of val_every={cfg.val_every}: set one, or null"
+            f"comparisons_every={cfg.comparisons_every} is no multiple of val_every={cfg.val_every}: set one, or null"
         )
 
 

@@ -38,8 +38,6 @@ def private_wandb(tmp_path_factory, monkeypatch):
     yield
     with contextlib.suppress(ConnectionError):  # of a process that has ended
         wandb.teardown()
-    # Threads that still write to a killed process log errors, also during later tests.
-    logging.getLogger("wandb.sdk.lib.asyncio_manager").disabled = True
 
 
 @pytest.fixture
