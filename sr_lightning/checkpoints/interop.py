@@ -139,7 +139,7 @@ def key_map_for(network: nn.Module, project: str) -> KeyMap:
         choices = ", ".join(map(str, writable))
         raise InputError(f"layout={project!r} has no {type(network).__name__}; choose ours or one of {choices}")
     if reasons := differences(network, of_class[0]):
-        raise InputError(f"layout={project!r}: {of_class[0]} cannot express it: {'; '.join(reasons)}")
+        raise InputError(f"layout={project!r}: {of_class[0]} does not fit: {'; '.join(reasons)}")
     return of_class[0]
 
 

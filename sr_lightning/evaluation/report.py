@@ -209,7 +209,7 @@ def write_evaluation_report(
 
 
 def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: Any) -> list[dict[str, Any]]:
-    """Build one entry per data set and scale, in the order of the rows; lists without keys keep the page small."""
+    """Build one entry per data set and scale, in the order of the rows; lists, not dictionaries, keep it small."""
     shown = {(v.dataset, v.scale, v.image): v for v in versions}
     sets: dict[tuple[str, int], dict[str, dict[str, Mapping[str, Any]]]] = {}  # -> image -> model -> row
     for row in rows:

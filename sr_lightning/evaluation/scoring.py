@@ -83,7 +83,7 @@ def load_sample(pair: Pair, scale: int, protocol: Protocol, degradation: Any) ->
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores of networks under one protocol.
+    """Scorer of networks under one protocol.
 
     Attributes:
         protocol: Of all scores.

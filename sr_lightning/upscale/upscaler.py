@@ -105,7 +105,7 @@ class Upscaler:
 
     @property
     def sees_whole_image(self) -> bool:
-        """True if every output pixel depends on the whole image, so that tiles change the result."""
+        """Return True if every output pixel depends on the whole image, so that tiles change the result."""
         return self.network.receptive_radius is None
 
     def upscale(

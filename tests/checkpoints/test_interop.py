@@ -247,7 +247,7 @@ def test_network_missing_in_the_other_project_is_refused(tmp_path):
         (
             EDSR(scale=2, num_blocks=1, global_skip=True),
             "basicsr",
-            r"EDSR \(basicsr\) cannot express it: this network has global_skip=true",
+            r"layout='basicsr': EDSR \(basicsr\) does not fit: this network has global_skip=true",
         ),
         (EDSR(scale=2, num_blocks=1, num_channels=1), "edsr-pytorch", "num_channels=1"),
         (MSRResNet(scale=8, num_blocks=1), "basicsr", r"has no layer for upsampler\.6\.weight, upsampler\.6\.bias"),
