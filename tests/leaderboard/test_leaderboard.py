@@ -465,7 +465,8 @@ def test_wrong_arguments_are_refused(words, message, root, tmp_path):
 
 
 def test_negative_number_of_report_images_is_refused(root, tmp_path):
-    with pytest.raises(InputError, match=r"report_images=-1: the number of images of each data set in report\.html"):
+    message = r"report_images=-1 is not a number of images: set that of each data set in report\.html, or 0 for none"
+    with pytest.raises(InputError, match=message):
         check_request(config(root, tmp_path / "out", tmp_path / "runs", "report_images=-1"))
 
 
