@@ -68,11 +68,9 @@ def super_resolve(network: nn.Module, lr: Tensor) -> Tensor:
         (N, 1 or 3, h*scale, w*scale), channels as in `lr`, unclamped.
     """
     sr = network(to_channels(lr, network.num_channels))
-    if sr.shape[1] == lr.shape[1]:
-        return sr
-    if network.num_channels == 1:
-        return with_chroma(sr, lr, network.scale)
-    return sr.mean(dim=1, keepdim=True)
+    if sr.shape[1] > lr.shape[1]:
+        return sr.mean(dim=1, keepdim=True)
+    return in_colour(sr, lr, network.scale)
 
 
 class SelfEnsemble(nn.Module):

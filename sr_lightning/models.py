@@ -1,4 +1,4 @@
-"""Costs of every network in conf/model: python -m sr_lightning.models --scale 2."""
+"""Costs of every network in conf/model: sr-models --scale 2, or python -m sr_lightning.models."""
 
 import argparse
 import sys
@@ -8,13 +8,13 @@ from sr_lightning.configs import CONF
 from sr_lightning.utils.markdown import markdown_table
 
 EXAMPLE = """example:
-  python -m sr_lightning.models --scale 4             parameters, multiply-adds, receptive field
-  python -m sr_lightning.models --scale 4 --measure   also time and memory on this machine"""
+  sr-models --scale 4             parameters, multiply-adds, receptive field
+  sr-models --scale 4 --measure   also time and memory on this machine"""
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        "python -m sr_lightning.models",
+        "sr-models",
         description="Parameters, multiply-adds and receptive field of every network in conf/model.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,

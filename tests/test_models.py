@@ -79,4 +79,4 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "python -m sr_lightning.models --scale 4 --measure" in done.stdout
+    assert "sr-models --scale 4 --measure" in done.stdout

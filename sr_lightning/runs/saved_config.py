@@ -1,5 +1,6 @@
 """Saved configs of runs, including those of earlier versions."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,11 @@ def upgrade(config: Any) -> Any:
 def upgrade_overrides(overrides: list[str]) -> list[str]:
     """Replace earlier names of keys in arguments of a command line, as in scripts written for an earlier version.
 
-    >>> upgrade_overrides(["-m", "num_pictures=0", "scale=x2"])
-    ['-m', 'num_comparisons=0', 'scale=x2']
+    >>> upgrade_overrides(["-m", "num_pictures=0", "++report=3", "scale=x2"])
+    ['-m', 'num_comparisons=0', '++report_images=3', 'scale=x2']
     """
-    return [
-        f"{RENAMED_KEYS.get(key, key)}{equals}{value}"
-        for key, equals, value in (override.partition("=") for override in overrides)
-    ]
+    names = "|".join(RENAMED_KEYS)
+    return [re.sub(rf"^(\+*)({names})(?==)", lambda m: m[1] + RENAMED_KEYS[m[2]], override) for override in overrides]
 
 
 def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:

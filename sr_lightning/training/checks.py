@@ -59,12 +59,11 @@ def check_numbers(cfg: DictConfig) -> None:
         if not is_null and not (is_integer and low <= value <= high):
             allowed = f"of at least {low}" if high == NO_LIMIT else f"from {low} to {high}"
             wrong.append(f"{key}={'null' if value is None else value} (must be a whole number {allowed})")
+    every, val_every = cfg.comparisons_every, cfg.val_every
+    if isinstance(every, int) and isinstance(val_every, int) and val_every > 0 and every % val_every:
+        wrong.append(f"comparisons_every={every} (must be a multiple of val_every={val_every}, or null)")
     if wrong:
         raise InputError(f"invalid numbers: {', '.join(wrong)}")
-    if cfg.comparisons_every is not None and cfg.comparisons_every % cfg.val_every:
-        raise InputError(
-            f"comparisons_every={cfg.comparisons_every} is no multiple of val_every={cfg.val_every}: set one, or null"
-        )
 
 
 def check_warm_start(path: str | None) -> None:
