@@ -9,7 +9,7 @@ import logging
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.types import RunMode
@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from sr_lightning.configs import CONF
 from sr_lightning.errors import find_input_error
 from sr_lightning.runs.fingerprint import cell_name
+from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.result import record_failure
-from sr_lightning.runs.saved_config import upgrade_overrides
+from sr_lightning.runs.saved_config import rename_keys, upgrade_overrides
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.processes import exit_with_parent, is_cell
 from sr_lightning.sweeps.run import CellFailed, in_sweep
@@ -55,6 +56,7 @@ def prepare_command(about: str, name: str) -> None:
         name: "train" or "evaluate", which is also the name of its config.
     """
     sys.argv[1:] = upgrade_overrides(sys.argv[1:])
+    check_resume(sys.argv[1:])
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return
     text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
@@ -78,6 +80,14 @@ def prepare_command(about: str, name: str) -> None:
     sys.exit()
 
 
+def check_resume(arguments: Sequence[str]) -> None:
+    """Exit if `resume=` names no run, before Hydra creates that directory."""
+    for value in (argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")):
+        path = value.strip("'\"")
+        if path not in ("null", "???") and "$" not in path and not RunFolder(path).config.is_file():
+            sys.exit(f"error: resume={path} is not the directory of a run: it has no config.yaml")
+
+
 def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Wrap a task so that errors are logged, and an `InputError` ends the process without a traceback."""
 
@@ -86,6 +96,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         if is_cell():
             exit_with_parent()
         try:
+            rename_keys(cfg)
             return function(cfg)
         except CellFailed:
             raise

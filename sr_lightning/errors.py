@@ -1,5 +1,7 @@
 """Errors caused by user input."""
 
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """Bad user input: a file, key or value. The message names every offender and the fix.
@@ -13,3 +15,15 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def raise_all(*checks: Callable[[], object]) -> None:
+    """Call all checks, then raise one InputError with the messages of those that raised one."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))

@@ -102,7 +102,7 @@ def split_folder(
     """
     if part not in ("train", "val"):
         raise InputError(f"part={part}: choose train or val")
-    if not 0 < fraction < 1:
+    if not (isinstance(fraction, int | float) and 0 < fraction < 1):
         raise InputError(f"fraction={fraction}: the share of images for validation must be between 0 and 1")
     pairs = image_folder(hr, lr, scale=scale)
     if len(pairs) < 2:
@@ -186,6 +186,19 @@ def benchmark_set(root: str | Path, name: str, scale: int) -> list[Pair]:
     folder = benchmark_folder(root, name)
     lr = folder / "LR_bicubic" / f"X{scale}"
     return image_folder(folder / "HR", lr if lr.is_dir() else None, scale=scale)
+
+
+def check_benchmarks(names: object, at_least: int = 0) -> None:
+    """Check the value of the config key `benchmarks`.
+
+    Raises:
+        InputError: It is not a list, or too short.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        shown = "null" if names is None else names
+        raise InputError(f"benchmarks={shown}: give a list, such as benchmarks=[Set5]")
+    if len(names) < at_least:
+        raise InputError("benchmarks=[]: name at least one, such as benchmarks=[Set5]")
 
 
 def benchmark_folder(root: str | Path, name: str) -> Path:

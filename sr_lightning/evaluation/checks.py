@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
-from sr_lightning.data.sources import benchmark_folder
-from sr_lightning.errors import InputError
+from sr_lightning.data.sources import benchmark_folder, check_benchmarks
+from sr_lightning.errors import InputError, raise_all
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import find_checkpoint
 
@@ -20,41 +21,46 @@ def check_request(cfg: DictConfig) -> None:
     Raises:
         InputError: Names everything that is wrong or missing.
     """
-    problems = []
-    for check in _checks(cfg):
-        try:
-            check()
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        raise InputError("\n".join(problems))
+    raise_all(*_checks(cfg))
 
 
 def _checks(cfg: DictConfig) -> Iterator[Callable[[], Any]]:
-    yield partial(_check_report, cfg.report_images)
+    yield partial(_check_count, "report_images", cfg.report_images, "in report.html")
+    yield partial(_check_count, "num_comparisons", cfg.num_comparisons, "with a comparison picture")
+    yield partial(_check_flag, "self_ensemble", cfg.self_ensemble)
     yield partial(check_measures, cfg.measures)
-    for path in checkpoints_of(cfg.ckpt):
-        yield partial(find_checkpoint, path)
-    if cfg.runs is None:
-        yield partial(_check_subject, cfg.ckpt, "model" in cfg, cfg.scale)
-    for name in cfg.benchmarks:
-        yield partial(benchmark_folder, cfg.data_root, name)
+    yield partial(_check_subject, cfg.ckpt, cfg.runs, "model" in cfg, cfg.scale)
+    yield partial(check_benchmarks, cfg.benchmarks, at_least=1)
+    if isinstance(cfg.benchmarks, ListConfig):
+        for name in cfg.benchmarks:
+            yield partial(benchmark_folder, cfg.data_root, name)
 
 
-def checkpoints_of(ckpt: Any) -> list[str]:
-    """Return the paths in `ckpt=`: one, several or none."""
-    if ckpt is None:
+def paths_of(value: Any) -> list[str]:
+    """Return the paths in `ckpt=` or `runs=`: one, several or none."""
+    if value is None:
         return []
-    return [ckpt] if isinstance(ckpt, str) else [str(path) for path in ckpt]
+    return [str(path) for path in (value if isinstance(value, ListConfig | list) else [value])]
 
 
-def _check_report(report: Any) -> None:
-    if isinstance(report, bool) or not isinstance(report, int) or report < 0:
-        raise InputError(
-            f"report_images={report} is not a number of images: set that of each data set in report.html, or 0 for none"
-        )
+def _check_count(key: str, value: Any, use: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"{key}={value} is not a number of images: give that of each data set {use}, or 0 for none")
 
 
-def _check_subject(ckpt: Any, has_model: bool, scale: int | None) -> None:
-    if ckpt is None and not (has_model and scale is not None):
+def _check_flag(key: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value}: choose true or false")
+
+
+def _check_subject(ckpt: Any, runs: Any, has_model: bool, scale: int | None) -> None:
+    if runs is not None:
+        if others := [key for key, given in (("ckpt", ckpt is not None), ("model", has_model)) if given]:
+            raise InputError(f"runs= selects the networks to score: leave {' and '.join(others)} out")
+        if not paths_of(runs):
+            raise InputError("runs=[]: name a folder of runs, such as runs=multirun/NAME")
+        if missing := [path for path in paths_of(runs) if not Path(path).expanduser().is_dir()]:
+            raise InputError(f"runs: there is no folder {', '.join(missing)}")
+    elif not paths_of(ckpt) and not (has_model and scale is not None):
         raise InputError(NOTHING_TO_SCORE)
+    raise_all(*(partial(find_checkpoint, path) for path in paths_of(ckpt)))

@@ -13,7 +13,7 @@ from sr_lightning.checkpoints.checkpoint import is_checkpoint, load_network
 from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.errors import InputError
-from sr_lightning.evaluation.checks import NOTHING_TO_SCORE, checkpoints_of
+from sr_lightning.evaluation.checks import NOTHING_TO_SCORE, paths_of
 from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import write_evaluation_report
 from sr_lightning.evaluation.score_table import first_mean, report_scores
@@ -34,7 +34,7 @@ def evaluate(cfg: DictConfig) -> float:
         InputError: Nothing to score, a missing checkpoint or benchmark, or the wrong scale.
     """
     network = cfg.model.network if "model" in cfg else None
-    paths = [find_checkpoint(path) for path in checkpoints_of(cfg.ckpt)]
+    paths = [find_checkpoint(path) for path in paths_of(cfg.ckpt)]
     models = requested_models(paths, network, cfg.name, cfg.scale, cfg.self_ensemble)
     scorer = Scorer.from_config(cfg)
     images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)

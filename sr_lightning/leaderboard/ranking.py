@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.checks import paths_of
 from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import Versions, write_evaluation_report
 from sr_lightning.evaluation.score_table import write_results
@@ -57,12 +58,7 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         InputError: Conflicting settings, folders without runs, missing benchmarks, or no run that could be scored.
     """
-    if others := [key for key in ("ckpt", "model") if cfg.get(key) is not None]:
-        raise InputError(f"runs= selects the networks to score: leave {' and '.join(others)} out")
-    if not cfg.benchmarks:
-        raise InputError("benchmarks=[]: name at least one to rank by, such as benchmarks=[Set5]")
-    folders = cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs]
-    runs = requested_runs([str(folder) for folder in folders], cfg.scale)
+    runs = requested_runs(paths_of(cfg.runs), cfg.scale)
     groups, repeated = group([run for run in runs if run.config is not None])
     failed = {directory: ("repeated", why) for directory, why in repeated.items()}
     failed |= {run.directory: (run.status, run.reason) for run in runs if not run.is_scorable}
@@ -107,10 +103,8 @@ def requested_runs(folders: Sequence[str], scale: int | None) -> list[Run]:
     """Find the runs in folders, of one scale unless that is None.
 
     Raises:
-        InputError: No folder, a folder without runs, or no run of that scale.
+        InputError: A folder without runs, or no run of that scale.
     """
-    if not folders:
-        raise InputError("runs=[]: name a folder of runs, such as runs=multirun/NAME")
     runs = find_runs(folders)
     if scale is None:
         return runs

@@ -106,8 +106,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _progress(directory: Path, max_steps: int | None) -> str:
-    step = last_step(RunFolder(directory).metrics)
-    return f"{step:,} of {max_steps:,} steps trained" if step and max_steps else "before its first step"
+    step = last_step(RunFolder(directory).metrics) if max_steps else 0
+    return f"{step:,} of {max_steps:,} steps trained" if step else "before its first step"
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:

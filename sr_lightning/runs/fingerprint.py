@@ -18,6 +18,10 @@ IRRELEVANT_SETTINGS = (
 )
 
 
+# Earlier names of keys, in saved configs, in recipes of users and on the command line.
+RENAMED_KEYS = {"num_pictures": "num_comparisons", "pictures_every": "comparisons_every", "report": "report_images"}
+
+
 def result_settings(config: DictConfig) -> dict[str, Any]:
     """Select the settings that affect a run's result, {"model.optimizer.lr": 0.003, ...}.
 
@@ -46,7 +50,7 @@ def result_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def _is_irrelevant(key: str) -> bool:
-    return any(key == setting or key.startswith(f"{setting}.") for setting in IRRELEVANT_SETTINGS)
+    return any(key == setting or key.startswith(f"{setting}.") for setting in (*IRRELEVANT_SETTINGS, *RENAMED_KEYS))
 
 
 def changed_settings(was: DictConfig, requested: DictConfig) -> list[str]:

@@ -15,10 +15,11 @@ def read_metrics(path: str | Path) -> list[dict[str, str]]:
 
 def last_step(path: str | Path) -> int:
     """Return the last step with a logged value; 0 if there is none."""
-    rows = read_metrics(path)
-    return int(rows[-1]["step"]) if rows else 0
+    steps = [row["step"] for row in read_metrics(path) if (row.get("step") or "").isdecimal()]
+    return int(steps[-1]) if steps else 0
 
 
 def validation_psnr(path: str | Path) -> list[tuple[int, float]]:
     """Return step and mean PSNR in dB of each validation."""
-    return [(int(row["step"]), float(row["val/psnr"])) for row in read_metrics(path) if row.get("val/psnr")]
+    rows = [row for row in read_metrics(path) if row.get("step") and row.get("val/psnr")]
+    return [(int(row["step"]), float(row["val/psnr"])) for row in rows]

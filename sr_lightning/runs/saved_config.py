@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sr_lightning.errors import InputError
-from sr_lightning.runs.fingerprint import changed_settings
+from sr_lightning.runs.fingerprint import RENAMED_KEYS, changed_settings, result_settings
 from sr_lightning.runs.folder import RunFolder
 
 # Keys added after the first version, with the value that reproduces the behaviour of earlier versions.
@@ -21,10 +23,6 @@ ADDED_KEYS = {
 }
 
 
-# Earlier names of keys, in saved configs and on the command line.
-RENAMED_KEYS = {"num_pictures": "num_comparisons", "pictures_every": "comparisons_every", "report": "report_images"}
-
-
 def read_config(path: str | Path) -> DictConfig:
     """Read the config of a run from its config.yaml.
 
@@ -35,15 +33,21 @@ def read_config(path: str | Path) -> DictConfig:
 
 
 def upgrade(config: Any) -> Any:
-    """Give a config saved by an earlier version the key names of this version, and the keys added since."""
+    """Give a config written for an earlier version the key names of this version, and the keys added since."""
     if isinstance(config, DictConfig):
-        for old, new in RENAMED_KEYS.items():
-            if old in config:
-                config[new] = config.pop(old)
+        rename_keys(config)
         for key, value in ADDED_KEYS.items():
             if key not in config:
                 config[key] = value
     return config
+
+
+def rename_keys(config: DictConfig) -> None:
+    """Replace earlier names of keys in a config, such as those that a user's own recipe sets."""
+    with open_dict(config):
+        for old, new in RENAMED_KEYS.items():
+            if old in config:
+                config[new] = config.pop(old)
 
 
 def upgrade_overrides(overrides: list[str]) -> list[str]:
@@ -71,7 +75,11 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         raise InputError(f"resume={cfg.resume} is not the directory of a run: it has no config.yaml")
     if not run.last.is_file():
         raise InputError(f"resume={cfg.resume}: the run was stopped before its first checkpoint; start it again")
-    saved = read_config(run.config)
+    try:
+        saved = read_config(run.config)
+        result_settings(saved)
+    except (OSError, YAMLError, OmegaConfBaseException, AttributeError, TypeError) as error:
+        raise InputError(f"{run.config} cannot be read as the config of a run: {error}; start the run again") from error
     if not [override for override in overrides if not override.lstrip("+").startswith("resume=")]:
         saved.run_dir, saved.resume = cfg.run_dir, cfg.resume
         return saved

@@ -1,11 +1,13 @@
 """Checks of a training config, before torch is imported."""
 
+from functools import partial
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sr_lightning.data.sources import folder_pairs
-from sr_lightning.errors import InputError, find_input_error
+from sr_lightning.data.sources import check_benchmarks, folder_pairs
+from sr_lightning.errors import InputError, find_input_error, raise_all
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.runs.saved_config import config_to_resume
@@ -28,21 +30,24 @@ def checked(cfg: DictConfig) -> DictConfig:
     """
     if cfg.resume is not None:
         cfg = config_to_resume(cfg, HydraConfig.get().overrides.task)
-    problems = []
-    path = None if cfg.resume is not None else OmegaConf.select(cfg, "model.warm_start")
-    for check, value in (
-        (check_numbers, cfg),
-        (check_measures, cfg.measures),
-        (check_warm_start, path),
-        (check_data, cfg.data),
-    ):
-        try:
-            check(value)
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        raise InputError("\n".join(problems))
+    check_settings(cfg)
     return cfg
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Check the numbers, names and paths of a config.
+
+    Raises:
+        InputError: Names everything that is wrong.
+    """
+    path = None if cfg.resume is not None else OmegaConf.select(cfg, "model.warm_start")
+    raise_all(
+        partial(check_numbers, cfg),
+        partial(check_measures, cfg.measures),
+        partial(check_benchmarks, cfg.benchmarks),
+        partial(check_warm_start, path),
+        partial(check_data, cfg.data),
+    )
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -66,7 +71,7 @@ def check_numbers(cfg: DictConfig) -> None:
         raise InputError(f"invalid numbers: {', '.join(wrong)}")
 
 
-def check_warm_start(path: str | None) -> None:
+def check_warm_start(path: object) -> None:
     """Check that the file or run of `model.warm_start` exists.
 
     Raises:
@@ -74,7 +79,7 @@ def check_warm_start(path: str | None) -> None:
     """
     if path is not None:
         try:
-            find_checkpoint(path)
+            find_checkpoint(str(path))
         except InputError as error:
             raise InputError(f"model.warm_start={path}: {error}") from None
 
@@ -88,10 +93,13 @@ def check_data(data: DictConfig) -> None:
     if downloads(data):
         return
     try:
-        if "hr" in data:  # FolderDataModule
+        if data._target_ == "sr_lightning.data.FolderDataModule":
+            if OmegaConf.is_missing(data, "hr") or data.hr is None:
+                raise InputError("data=folder needs data.hr=DIR, the folder of the HR images")
             folder_pairs(data.hr, data.lr, data.val_hr, data.val_lr, data.val_fraction, data.scale)
-        else:
-            instantiate(data.train), instantiate(data.val)
+        for part in ("train", "val"):
+            if data.get(part) is not None:
+                instantiate(data[part])
     except Exception as error:
         if (wrong := find_input_error(error)) is None:
             raise

@@ -31,7 +31,7 @@ from sr_lightning.modules import SRModule
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.sweeps.invocation import SweepInvocation, plan
 from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
-from sr_lightning.training.checks import check_numbers, check_warm_start, downloads
+from sr_lightning.training.checks import check_settings, downloads
 from sr_lightning.training.trainer import choose_precision
 from sr_lightning.utils.devices import best_device
 from sr_lightning.utils.threads import in_threads
@@ -105,12 +105,10 @@ def build_on_meta(cfg: DictConfig) -> tuple[SRModule, SRDataModule | None]:
     Raises:
         InputError: Names every fault found.
     """
+    if cfg.resume is not None:
+        raise InputError("dry_run checks new runs: leave resume out")
+    check_settings(cfg)
     wrong, module, datamodule = [], None, None
-    with collecting_errors(wrong):
-        if cfg.resume is not None:
-            raise InputError("dry_run checks new runs: leave resume out")
-        check_numbers(cfg)
-        check_warm_start(OmegaConf.select(cfg, "model.warm_start"))
     with collecting_errors(wrong), torch.device("meta"):
         module = instantiate(without_downloads(cfg.model), _convert_="all")
         if module.optimizer is not None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import PassThroughProfiler
@@ -83,9 +85,7 @@ def build_trainer(
     accelerator = settings.accelerator
     if accelerator == "auto":
         accelerator = "gpu" if best_device().type == "cuda" else "cpu"
-    return instantiate(
-        settings,
-        _convert_="all",
+    arguments = dict(
         accelerator=accelerator,
         precision=choose_precision(settings.precision, accelerator),
         max_epochs=1,
@@ -102,6 +102,12 @@ def build_trainer(
         **({} if "profiler" in settings else {"profiler": NoProfiler()}),
         **({} if module.automatic_optimization else gan_trainer_settings(settings)),
     )
+    try:
+        return instantiate(settings, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException | ValueError):
+            raise InputError(f"trainer: {error.__cause__}") from error
+        raise
 
 
 def gan_trainer_settings(settings: DictConfig) -> dict[str, Any]:

@@ -23,6 +23,8 @@ def load_tensors(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise PickledClassesError(f"{path} is damaged, or holds more than tensors and plain containers") from error
+        raise PickledClassesError(
+            f"{path} is damaged, or holds more than tensors and plain containers: give another file of weights"
+        ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise InputError(f"{path} cannot be read, it is damaged or cut off: {error}") from error

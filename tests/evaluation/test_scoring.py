@@ -143,7 +143,7 @@ def test_report_contains_only_the_first_images(root, words, shown):
 
 @pytest.mark.parametrize("value", ["true", "-1", "many", "0.5"])
 def test_report_must_be_a_number_of_images(root, value):
-    message = r"report_images=\S+ is not a number of images: set that of each data set in report.html, or 0 for none"
+    message = r"report_images=\S+ is not a number of images: give that of each data set in report.html, or 0 for none"
     with pytest.raises(InputError, match=message):
         check_request(config(root, "model=bicubic", "name=bicubic", "scale=x2", f"report_images={value}"))
 

@@ -255,12 +255,15 @@ def test_unscorable_runs_are_listed_and_stop_no_other(root, tmp_path):
     (make_run(runs / "gone", name="gone") / "checkpoints" / "best.ckpt").unlink()
     (make_run(runs / "rubbish", name="rubbish") / "result.json").write_text("{")
     (make_run(runs / "yaml", name="yaml") / "config.yaml").write_text("scale: [")
+    (runs / "foreign" / "checkpoints").mkdir(parents=True)
+    (runs / "foreign" / "metrics.csv").write_text("epoch,loss\n1,0.5\n")
     rows = board_of(root, tmp_path / "out", runs)
     assert [row["model"] for row in rows if row["model"] != "bicubic"] == ["srcnn"]
     left_out = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["not_in_the_table"]
     found = {Path(one["run"]).name: (one["status"], one["reason"]) for one in left_out}
     assert found.keys() == {path.name for path in runs.iterdir()} - {"again"}
     assert found["good"] == ("repeated", f"the settings and seed of {runs / 'again'}")
+    assert found["foreign"] == ("unfinished", "before its first step")
     assert found["going_on"] == ("unfinished", "10 of 10 steps trained")
     assert found["boom"] == ("failed", "boom")
     assert found["pruned"][0] == "pruned"
@@ -461,11 +464,11 @@ def test_wrong_arguments_are_refused(words, message, root, tmp_path):
     words = [word.format(empty=tmp_path / "empty") for word in words]
     cfg = config(root, tmp_path / "out", tmp_path / "runs", *words)
     with pytest.raises(InputError, match=re.escape(message.format(empty=tmp_path / "empty"))):
-        evaluate(cfg)
+        check_request(cfg), evaluate(cfg)  # as evaluate.py does
 
 
 def test_negative_number_of_report_images_is_refused(root, tmp_path):
-    message = r"report_images=-1 is not a number of images: set that of each data set in report\.html, or 0 for none"
+    message = r"report_images=-1 is not a number of images: give that of each data set in report\.html, or 0 for none"
     with pytest.raises(InputError, match=message):
         check_request(config(root, tmp_path / "out", tmp_path / "runs", "report_images=-1"))
 

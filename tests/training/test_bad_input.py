@@ -70,6 +70,13 @@ WRONG_SETTINGS = [
     (["model.network.num_feature=[8]"], "Key 'num_feature' is not in struct"),
     (["data.residence=disk"], "choose mmap, memory or device"),
     (["data.batch_size=0"], "batch_size=0"),
+    (["data.hr=null"], "data=folder needs data.hr=DIR, the folder of the HR images"),
+    (["data.val_fraction=abc"], "fraction=abc: the share of images for validation must be between 0 and 1"),
+    (["benchmarks=Set5"], "benchmarks=Set5: give a list, such as benchmarks=[Set5]"),
+    (["model.warm_start=5"], "model.warm_start=5: there is no file or folder 5"),
+    (["trainer.precision=foo"], "trainer: Precision 'foo' is invalid"),
+    (["max_steps=30", "val_every=10", "comparisons_every=15"], "(must be a multiple of val_every=10, or null)"),
+    (["dry_run=true", "max_steps=null"], "invalid numbers: max_steps=null"),
     (["max_steps=null"], "invalid numbers: max_steps=null (must be a whole number of at least 1)"),
     (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
     (
@@ -83,6 +90,20 @@ WRONG_SETTINGS = [
 @pytest.mark.parametrize(("words", "message"), slow_except(WRONG_SETTINGS, WRONG_SETTINGS[1], WRONG_SETTINGS[-1]))
 def test_wrong_setting_is_named(command, words, message):
     assert message in refused(command, *words)
+
+
+def test_resuming_a_missing_folder_creates_nothing(tmp_path):
+    done = run("train.py", f"resume={tmp_path / 'nowhere'}", check=False)
+    assert done.returncode == 1
+    message = f"error: resume={tmp_path / 'nowhere'} is not the directory of a run: it has no config.yaml"
+    assert message in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_module_of_the_user_needs_no_data_sets_in_the_config(command, tmp_path):
+    words = ("data._target_=tests.training.own_data.OwnData", "max_steps=10", f"hydra.run.dir={tmp_path / 'run'}")
+    run(*command, *words)
+    assert (tmp_path / "run" / "results.csv").is_file()
 
 
 MISSING = [("t91", "nowhere/T91"), ("div2k", "data.train.download=true")]
