@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from tests.helpers import CONF, ROOT, compose
+from tests.helpers import CONF, ROOT, compose, slow_except
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate"])
-@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("flag", slow_except(["--help", "-h"], "--help"))
 def test_help_lists_examples_groups_and_settings_without_importing_torch(name, flag):
     code = f"""
 import runpy, sys

@@ -89,6 +89,7 @@ def test_checkpoint_keeps_its_scores(earlier):
         assert float(row["psnr_y"]) == pytest.approx(float(old["psnr_y"]), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_leaderboard_uses_stored_scores(earlier):
     output = python(ROOT / "evaluate.py", "runs=multirun/tiny", "benchmarks=[Tiny]", "hydra.run.dir=scored")
     assert "scoring multirun" not in output

@@ -78,7 +78,7 @@ def assert_same_on_any_shape(network, run):
         torch.testing.assert_close(run(pixel), network(pixel), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", slow_except(NAMES, "edsr_baseline", "wdsr_b"))
+@pytest.mark.parametrize("name", slow_except(NAMES))
 def test_every_network_is_exported_by_torch_export(name, tmp_path):
     source = trained(name)
     assert_same_on_any_shape(source.network, write_torch_export(source, tmp_path / "a.pt2"))

@@ -94,7 +94,7 @@ USES = [
 
 @pytest.mark.parametrize(
     "code",
-    slow_except(USES, USES[0]),
+    slow_except(USES),
     ids=["load", "upscale", "export to safetensors", "export to ONNX"],
 )
 def test_inference_imports_no_training_framework(code, tmp_path):

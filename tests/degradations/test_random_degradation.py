@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from sr_lightning.degradations import JPEG, Blur, EitherOrder, Noise, RandomDegradation, Resize
 from sr_lightning.degradations.padded_batch import PaddedBatch
 from sr_lightning.errors import InputError
+from tests.helpers import slow_except
 
 FOLDER = Path(__file__).parents[2] / "conf" / "degradation"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "bicubic")
@@ -87,7 +88,7 @@ class OneDevice(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_except(NAMES, "blur_noise_jpeg"))
 def test_everything_is_computed_on_the_images_device_without_synchronising(name):
     degradation = load(name)
     for k in range(5):

@@ -119,6 +119,7 @@ def test_wandb_step_is_the_x_axis_and_a_run_keeps_its_id(wandb_server, tmp_path)
     ]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_process_are_separate(wandb_server, tmp_path):
     for name in ("a", "b"):
         run = WandbRun(tmp_path / name, project="sr_lightning", name=name, offline=False)

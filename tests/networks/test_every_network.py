@@ -158,7 +158,7 @@ def test_the_receptive_radius_is_exact(name, scale, measured_radius):
         assert measured_radius(network, network.receptive_radius + 3) == network.receptive_radius
 
 
-@pytest.mark.parametrize("name", slow_except(NAMES, "bicubic", "espcn", "wdsr_b"))
+@pytest.mark.parametrize("name", slow_except(NAMES, "bicubic", "espcn"))
 def test_it_overfits_four_patches(name):
     network = small(name, 2).train()
     if not any(True for _ in network.parameters()):

@@ -100,6 +100,7 @@ def test_resuming_a_missing_folder_creates_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_data_module_of_the_user_needs_no_data_sets_in_the_config(command, tmp_path):
     words = ("data._target_=tests.training.own_data.OwnData", "max_steps=10", f"hydra.run.dir={tmp_path / 'run'}")
     run(*command, *words)

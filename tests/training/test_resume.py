@@ -119,4 +119,4 @@ def test_resuming_with_other_settings_names_them(command, tmp_path):
 def test_resuming_a_folder_without_a_run_is_an_error(command, tmp_path):
     done = run("train.py", f"resume={tmp_path / 'nothing'}", check=False)
     assert done.returncode == 1
-    assert "is not the directory of a run" in done.stdout
+    assert "is not the directory of a run" in done.stderr
