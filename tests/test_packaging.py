@@ -64,5 +64,5 @@ assert load({str(RUN)!r}).upscale(np.zeros((9, 8, 3), np.uint8)).shape == (18, 1
     image = ROOT / "tests" / "earlier_version" / "data" / "pictures" / "0.png"
     run_installed(installed, tmp_path, "-m", "sr_lightning.upscale", image, "-c", RUN, "-o", "big")
     assert (tmp_path / "big" / "0_x2.png").is_file()
-    done = run_installed(installed, tmp_path, "-m", "sr_lightning.models", "--scale", "4")
-    assert "| edsr_baseline |" in done.stdout
+    done = run_installed(installed, tmp_path, "-c", "from sr_lightning.models import networks; print(*networks(4))")
+    assert "edsr_baseline" in done.stdout

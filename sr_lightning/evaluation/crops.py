@@ -82,7 +82,7 @@ def _luma(picture: np.ndarray) -> np.ndarray:
     """Convert uint8 (1 or 3, H, W) to luma, float64 (H, W) in grey levels; one channel is luma already."""
     if len(picture) == 1:
         return picture[0].astype(np.float64)
-    return 255 * rgb_to_y(torch.from_numpy(picture).double() / 255)[0].numpy()
+    return 255 * rgb_to_y(torch.tensor(picture, dtype=torch.float64) / 255)[0].numpy()
 
 
 def _psnr(squared_error: float) -> float:
