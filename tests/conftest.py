@@ -15,10 +15,13 @@ from tests.helpers import Server
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+LONGEST_FILES = ("test_resume.py", "test_sweeps.py", "test_export.py", "test_ddp.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first: a long file that starts last leaves the other workers idle."""
+    """Run the longest files first: a long file that starts last leaves the other workers idle."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in LONGEST_FILES, item.path not in slow))
 
 
 @pytest.fixture(scope="session")

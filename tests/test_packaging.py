@@ -11,6 +11,7 @@ from hatchling.build import build_wheel
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.slow
+IMAGE = ROOT / "tests" / "earlier_version" / "data" / "pictures" / "0.png"
 RUN = next((ROOT / "tests" / "earlier_version").glob("multirun/tiny/*seed1*"))
 
 
@@ -55,14 +56,15 @@ def test_wheel_contains_package_configs_page_and_tables_only(installed):
 
 def test_installed_package_works_in_any_folder(installed, tmp_path):
     code = f"""
+import runpy, sys
 from sr_lightning import load, configs
 import numpy as np
 assert {str(installed)!r} in configs.__file__ and {str(installed)!r} in str(configs.CONF), configs.CONF
 assert load({str(RUN)!r}).upscale(np.zeros((9, 8, 3), np.uint8)).shape == (18, 16, 3)
+sys.argv = ["upscale", {str(IMAGE)!r}, "-c", {str(RUN)!r}, "-o", "big"]
+runpy.run_module("sr_lightning.upscale", run_name="__main__")
 """
     run_installed(installed, tmp_path, "-c", code)
-    image = ROOT / "tests" / "earlier_version" / "data" / "pictures" / "0.png"
-    run_installed(installed, tmp_path, "-m", "sr_lightning.upscale", image, "-c", RUN, "-o", "big")
     assert (tmp_path / "big" / "0_x2.png").is_file()
     done = run_installed(installed, tmp_path, "-c", "from sr_lightning.models import networks; print(*networks(4))")
     assert "edsr_baseline" in done.stdout
