@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +29,6 @@ def div2k_mean(num_channels: int) -> Tensor:
 def check_channels(num_channels: int) -> None:
     if num_channels not in (1, 3):
         raise InputError(f"num_channels={num_channels}: give 3 (RGB) or 1 (luma)")
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager:
-    """A context in which the layers of x's device compute in the dtype of their input."""
-    if x.device.type == "meta":  # has no autocast
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:

@@ -2,10 +2,11 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_lightning.networks.layers import conv3x3, upsampler, without_autocast, zero_bias
+from sr_lightning.networks.layers import conv3x3, upsampler, zero_bias
 
 _LeakyReLU = partial(nn.LeakyReLU, 0.1, inplace=True)
 
@@ -59,7 +60,7 @@ class MSRResNet(nn.Module):
         x = self.blocks(self.activation(self.head(lr)))  # (N, F, h, w)
         x = self.upsampler(x)  # (N, F, h*s, w*s)
         x = self.tail(self.activation(self.refine(x))).float()  # (N, 3, h*s, w*s)
-        with without_autocast(lr):
+        with torch.autocast(lr.device.type, enabled=False):
             return x + F.interpolate(lr.float(), scale_factor=self.scale, mode="bilinear", align_corners=False)
 
 
