@@ -207,14 +207,20 @@ def benchmark_folder(root: str | Path, name: str) -> Path:
     Raises:
         InputError: No such set; the message lists the available ones.
     """
-    folder = Path(root).expanduser() / "benchmark"
-    if not (folder / name / "HR").is_dir():
+    found = benchmark_path(root, name)
+    folder = found.parent
+    if not (found / "HR").is_dir():
         there = sorted(path.parent.name for path in folder.glob("*/HR"))
         choices = f"available: {', '.join(there)}" if there else "it has no <name>/HR at all"
         raise InputError(
             f"{folder}: no test set {name} ({choices}); set data_root to the folder that contains `benchmark`"
         )
-    return folder / name
+    return found
+
+
+def benchmark_path(root: str | Path, name: str) -> Path:
+    """Return the place of a test set below a data root, whether it exists or not."""
+    return Path(root).expanduser() / "benchmark" / name
 
 
 def _strings(values: object) -> list[str]:

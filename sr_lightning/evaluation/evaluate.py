@@ -11,7 +11,7 @@ from torch import nn
 
 from sr_lightning.checkpoints.checkpoint import is_checkpoint, load_network
 from sr_lightning.checkpoints.interop import load_weights
-from sr_lightning.data.sources import Pair, benchmark_set
+from sr_lightning.data.sources import Pair, benchmark_path, benchmark_set
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.checks import NOTHING_TO_SCORE, paths_of
 from sr_lightning.evaluation.images import EvaluationImages
@@ -58,7 +58,7 @@ def sets_of_run(
     """
     sets = {"held-out": held_out}
     for name in benchmarks:
-        folder = Path(data_root).expanduser() / "benchmark" / name / "HR"
+        folder = benchmark_path(data_root, name) / "HR"
         if folder.is_dir():
             sets[name] = benchmark_set(data_root, name, scale)
         else:

@@ -1,7 +1,6 @@
 """metrics.csv, and failures of Weights & Biases against a local server that records uploads."""
 
 import contextlib
-import csv
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ import wandb
 from sr_lightning.errors import InputError
 from sr_lightning.loggers.metrics_csv import MetricsCSV
 from sr_lightning.loggers.wandb import WandbRun, run_id
-from tests.helpers import slow_except
+from tests.helpers import rows_of, slow_except
 from tests.loggers.wandb_server import KEY, WandbServer
 
 WANDB = Path(sys.executable).with_name("wandb")
@@ -54,18 +53,13 @@ def history_of(file):
     return [(row["step"], row["loss"]) for row in rows]
 
 
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_metrics_of_one_step_share_a_row_and_new_ones_get_a_column(tmp_path):
     log = MetricsCSV(tmp_path / "metrics.csv")
     log.log_metrics({"train/loss": 0.5}, step=50)
     log.log_metrics({"train/loss": 0.25}, step=100)
     log.log_metrics({"val/psnr": 30.125}, step=100)
     log.log_metrics({"train/loss": 0.125}, step=150)
-    assert read(tmp_path / "metrics.csv") == [
+    assert rows_of(tmp_path / "metrics.csv") == [
         {"step": "50", "train/loss": "0.5", "val/psnr": ""},
         {"step": "100", "train/loss": "0.25", "val/psnr": "30.125"},
         {"step": "150", "train/loss": "0.125", "val/psnr": ""},
@@ -77,7 +71,7 @@ def test_metrics_file_is_complete_after_every_call(tmp_path):
     for step in range(1, 30):
         log.log_metrics({"a": step, "b": 1 / step}, step=step)
         log.log_metrics({"a": -step}, step=step)
-        rows = read(tmp_path / "metrics.csv")
+        rows = rows_of(tmp_path / "metrics.csv")
         assert len(rows) == step
         assert float(rows[-1]["a"]) == -step
         assert float(rows[-1]["b"]) == pytest.approx(1 / step)
@@ -90,7 +84,7 @@ def test_resumed_run_replaces_repeated_steps(tmp_path):
     resumed = MetricsCSV(tmp_path / "metrics.csv")
     resumed.log_metrics({"a": -20}, step=20)
     resumed.log_metrics({"a": -30}, step=30)
-    assert [(row["step"], row["a"]) for row in read(tmp_path / "metrics.csv")] == [
+    assert [(row["step"], row["a"]) for row in rows_of(tmp_path / "metrics.csv")] == [
         ("10", "10"),
         ("20", "-20"),
         ("30", "-30"),
