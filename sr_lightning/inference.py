@@ -1,6 +1,10 @@
 """Inference: colour images with luma networks and vice versa, self-ensembles, fused and low-precision forms."""
 
 import copy
+import functools
+import hashlib
+import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -10,6 +14,9 @@ from sr_lightning.color import rgb_to_y, rgb_to_ycbcr, ycbcr_to_rgb
 from sr_lightning.errors import InputError
 from sr_lightning.networks.bicubic import Bicubic
 from sr_lightning.utils.devices import PRECISIONS
+from sr_lightning.utils.timings import Timings, fastest
+
+BUDGET = 0.5  # seconds of measurement, after the first rounds
 
 
 def to_channels(image: Tensor, num_channels: int) -> Tensor:
@@ -112,27 +119,28 @@ def fuse_for_inference(network: nn.Module) -> nn.Module:
 
 
 class FastInference(nn.Module):
-    """A network in its fastest form for a device: fused, channels last, and in bfloat16 if requested.
+    """A network in its fastest form for a device: fused, and in the precision and memory format that are fastest there.
 
-    On x86 processors without AVX512, NNPACK computes convolutions of many features, by Winograd's algorithm (Lavin and
-    Gray 2015, arXiv 1509.09308) or by Fourier transforms. These need fewer multiplications, but the rounding error is
-    2e-5 of the output's standard deviation instead of 7e-6. `tests/benchmarks/bench_inference.py` measures the gain.
-    Scoring does not use this class.
+    Of several possible forms the fastest is chosen by measuring a tile, once per network and machine (`Timings`): in
+    float32 channels last, or by NNPACK where torch has it, and in lower precisions where they are allowed. NNPACK
+    computes convolutions of many features by Winograd's algorithm (Lavin and Gray 2015, arXiv 1509.09308) or by Fourier
+    transforms. These need fewer multiplications, but the rounding error is 2e-5 of the output's standard deviation
+    instead of 7e-6. `tests/benchmarks/bench_inference.py` measures the gain. Scoring does not use this class.
 
     Args:
         network: Has `scale`, `num_channels` and `receptive_radius`. It is copied.
         device: Where to compute.
-        precision: "float32" or "bfloat16", of the convolutions. "auto": bfloat16 if the device has instructions for it
-            and the error stays below `bfloat16_mse_budget`, if necessary with the last convolution in float32, then
-            also the first, so that a residual network adds in float32; else float32.
+        precision: Of the convolutions: "float32", "bfloat16", or "float16" on a GPU. "auto": the fastest of those that
+            the device has instructions for and whose error stays below `mse_budget`, if necessary with the last
+            convolution in float32, then also the first, so that a residual network adds in float32.
 
     Attributes:
-        precision: "float32" or "bfloat16".
+        precision: "float32", "bfloat16" or "float16".
 
     Shapes: as the network's; lr float32 on the device -> sr float32, without gradient.
 
     Raises:
-        InputError: An unknown precision.
+        InputError: An unknown precision, or float16 on a CPU.
     """
 
     def __init__(self, network: nn.Module, device: torch.device | str = "cpu", precision: str = "auto") -> None:
@@ -140,41 +148,118 @@ class FastInference(nn.Module):
         if precision not in PRECISIONS:
             raise InputError(f"precision={precision!r}: choose {', '.join(PRECISIONS)}")
         self.device = torch.device(device)
+        if precision == "float16" and self.device.type == "cpu":
+            raise InputError("precision='float16' needs a GPU: choose auto, float32 or bfloat16")
         self.scale, self.num_channels = network.scale, network.num_channels
         self.receptive_radius = network.receptive_radius
-        network = fuse_for_inference(copy.deepcopy(network).eval()).requires_grad_(False)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
-        self.memory_format = torch.channels_last
-        self.precision = "float32" if precision == "auto" else precision
-        if precision == "auto" and computes_in_bfloat16(self.device.type):
-            self._choose_precision()
-        if self.precision == "float32" and nnpack_is_faster(self.device.type) and _use_nnpack(self.network):
-            self.memory_format = torch.contiguous_format
+        fused = fuse_for_inference(copy.deepcopy(network).eval()).requires_grad_(False).to(self.device)
+        forms = {form.name: form for form in possible_forms(fused, precision, self.num_channels, self.scale)}
+        name = next(iter(forms)) if len(forms) == 1 else fastest(self._seconds(network, forms))
+        self.form = forms[name]
+        self.precision = self.form.precision
         self.eval()
 
     @torch.inference_mode()
     def forward(self, lr: Tensor) -> Tensor:
-        with self._computing():
+        return self.form(lr)
+
+    def _seconds(self, network: nn.Module, forms: Mapping[str, "Form"]) -> dict[str, float]:
+        """Return the seconds of each form for a tile."""
+        parameters = [f"{name} {tuple(parameter.shape)}" for name, parameter in network.named_parameters()]
+        description = "\n".join([repr(network), *parameters])
+        key = {
+            "purpose": "enlarging",
+            "network": type(network).__name__,
+            "structure": hashlib.sha256(description.encode()).hexdigest()[:24],
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+        }
+        side = functools.cache(lambda: self._side_of_tile(next(iter(forms.values()))))
+        return Timings().seconds(key, list(forms), lambda name: lambda: self._upscale(forms[name], side()), BUDGET)
+
+    def _side_of_tile(self, form: "Form") -> int:
+        """Return a side of a tile, in LR pixels, that is large enough for typical times but not too slow to measure."""
+        self._upscale(form, 32)
+        start = time.perf_counter()
+        self._upscale(form, 32)
+        per_pixel = (time.perf_counter() - start) / 32**2
+        return max([32, *(side for side in (64, 128) if per_pixel * side**2 < BUDGET / 4)])
+
+    @torch.inference_mode()
+    def _upscale(self, form: "Form", side: int) -> None:
+        form(torch.full((1, self.num_channels, side, side), 0.5, device=self.device))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class Form(nn.Module):
+    """A network in one precision and memory format.
+
+    Args:
+        network: On its device, in evaluation mode.
+        name: In the table of times.
+        precision: "float32", "bfloat16" or "float16".
+        memory_format: Of the input.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        precision: str = "float32",
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
+        super().__init__()
+        self.network, self.name, self.precision, self.memory_format = network, name, precision, memory_format
+
+    def forward(self, lr: Tensor) -> Tensor:
+        with self._computing(lr.device.type):
             return self.network(lr.contiguous(memory_format=self.memory_format)).float()
 
-    def _computing(self) -> AbstractContextManager:
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        if self.device.type == "cuda":  # convolutions would use TF32 otherwise
+    def _computing(self, device_type: str) -> AbstractContextManager:
+        if self.precision != "float32":
+            return torch.autocast(device_type, getattr(torch, self.precision))
+        if device_type == "cuda":  # convolutions would use TF32 otherwise
             return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         return nullcontext()
 
-    def _choose_precision(self) -> None:
-        """Use bfloat16 for as many layers as the error budget allows, measured on a smooth image."""
-        lr = torch.linspace(0, 1, 32 * 32, device=self.device).view(1, 1, 32, 32).repeat(1, self.num_channels, 1, 1)
-        exact = self(lr)
-        self.precision = "bfloat16"
-        for layer in (None, "tail", "head"):
-            if layer is not None and hasattr(self.network, layer):
-                setattr(self.network, layer, _InFloat32(getattr(self.network, layer)))
-            if (self(lr) - exact).square().mean() < bfloat16_mse_budget(self.scale):
-                return
-        self.precision = "float32"
+
+def possible_forms(network: nn.Module, precision: str, num_channels: int, scale: int) -> list[Form]:
+    """List the forms of a fused network that a precision allows; the first one is always possible.
+
+    Args:
+        network: On its device, in evaluation mode.
+        precision: As for `FastInference`.
+        num_channels: 1 or 3.
+        scale: The factor.
+    """
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    network = network.to(memory_format=torch.channels_last)
+    if precision not in ("auto", "float32"):
+        return [Form(network, precision, precision)]
+    exact = Form(network, "float32")
+    forms = [exact]
+    if device.type == "cpu" and has_nnpack():
+        form = Form(copy.deepcopy(network), "float32 by NNPACK", memory_format=torch.contiguous_format)
+        forms += [form] if _use_nnpack(form.network) else []
+    for lower in lower_precisions(device.type) if precision == "auto" else ():
+        forms += accurate_forms(exact, lower, num_channels, scale)
+    return forms
+
+
+@torch.inference_mode()
+def accurate_forms(exact: Form, precision: str, num_channels: int, scale: int) -> list[Form]:
+    """Return the form in a lower precision that keeps the error budget on a smooth image; empty if none does."""
+    device = next(tensor.device for tensor in exact.network.parameters())
+    lr = torch.linspace(0, 1, 32 * 32, device=device).view(1, 1, 32, 32).repeat(1, num_channels, 1, 1)
+    form = Form(copy.deepcopy(exact.network), precision, precision)
+    for layer in (None, "tail", "head"):
+        if layer is not None and hasattr(form.network, layer):
+            setattr(form.network, layer, _InFloat32(getattr(form.network, layer)))
+            form.name += f", {layer} in float32"
+        if (form(lr) - exact(lr)).square().mean() < mse_budget(scale):
+            return [form]
+    return []
 
 
 class _InFloat32(nn.Module):
@@ -205,24 +290,22 @@ class _Nnpack(nn.Module):
 
 
 def _use_nnpack(network: nn.Module) -> bool:
-    """Replace convolutions by NNPACK's if these are faster: 3x3 or 5x5, input times output features at least 64 x 32.
+    """Replace convolutions that NNPACK may compute faster: 3x3 or 5x5, input times output features at least 64 x 32.
 
-    Others stay channels last, except those on the image, whose output is added to that of NNPACK's. NNPACK and torch
-    have separate threads that wait for each other: with several threads, a network of few layers gets slower.
+    Others stay channels last, except those on the image, whose output is added to that of NNPACK's. (NNPACK and torch
+    have separate threads that wait for each other: with several threads, a network of few layers may get slower.)
 
     Returns:
         True if any was replaced.
     """
     convs = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
     chosen = [name for name, conv in convs.items() if _suits_nnpack(conv)]
-    if not chosen or (torch.get_num_threads() > 1 and len(chosen) < 8):
-        return False
     for name in chosen:
         network.set_submodule(name, _Nnpack(convs[name]))
     for conv in convs.values():
         if conv.in_channels <= 3:
             conv.to(memory_format=torch.contiguous_format)
-    return True
+    return bool(chosen)
 
 
 def _suits_nnpack(conv: nn.Conv2d) -> bool:
@@ -231,7 +314,7 @@ def _suits_nnpack(conv: nn.Conv2d) -> bool:
     return known and plain and conv.in_channels * conv.out_channels >= 64 * 32
 
 
-def bfloat16_mse_budget(scale: int) -> float:
+def mse_budget(scale: int) -> float:
     """Return the mean squared error, of values in [0, 1], that costs the best networks of a scale 0.01 dB on Set5.
 
     They reach 38.3, 34.8, 32.7 and 27.4 dB at x2, x3, x4 and x8; 0.01 dB is 1/430 of their own error.
@@ -241,16 +324,17 @@ def bfloat16_mse_budget(scale: int) -> float:
 
 
 def computes_in_bfloat16(device_type: str) -> bool:
-    """Return True if a device, "cpu" or "cuda", has instructions for bfloat16; without them float32 is faster."""
+    """Return True if a device, "cpu" or "cuda", has instructions for bfloat16, which may be faster than float32."""
     if device_type == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def nnpack_is_faster(device_type: str) -> bool:
-    """Return True if NNPACK, written for AVX2, is faster than oneDNN: on processors without wider vectors."""
-    return (
-        device_type == "cpu"
-        and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        and torch.backends.nnpack.is_available()  # this call initialises it
-    )
+def lower_precisions(device_type: str) -> list[str]:
+    """List the precisions below float32 that a device, "cpu" or "cuda", has instructions for."""
+    return (["float16"] if device_type == "cuda" else []) + (["bfloat16"] if computes_in_bfloat16(device_type) else [])
+
+
+def has_nnpack() -> bool:
+    """Return True if torch has NNPACK, and the processor no vectors wider than AVX2, for which it is written."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2" and torch.backends.nnpack.is_available()

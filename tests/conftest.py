@@ -1,6 +1,7 @@
 """Shared fixtures: real and small images, commands of short trainings, a server, a checkpoint."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from tests.helpers import Server
 # One thread, also in the processes that tests start: results are the same bits on every machine, and on a busy machine
 # no thread waits for another.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Times measured in tests are not those of an idle machine: they stay out of the user's cache.
+_cache = tempfile.TemporaryDirectory(prefix="sr_lightning_tests_")
+os.environ["SR_CACHE_DIR"] = _cache.name
 
 
 LONGEST_FILES = ("test_resume.py", "test_sweeps.py", "test_export.py", "test_ddp.py")

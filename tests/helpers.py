@@ -45,6 +45,24 @@ def _compose(overrides: tuple[str, ...], config: str, hydra: bool) -> DictConfig
         return hydra_compose(config, ["name=test", "run_dir=nowhere", *overrides], return_hydra_config=hydra)
 
 
+def use_times(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[str, float]) -> list[dict]:
+    """Replace measured times by a table, in which the form "bfloat16, tail in float32" is found as "bfloat16".
+
+    Returns:
+        The keys that are asked for, filled later.
+    """
+    from sr_lightning.utils.timings import Timings
+
+    keys = []
+
+    def read(self, key, names, build, budget):
+        keys.append(key)
+        return {name: seconds[name.partition(",")[0]] for name in names}
+
+    monkeypatch.setattr(Timings, "seconds", read)
+    return keys
+
+
 def slow_except(values: Iterable[object], *fast: object) -> list[object]:
     """Return arguments of `parametrize`, one or a tuple for each case; all except `fast` are marked slow."""
     values = list(values)

@@ -11,13 +11,14 @@ from sr_lightning.errors import InputError
 from sr_lightning.inference import (
     FastInference,
     SelfEnsemble,
-    bfloat16_mse_budget,
     fuse_for_inference,
+    mse_budget,
     super_resolve,
     to_channels,
 )
 from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, RCAN, VDSR, WDSR, Bicubic, SRResNet
 from sr_lightning.networks.layers import FoldedUpsampler
+from tests.helpers import use_times
 
 
 class Colour(nn.Module):
@@ -186,8 +187,22 @@ class Repeated(nn.Module):
         return (sr + 0.99 * lr if self.skip else sr).repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def test_bfloat16_is_chosen_where_supported_and_precise_enough(monkeypatch):
+@pytest.fixture
+def fast_bfloat16(monkeypatch):
+    """A processor on which bfloat16 is measured to be twice as fast as float32."""
     monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+    use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": 1.0, "bfloat16": 0.5})
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.85, "bfloat16"), (0.95, "float32"), (2.0, "float32")])
+def test_the_fastest_precision_is_chosen_by_measurement(seconds, expected, monkeypatch):
+    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+    use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": 1.0, "bfloat16": seconds})
+    assert FastInference(ESPCN(scale=3, global_skip=True).eval()).precision == expected
+    assert FastInference(ESPCN(scale=3, global_skip=True).eval(), precision="float32").precision == "float32"
+
+
+def test_bfloat16_is_chosen_where_supported_and_precise_enough(monkeypatch, fast_bfloat16):
     assert FastInference(Repeated(skip=True)).precision == "bfloat16"
     assert FastInference(Repeated(skip=False)).precision == "float32"
     assert FastInference(untrained(ESPCN, global_skip=False)).precision == "float32"
@@ -213,8 +228,8 @@ class Averaged(nn.Module):
         return self.tail(self.head(lr - 0.5)).float()
 
 
-def test_only_an_imprecise_last_layer_is_in_float32(monkeypatch):
-    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+@pytest.mark.usefixtures("fast_bfloat16")
+def test_only_an_imprecise_last_layer_is_in_float32():
     network = Averaged().eval()
     assert FastInference(network).precision == "bfloat16"
     exact, chosen, rounded = (level_error(network, precision) for precision in ("float32", "auto", "bfloat16"))
@@ -231,26 +246,28 @@ class Summed(Averaged):
         return self.tail(x).float() / 1.01**16 + 0.5
 
 
-def test_imprecise_sums_put_the_first_layer_in_float32_too(monkeypatch):
-    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+@pytest.mark.usefixtures("fast_bfloat16")
+def test_imprecise_sums_put_the_first_layer_in_float32_too():
     network = Summed().eval()
     nn.init.zeros_(network.tail.bias)
     form = FastInference(network)
     assert form.precision == "bfloat16"
-    assert isinstance(form.network.head, inference._InFloat32)
+    assert isinstance(form.form.network.head, inference._InFloat32)
     chosen, rounded = (level_error(network, precision) for precision in ("auto", "bfloat16"))
     assert chosen < 0.1 * rounded
 
 
 def test_tolerance_depends_on_the_psnr_of_a_scale():
-    assert bfloat16_mse_budget(2) < bfloat16_mse_budget(3) < bfloat16_mse_budget(4) < bfloat16_mse_budget(8)
+    assert mse_budget(2) < mse_budget(3) < mse_budget(4) < mse_budget(8)
     for scale, psnr in [(2, 38.3), (4, 32.7)]:
-        assert 10 * math.log10(1 + bfloat16_mse_budget(scale) / 10 ** (-psnr / 10)) == pytest.approx(0.01, rel=0.02)
+        assert 10 * math.log10(1 + mse_budget(scale) / 10 ** (-psnr / 10)) == pytest.approx(0.01, rel=0.02)
 
 
 def test_unknown_precision_is_refused():
     with pytest.raises(InputError, match="precision='fp16': choose auto, float32, bfloat16"):
         FastInference(ESPCN(scale=2), precision="fp16")
+    with pytest.raises(InputError, match="precision='float16' needs a GPU: choose auto, float32 or bfloat16"):
+        FastInference(ESPCN(scale=2), precision="float16")
 
 
 needs_nnpack = pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="this torch has no NNPACK here")
@@ -266,8 +283,8 @@ WIDE = {
 @needs_nnpack
 @pytest.mark.parametrize("cls", WIDE)
 def test_nnpack_convolutions_are_equal_on_any_shape(cls, monkeypatch):
-    monkeypatch.setattr(inference, "nnpack_is_faster", lambda device: True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(inference, "has_nnpack", lambda: True)
+    use_times(monkeypatch, {"float32": 2.0, "float32 by NNPACK": 1.0})
     network = untrained(cls, **WIDE[cls])
     fast = FastInference(network, precision="float32")
     assert any(isinstance(m, inference._Nnpack) for m in fast.modules())
@@ -278,17 +295,20 @@ def test_nnpack_convolutions_are_equal_on_any_shape(cls, monkeypatch):
         torch.testing.assert_close(fast(lr), sr, rtol=0, atol=1e-4 * max(1, sr.std().item()))
 
 
-def test_nnpack_is_used_without_avx512_and_in_float32(monkeypatch):
-    for capability, expected in [("DEFAULT", False), ("AVX512", False), ("AVX2", torch.backends.nnpack.is_available())]:
+@needs_nnpack
+def test_nnpack_is_used_where_it_is_measured_to_be_faster(monkeypatch):
+    for capability, expected in [("DEFAULT", False), ("AVX512", False), ("AVX2", True)]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        assert inference.nnpack_is_faster("cpu") == expected
-        assert not inference.nnpack_is_faster("cuda")
-    monkeypatch.setattr(inference, "nnpack_is_faster", lambda device: True)
-    for threads, expected in [(1, True), (2, False)]:  # of a network of few layers
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        form = FastInference(ESPCN(scale=2), precision="float32")
+        assert inference.has_nnpack() == expected
+    for seconds, expected in [(0.8, True), (1.2, False)]:
+        use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": seconds})
+        form = FastInference(EDSR(scale=2, num_blocks=1), precision="float32")
         assert any(isinstance(m, inference._Nnpack) for m in form.modules()) == expected
-    assert any(isinstance(m, inference._Nnpack) for m in FastInference(EDSR(scale=2), precision="float32").modules())
     for network, precision in [(ESPCN(scale=2), "bfloat16"), (FSRCNN(scale=2), "float32")]:
         form = FastInference(network, precision=precision)
         assert not any(isinstance(m, inference._Nnpack) for m in form.modules())
+
+
+def test_float16_is_a_candidate_on_gpus_only():
+    assert inference.lower_precisions("cuda")[0] == "float16"
+    assert "float16" not in inference.lower_precisions("cpu")

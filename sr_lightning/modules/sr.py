@@ -72,6 +72,7 @@ class SRModule(pl.LightningModule):
             )
         self.ema, self.averaged = ema, None
         self.warm_start = warm_start
+        self.compiled: Callable[[Tensor], Tensor] | None = None
         self.latest: dict[str, float] = {}  # the values logged last, for the progress bar
         self.running_means = RunningMeans()
 
@@ -81,7 +82,12 @@ class SRModule(pl.LightningModule):
         In evaluation mode the averaged network is used, if there is one.
         """
         network = self.network if self.training or self.averaged is None else self.averaged
-        return network(to_channels(lr, network.num_channels).contiguous(memory_format=self.memory_format))
+        upscale = self.compiled if self.training and self.compiled is not None else network
+        return upscale(to_channels(lr, network.num_channels).contiguous(memory_format=self.memory_format))
+
+    def compile_training(self) -> None:
+        """Compile the network's forward and backward pass in training mode; images of evaluation differ in size."""
+        self.compiled = torch.compile(self.network.forward, dynamic=False)
 
     def setup(self, stage: str) -> None:
         if self.ema is not None and self.averaged is None:

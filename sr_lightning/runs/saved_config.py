@@ -20,6 +20,7 @@ ADDED_KEYS = {
     "report_images": 0,
     "dry_run": False,
     "prune_after": None,
+    "compile": None,
 }
 
 
@@ -89,4 +90,6 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             f"resume={cfg.resume} continues the run with its own settings; these differ:{lines}\n"
             "Give resume alone or with the settings of the run's own command, or start a new run"
         )
+    with open_dict(cfg):
+        cfg.chosen = saved.get("chosen")
     return cfg  # same result, but paths of data and cache may differ

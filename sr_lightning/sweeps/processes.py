@@ -29,8 +29,7 @@ def run_lock(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
     Raises:
         InputError: Another process holds the lock; the message names it.
     """
-    rank = next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0")
-    if rank != "0":
+    if process_rank() > 0:
         yield
         return
     Path(run_dir).mkdir(parents=True, exist_ok=True)
@@ -46,6 +45,11 @@ def run_lock(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def process_rank() -> int:
+    """Return the number of this process among those of one training."""
+    return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0"))
 
 
 def is_cell() -> bool:

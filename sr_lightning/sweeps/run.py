@@ -24,6 +24,7 @@ from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
 from sr_lightning.sweeps.invocation import SweepInvocation, relative
 from sr_lightning.sweeps.processes import PARENT, stop
 from sr_lightning.utils.atomic_files import one_at_a_time
+from sr_lightning.utils.cores import SHARE, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def run_in_subprocess(
     overrides += [f"sweep={quoted(cfg.sweep or invocation.sweep_dir.name)}"]
     overrides += [f"resume={quoted(cell)}"] if resume else []
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}  # one process
-    environment |= {PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    environment |= {PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1", SHARE: str(share_of_cores())}
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     if invocation.abandoned():  # while this job waited for devices
@@ -178,6 +179,13 @@ def run_in_subprocess(
         return process.wait()
     finally:
         stop(process)
+
+
+def share_of_cores() -> int:
+    """Return the number of cores for one of the cells that this machine trains at the same time."""
+    cores = usable_cores()
+    jobs = HydraConfig.get().launcher.get("n_jobs", 1)  # -1 in joblib: as many as there are cores
+    return max(1, cores // (jobs if jobs > 0 else cores))
 
 
 def shares_terminal() -> bool:

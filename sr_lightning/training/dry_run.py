@@ -32,7 +32,7 @@ from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.sweeps.invocation import SweepInvocation, plan
 from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
 from sr_lightning.training.checks import check_settings, downloads
-from sr_lightning.training.trainer import choose_precision
+from sr_lightning.training.choices import Trial, backward
 from sr_lightning.utils.devices import best_device
 from sr_lightning.utils.threads import in_threads
 
@@ -82,7 +82,9 @@ def estimate(cfg: DictConfig) -> dict[str, float]:
     numbers = {"parameters": sum(p.numel() for p in module.network.parameters()), "steps": steps}
     numbers["patches"] = steps * cfg.data.batch_size
     images = [] if datamodule is None else [lr for _, lr in sizes_of(datamodule.val, cfg.scale)]
-    precision = choose_precision(cfg.trainer.precision, best_device().type)
+    precision = cfg.trainer.precision
+    if steps and precision == "auto":
+        precision = Trial(cfg, instantiate(without_downloads(cfg.model), _convert_="all")).fastest_precision()
     num_devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1 else 1
     memory, flops, operations = 0, 0.0, 0
     if steps:
@@ -230,16 +232,14 @@ def replace_with_fake_tensors(module: nn.Module) -> None:
 
 
 def one_step(module: SRModule, batch_size: int, side: int, precision: str) -> None:
-    """Take one training step on LR patches of `side` pixels; the two losses of a GAN share one backward pass."""
+    """Take one training step on LR patches of `side` pixels."""
     replace_with_fake_tensors(module)
     module.train().setup("fit")  # creates the averaged network, if configured
     configured = module.configure_optimizers()
     scale = module.network.scale
     batch = {"lr": torch.rand(batch_size, 3, side, side)}
     batch["hr"] = torch.rand(batch_size, 3, side * scale, side * scale)
-    with torch.autocast("cpu", torch.bfloat16, enabled="32" not in precision):
-        loss = module.loss_of(batch)
-    loss.backward()
+    backward(module, batch, precision)
     for each in configured if isinstance(configured, list) else [configured]:
         each["optimizer"].step()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger
 
 from sr_lightning.callbacks import Progress, Pruning, ValidationPictures
@@ -28,8 +28,10 @@ from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.result import FINISHED, PRUNED, write_result
 from sr_lightning.sweeps.processes import is_cell
+from sr_lightning.training.choices import choose
 from sr_lightning.training.trainer import build_trainer, silence_lightning
 from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.cores import limit_threads
 from sr_lightning.utils.malloc import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -52,9 +54,9 @@ def train(cfg: DictConfig) -> float:
     """
     silence_lightning()
     keep_freed_memory()
+    limit_threads()
     pl.seed_everything(cfg.seed, verbose=False)
     module: SRModule = instantiate(cfg.model, _convert_="all")
-    module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=True))  # a checkpoint describes its network
     if cfg.resume is None and module.warm_start is not None:
         warm_start(module.network, module.warm_start)
     datamodule: SRDataModule = instantiate(cfg.data, _convert_="all")
@@ -68,6 +70,11 @@ def train(cfg: DictConfig) -> float:
         write_result(cfg.run_dir, FINISHED, cfg, psnr=psnr, **facts)
         return psnr
 
+    with open_dict(cfg):
+        cfg.chosen = choose(cfg, module)
+    if cfg.chosen.compile:
+        module.compile_training()
+    module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=True))  # a checkpoint describes its network
     run = start_run_folder(cfg)
     loggers = build_loggers(cfg.get("logger"), run)
     with closing(loggers):
@@ -76,6 +83,7 @@ def train(cfg: DictConfig) -> float:
             module,
             loggers,
             build_callbacks(cfg, run),
+            precision=cfg.chosen.precision,
             **{key: cfg[key] for key in ("run_dir", "max_steps", "val_every", "save_every")},
         )
         if cfg.resume is None or steps_done(read_checkpoint(run.last)) < cfg.max_steps:

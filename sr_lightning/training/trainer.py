@@ -19,7 +19,6 @@ from pytorch_lightning.profilers import PassThroughProfiler
 
 from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from sr_lightning.errors import InputError
-from sr_lightning.inference import computes_in_bfloat16
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.utils.atomic_files import replacing
@@ -56,6 +55,7 @@ def build_trainer(
     max_steps: int,
     val_every: int,
     save_every: int,
+    precision: str,
 ) -> pl.Trainer:
     """Build the Lightning trainer. The training is one epoch of `max_steps` batches, which makes resuming exact.
 
@@ -68,6 +68,7 @@ def build_trainer(
         max_steps: Batches of the whole training.
         val_every: Batches between two validations.
         save_every: Batches between two saves of last.ckpt.
+        precision: Lightning's name, instead of the one in `settings`.
 
     Raises:
         InputError: The module does not support a setting.
@@ -87,7 +88,7 @@ def build_trainer(
         accelerator = "gpu" if best_device().type == "cuda" else "cpu"
     arguments = dict(
         accelerator=accelerator,
-        precision=choose_precision(settings.precision, accelerator),
+        precision=precision,
         max_epochs=1,
         val_check_interval=min(val_every, max_steps),
         check_val_every_n_epoch=None,
@@ -125,14 +126,6 @@ def gan_trainer_settings(settings: DictConfig) -> dict[str, Any]:
     if settings.devices != 1 and settings.get("strategy", "auto") in ("auto", "ddp"):
         gan_settings["strategy"] = "ddp_find_unused_parameters_true"  # each backward pass leaves the other network out
     return gan_settings
-
-
-def choose_precision(precision: str, accelerator: str) -> str:
-    """Resolve "auto": bf16-mixed if the processor computes in bfloat16, else 32-true."""
-    if precision != "auto":
-        return precision
-    on_gpu = accelerator in ("gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if computes_in_bfloat16("cuda" if on_gpu else "cpu") else "32-true"
 
 
 def silence_lightning() -> None:

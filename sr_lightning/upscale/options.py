@@ -17,6 +17,8 @@ def check_options(device: str, precision: str, tile: int | str) -> None:
         wrong.append(f"device={device!r}: choose {_either(DEVICES)}")
     if precision not in PRECISIONS:
         wrong.append(f"precision={precision!r}: choose {_either(PRECISIONS)}")
+    if precision == "float16" and device == "cpu":
+        wrong.append("precision='float16' needs a GPU: choose auto, float32 or bfloat16")
     if tile not in ("auto", 0) and not (isinstance(tile, int) and tile >= MIN_TILE):
         wrong.append(f"tile={tile!r}: choose auto, 0 (the whole image) or at least {MIN_TILE}")
     if wrong:

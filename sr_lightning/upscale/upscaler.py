@@ -40,15 +40,16 @@ class Upscaler:
         name: The model's name in messages.
         steps: Number of training batches, if known.
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
-        precision: Of the convolutions: "float32" (on GPUs without TF32); "bfloat16", faster on processors that support
-            it and off by about a grey level; or "auto", bfloat16 if the loss of PSNR is negligible.
+        precision: Of the convolutions: "float32" (on GPUs without TF32); "bfloat16", faster on some processors, or
+            "float16" on GPUs, off by about a grey level; or "auto", the fastest as measured on this machine, if its
+            loss of PSNR is negligible.
         tile: Side of the tiles in LR pixels; 0: the whole image at once. "auto": a side that is fast and needs little
             memory; the whole image if it is no larger, or if each output pixel depends on all of it.
         self_ensemble: Average over eight flips and rotations, in eight times the time.
 
     Attributes:
         scale: The factor.
-        precision: "float32" or "bfloat16".
+        precision: "float32", "bfloat16" or "float16".
 
     Raises:
         InputError: An invalid option, or no GPU for "cuda".

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "float32", "bfloat16")  # of inference; training uses Lightning's names
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")  # of inference; training uses Lightning's names
 
 
 def best_device() -> "torch.device":

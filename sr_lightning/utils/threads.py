@@ -1,6 +1,5 @@
 """Processing of many files in threads."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +7,10 @@ from itertools import islice
 from typing import TypeVar
 
 from sr_lightning.errors import InputError
+from sr_lightning.utils.cores import usable_cores
 from sr_lightning.utils.messages import listing
 
-THREADS = min(os.cpu_count() or 1, 8)  # decoding and hashing release Python's global lock
+THREADS = min(usable_cores(), 8)  # decoding and hashing release Python's global lock
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 

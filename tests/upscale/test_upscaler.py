@@ -262,7 +262,11 @@ def test_inference_form_is_used():
     ("options", "message"),
     [
         ({"device": "tpu"}, "device='tpu': choose auto, cpu or cuda"),
-        ({"precision": "float16"}, "precision='float16': choose auto, float32 or bfloat16"),
+        ({"precision": "half"}, "precision='half': choose auto, float32, bfloat16 or float16"),
+        (
+            {"precision": "float16", "device": "cpu"},
+            "precision='float16' needs a GPU: choose auto, float32 or bfloat16",
+        ),
         ({"tile": 8}, "tile=8: choose auto, 0 .* or at least 16"),
         ({"tile": "big"}, "tile='big'"),
         ({"tile": -1, "precision": "double"}, "precision='double'.*; tile=-1"),

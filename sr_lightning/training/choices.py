@@ -1,0 +1,294 @@
+"""Settings measured on the machine of a run before its first step: precision, threads, torch.compile.
+
+They are saved as `chosen` in config.yaml and in every checkpoint, but are no settings: a run that asks for "auto" has
+the same name on every machine. A resumed run keeps them.
+"""
+
+import copy
+import hashlib
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from sr_lightning.errors import InputError
+from sr_lightning.inference import computes_in_bfloat16
+from sr_lightning.modules import SRModule
+from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.saved_config import read_config
+from sr_lightning.sweeps.processes import is_cell, process_rank
+from sr_lightning.utils.cores import limit_threads
+from sr_lightning.utils.devices import best_device
+from sr_lightning.utils.timings import GAIN, Step, Timings, fastest, processor
+
+log = logging.getLogger(__name__)
+
+BUDGET = 0.5  # seconds of measurement, after the first rounds
+SHORT = 200  # steps: in a shorter run, one patch is measured instead of a batch
+LONG = 1000  # steps: only in longer runs torch.compile may pay
+GRADIENT_ERROR = 0.3  # the largest relative error of a step's gradient in a lower precision
+COMPILE_GAIN = 0.2  # expected share of a step that torch.compile saves, before it is measured
+STEPS = 3  # per measurement of threads
+PATIENCE = 300  # seconds that a process waits for the choices of the first one
+
+
+def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
+    """Return the choices of a run: those saved with it, or the fastest on this machine.
+
+    Measuring leaves the module and the random state as they were. Of several processes the first measures.
+
+    Args:
+        cfg: The run's config. `chosen` holds the choices of a resumed run.
+        module: With initial weights.
+
+    Returns:
+        `precision`, Lightning's name; `threads` of torch on the CPU; `compile`, True if the training step is compiled;
+        `processor`, on which they were measured.
+
+    Raises:
+        InputError: torch.compile is requested, or was used by the resumed run, and does not work here.
+    """
+    if cfg.resume is not None:
+        return choices_of_resumed_run(cfg, module)
+    if process_rank() > 0:
+        return choices_of_first_process(cfg)
+    trial = Trial(cfg, module)
+    precision = trial.fastest_precision() if cfg.trainer.precision == "auto" else cfg.trainer.precision
+    threads = trial.fastest_threads(precision)
+    set_threads(threads)
+    if trial.processes > 1:  # inherited by those that Lightning starts
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if cfg.compile:
+        trial.check_compilation(precision, "compile=true")
+    compiled = trial.compiles(precision) if cfg.compile is None else cfg.compile
+    log.info("%s%s, %d of %d threads", precision, ", compiled" if compiled else "", threads, trial.limit)
+    return {"precision": precision, "threads": threads, "compile": compiled, "processor": processor()}
+
+
+def choices_of_resumed_run(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
+    """Return the saved choices, and log if others are in force or would be faster on this machine.
+
+    Runs saved by earlier versions hold no choices: bfloat16 followed from the processor's flags.
+
+    Raises:
+        InputError: The run was compiled, and torch.compile does not work here.
+    """
+    saved = cfg.get("chosen")
+    if saved is None:
+        precision = cfg.trainer.precision
+        precision = precision_by_flags(cfg) if precision == "auto" else precision
+        return {"precision": precision, "threads": torch.get_num_threads(), "compile": False, "processor": processor()}
+    chosen = OmegaConf.to_container(saved)
+    set_threads(chosen["threads"])
+    if (threads := torch.get_num_threads()) != chosen["threads"]:
+        log.warning(
+            "the run goes on with %d threads, by OMP_NUM_THREADS, instead of %d: its bits may differ from those of an "
+            "uninterrupted run",
+            threads,
+            chosen["threads"],
+        )
+    trial = Trial(cfg, module)
+    if chosen["compile"]:
+        trial.check_compilation(chosen["precision"], f"resume={cfg.resume}: the run was compiled")
+    if cfg.trainer.precision == "auto" and chosen["processor"] != processor():
+        here = trial.fastest_precision()
+        if here != chosen["precision"]:
+            log.info("the run goes on in %s, as it began; %s is faster on this machine", chosen["precision"], here)
+    return chosen
+
+
+def choices_of_first_process(cfg: DictConfig) -> dict[str, Any]:
+    """Wait for the choices that the first process of this run writes into config.yaml.
+
+    Raises:
+        InputError: It has written none in time.
+    """
+    path = RunFolder(cfg.run_dir).config
+    for _ in range(math.ceil(10 * PATIENCE)):
+        if path.is_file() and (chosen := read_config(path).get("chosen")) is not None:
+            set_threads(chosen.threads)
+            return OmegaConf.to_container(chosen)
+        time.sleep(0.1)
+    raise InputError(f"{path}: process 0 has not written its choices; start all processes with the same run directory")
+
+
+def set_threads(threads: int) -> None:
+    """Set torch's threads, unless OMP_NUM_THREADS is set."""
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(threads)
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """Return the device of the first process of a run."""
+    accelerator = cfg.trainer.accelerator
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and best_device().type == "cuda"
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def processes_of(cfg: DictConfig) -> int:
+    """Number of processes of a run, if the config gives it; else 1."""
+    devices = cfg.trainer.devices
+    return devices if isinstance(devices, int) and devices > 1 else 1
+
+
+def precision_by_flags(cfg: DictConfig) -> str:
+    """Return the precision that earlier versions chose, from the device's flags."""
+    return "bf16-mixed" if computes_in_bfloat16(device_of(cfg).type) else "32-true"
+
+
+class Trial:
+    """Training steps of a run, measured on random patches.
+
+    Args:
+        cfg: The run's config.
+        module: With initial weights; it is copied.
+    """
+
+    def __init__(self, cfg: DictConfig, module: SRModule) -> None:
+        self.module, self.max_steps = module, cfg.max_steps
+        self.device, self.processes = device_of(cfg), processes_of(cfg)
+        self.patches = cfg.data.batch_size // self.processes if cfg.max_steps >= SHORT else 1
+        self.side = cfg.data.patch_size
+        self.limit = max(1, limit_threads() // self.processes)
+        self.timings = Timings(cfg.cache_dir, Path(cfg.run_dir).parent / ".sweep" if is_cell() else None)
+
+    def fastest_precision(self) -> str:
+        """Return the fastest precision that the device has instructions for, if its gradients are accurate."""
+        if not computes_in_bfloat16(self.device.type):
+            return "32-true"
+        seconds = self.seconds("precision", ["32-true", "bf16-mixed"], self.step)
+        chosen = fastest(seconds)
+        if chosen != "32-true" and not self.is_accurate(chosen):
+            log.warning("the gradients in %s are wrong on this machine: precision=32-true is used", chosen)
+            return "32-true"
+        return chosen
+
+    def fastest_threads(self, precision: str) -> int:
+        """Return the number of threads: all, or the smallest number on which a step takes about as long."""
+        if self.device.type != "cpu" or self.processes > 1 or self.limit == 1 or os.environ.get("OMP_NUM_THREADS"):
+            return self.limit
+
+        def steps(threads: str) -> Step:
+            step = self.step(precision)
+
+            def some_steps() -> None:
+                torch.set_num_threads(int(threads))
+                for _ in range(STEPS):
+                    step()
+
+            return some_steps
+
+        counts = sorted({self.limit, *(4**i for i in range(8) if 4**i < self.limit)})
+        seconds = self.seconds(f"threads, {precision}", [str(count) for count in counts], steps)
+        torch.set_num_threads(self.limit)
+        return int(next(count for count, time in seconds.items() if time <= GAIN * min(seconds.values())))
+
+    def compiles(self, precision: str) -> bool:
+        """Return True if torch.compile saves more time than it costs; it is tried in long trainings on a CPU only."""
+        if self.device.type != "cpu" or self.processes > 1 or self.max_steps < LONG:
+            return False
+        cost = 20 + 0.5 * len(list(self.module.network.modules()))  # seconds; 4 to 25 for small networks
+        eager = self.seconds(f"eager, {precision}", ["eager"], lambda name: self.step(precision))["eager"]
+        if COMPILE_GAIN * eager * self.max_steps < cost:
+            return False
+        try:
+            seconds = self.seconds(
+                f"compilation, {precision}",
+                ["eager", "compiled"],
+                lambda name: self.step(precision, name == "compiled"),
+            )
+        except Exception as error:  # whatever stops a compiler, the run can go on without it
+            log.info("torch.compile is not used, it fails on this machine: %s", first_line(error))
+            return False
+        return (seconds["eager"] - seconds["compiled"]) * self.max_steps > cost
+
+    def check_compilation(self, precision: str, reason: str) -> None:
+        """Compile and run one step.
+
+        Raises:
+            InputError: torch.compile fails.
+        """
+        try:
+            with torch.random.fork_rng():
+                self.step(precision, compiled=True)()
+        except Exception as error:
+            raise InputError(
+                f"{reason}, and torch.compile fails on this machine: {first_line(error)}. It needs a C++ compiler such "
+                "as g++; a run begun with compile=false needs none"
+            ) from error
+
+    def seconds(self, purpose: str, names: Sequence[str], build: Callable[[str], Step]) -> dict[str, float]:
+        """Return the seconds of each form of a training step."""
+        key = {
+            "purpose": f"training: {purpose}",
+            "module": hashlib.sha256(structure(self.module).encode()).hexdigest()[:24],
+            "network": type(self.module.network).__name__,
+            "shape": [self.patches, self.side],
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+        }
+        with torch.random.fork_rng():
+            return self.timings.seconds(key, names, build, BUDGET)
+
+    def step(self, precision: str, compiled: bool = False) -> Step:
+        """Build a function that takes one training step of a copy of the module."""
+        module = copy.deepcopy(self.module).to(self.device).train()
+        if compiled:
+            module.compile_training()
+        batch = self.batch()
+        configured = module.configure_optimizers()
+        optimizers = [each["optimizer"] for each in (configured if isinstance(configured, list) else [configured])]
+
+        def step() -> None:
+            backward(module, batch, precision)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return step
+
+    def batch(self) -> dict[str, Tensor]:
+        """Return random patches on the device: lr (N, 3, h, w) and hr (N, 3, H, W) in [0, 1]."""
+        generator, scale = torch.Generator().manual_seed(0), self.module.network.scale
+        sides = {"lr": self.side, "hr": self.side * scale}
+        shapes = {name: (self.patches, 3, side, side) for name, side in sides.items()}
+        return {name: torch.rand(shape, generator=generator).to(self.device) for name, shape in shapes.items()}
+
+    def is_accurate(self, precision: str) -> bool:
+        """Return True if the gradient of a step in this precision is close to that in float32."""
+        batch, gradients = self.batch(), []
+        for each in ("32-true", precision):
+            module = copy.deepcopy(self.module).to(self.device).train()
+            backward(module, batch, each)
+            gradients.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
+        exact, rounded = gradients
+        return bool((rounded - exact).norm() <= GRADIENT_ERROR * exact.norm())
+
+
+def backward(module: SRModule, batch: dict[str, Tensor], precision: str) -> None:
+    """Compute the gradients of one batch; the two losses of a GAN share one backward pass."""
+    with torch.autocast(batch["lr"].device.type, torch.bfloat16, enabled="32" not in precision):
+        loss = module.loss_of(batch)
+    loss.backward()
+
+
+def structure(module: SRModule) -> str:
+    """Describe all parts of a module and the classes of its optimizers, but no learning rates or weights."""
+    optimizers = [getattr(module, name, None) for name in ("optimizer", "discriminator_optimizer")]
+    shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in module.named_parameters()]
+    classes = [str(getattr(optimizer, "func", None)) for optimizer in optimizers]
+    return "\n".join([repr(module), *shapes, *classes, str(module.memory_format)])
+
+
+def first_line(error: Exception) -> str:
+    """Return the class and the first line of an error."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -1,0 +1,196 @@
+import copy
+import logging
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf, open_dict
+
+from sr_lightning.errors import InputError
+from sr_lightning.runs.fingerprint import fingerprint
+from sr_lightning.training import choices
+from sr_lightning.training.choices import Trial, choose
+from sr_lightning.utils import cores, timings
+from tests.helpers import compose, use_times
+
+FASTER = {"32-true": 1.0, "bf16-mixed": 0.5, "1": 3.0, "2": 3.1, "4": 3.2, "8": 3.3, "eager": 1.0, "compiled": 0.5}
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    monkeypatch.setattr(choices, "computes_in_bfloat16", lambda device: True)
+
+
+@pytest.fixture
+def eight_threads(monkeypatch):
+    """Torch with eight threads, whose number is only recorded when it is set."""
+    used = [8]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 8)
+    return used
+
+
+def built(*words):
+    cfg = compose("trainer=cpu", "data.batch_size=4", "data.patch_size=8", *words)
+    return cfg, instantiate(cfg.model, _convert_="all")
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, "bf16-mixed"), (0.95, "32-true"), (3.0, "32-true")])
+def test_the_faster_precision_is_chosen(seconds, expected, monkeypatch):
+    use_times(monkeypatch, FASTER | {"bf16-mixed": seconds})
+    assert choose(*built())["precision"] == expected
+    assert choose(*built("trainer.precision=bf16-mixed"))["precision"] == "bf16-mixed"
+
+
+def test_float32_needs_no_measurement_without_instructions_for_bfloat16(monkeypatch):
+    monkeypatch.setattr(choices, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(timings, "least_times", None)
+    assert choose(*built("max_steps=10"))["precision"] == "32-true"
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_precision_with_wrong_gradients_is_refused(monkeypatch, caplog):
+    use_times(monkeypatch, FASTER)
+    right = choices.backward
+
+    def wrong(module, batch, precision):
+        right(module, batch, precision)
+        if precision != "32-true":
+            for parameter in module.parameters():
+                parameter.grad *= -1
+
+    monkeypatch.setattr(choices, "backward", wrong)
+    assert choose(*built())["precision"] == "32-true"
+    assert "the gradients in bf16-mixed are wrong on this machine" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ({"1": 3.0, "4": 2.9, "8": 2.8}, 1),
+        ({"1": 3.0, "4": 1.0, "8": 0.95}, 4),
+        ({"1": 3.0, "4": 1.0, "8": 0.5}, 8),
+        ({"1": 3.0, "4": 9.0, "8": 60.0}, 1),  # on a busy machine, threads wait for each other
+    ],
+)
+def test_no_more_threads_than_are_useful(times, expected, eight_threads, monkeypatch):
+    use_times(monkeypatch, times | {"eager": 1e-6})
+    assert choose(*built())["threads"] == expected
+    assert eight_threads[-1] == expected
+
+
+def test_threads_set_by_the_user_are_used(eight_threads, monkeypatch):
+    keys = use_times(monkeypatch, FASTER)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert choose(*built("max_steps=10"))["threads"] == 8
+    assert not keys
+
+
+def test_processes_share_the_cores(eight_threads, monkeypatch):
+    use_times(monkeypatch, FASTER)
+    assert choose(*built("trainer.devices=2"))["threads"] == 4
+
+
+def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path):
+    cfg, module = built("max_steps=1000", f"cache_dir={tmp_path}")
+    before = copy.deepcopy(module.state_dict())
+    state = torch.random.get_rng_state()
+    trial = Trial(cfg, module)
+    trial.timings.seconds = lambda key, names, build, budget: [build(name)() for name in names] and {"eager": 1e-9}
+    trial.compiles("32-true")
+    assert trial.is_accurate("32-true")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert module.training
+    assert module.running_means.state_dict(lambda values: values) == {"count": 0, "sums": {}}
+
+
+def test_runs_with_other_learning_rates_and_seeds_share_the_measurement(monkeypatch):
+    monkeypatch.setattr(choices, "computes_in_bfloat16", lambda device: True)
+    keys = use_times(monkeypatch, FASTER)
+    for words in (["seed=1"], ["seed=2", "model.optimizer.lr=1e-5"], ["model.network.num_features=8"]):
+        Trial(*built("model=edsr_baseline", *words)).fastest_precision()
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "expected"),
+    [
+        ({"eager": 1.0, "compiled": 0.5}, 4500, True),
+        ({"eager": 1.0, "compiled": 0.999}, 4500, False),  # saves less than it costs
+        ({"eager": 1e-3, "compiled": 0.5e-3}, 4500, False),
+        ({"eager": 1.0, "compiled": 0.5}, 500, False),  # a short run is not even measured
+    ],
+)
+def test_compilation_must_save_more_than_it_costs(seconds, steps, expected, monkeypatch):
+    use_times(monkeypatch, seconds)
+    assert choose(*built(f"max_steps={steps}"))["compile"] == expected
+    assert not choose(*built(f"max_steps={steps}", "compile=false"))["compile"]
+
+
+def test_a_compiler_that_fails_is_named_if_it_was_requested(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(InputError, match=r"compile=true.*No working C\+\+ compiler found\. It needs"):
+        choose(*built("compile=true"))
+    cfg, module = built("max_steps=10")
+    with open_dict(cfg):
+        cfg.resume, cfg.chosen = (
+            "outputs/run",
+            {"precision": "32-true", "threads": 1, "compile": True, "processor": "x"},
+        )
+    with pytest.raises(InputError, match="resume=outputs/run: the run was compiled"):
+        choose(cfg, module)
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_resumed_run_keeps_its_choices_and_tells_that_others_are_faster(monkeypatch, caplog, eight_threads):
+    caplog.set_level(logging.INFO)
+    use_times(monkeypatch, FASTER)
+    cfg, module = built()
+    saved = {"precision": "32-true", "threads": 2, "compile": False, "processor": "another"}
+    with open_dict(cfg):
+        cfg.resume, cfg.chosen = "outputs/run", saved
+    assert choose(cfg, module) == saved
+    assert eight_threads[-1] == 2
+    assert "goes on in 32-true, as it began; bf16-mixed is faster on this machine" in caplog.text
+    assert "bits may differ" not in caplog.text
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    eight_threads.append(3)
+    assert choose(cfg, module) == saved
+    assert "goes on with 3 threads, by OMP_NUM_THREADS, instead of 2" in caplog.text
+
+
+def test_a_run_of_an_earlier_version_resumes_by_the_flags_of_the_processor(monkeypatch):
+    use_times(monkeypatch, {})
+    for flag, expected in [(True, "bf16-mixed"), (False, "32-true")]:
+        monkeypatch.setattr(choices, "computes_in_bfloat16", lambda device, flag=flag: flag)
+        cfg, module = built("resume=outputs/run")
+        assert choose(cfg, module)["precision"] == expected
+        assert choose(*built("resume=outputs/run", "trainer.precision=64-true"))["precision"] == "64-true"
+
+
+def test_further_processes_take_the_choices_of_the_first(monkeypatch, tmp_path):
+    use_times(monkeypatch, {})
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(choices, "PATIENCE", 0.2)
+    cfg, module = built(f"run_dir={tmp_path}")
+    with pytest.raises(InputError, match="process 0 has not written its choices"):
+        choose(cfg, module)
+    chosen = {"precision": "bf16-mixed", "threads": 1, "compile": False, "processor": "x"}
+    OmegaConf.save(OmegaConf.create({"chosen": chosen}), tmp_path / "config.yaml")
+    assert choose(cfg, module) == chosen
+
+
+def test_choices_have_no_bearing_on_the_name_of_a_run():
+    cfg = compose()
+    before = fingerprint(cfg)
+    with open_dict(cfg):
+        cfg.chosen = {"precision": "bf16-mixed", "threads": 8, "compile": True, "processor": "x"}
+    assert fingerprint(cfg) == before
+    assert fingerprint(compose("compile=true")) != before
