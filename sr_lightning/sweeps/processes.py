@@ -1,13 +1,17 @@
 """Training processes: one per run directory, and none outlives the sweep that started it."""
 
+import atexit
+import multiprocessing
 import os
+import runpy
 import signal
 import socket
-import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,6 +19,7 @@ from filelock import FileLock, Timeout
 from sr_lightning.errors import InputError
 
 PARENT = "SR_LIGHTNING_PARENT"  # in a cell's environment: the process with which it exits
+PRELOADED = {"train.py": ["sr_lightning.training.train"]}  # modules that a sweep imports once for all of its cells
 PAUSE = 0.5  # seconds between two checks that the parent is alive
 
 
@@ -61,24 +66,62 @@ def exit_with_parent() -> None:
     """Exit with the process that started this one, even if that is killed."""
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (sweep is None or sweep.is_alive()):
             time.sleep(PAUSE)
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)  # with further ranks and loaders
         os._exit(1)
 
+    sweep = multiprocessing.parent_process()  # not its parent in the system, if it was forked from a server
     parent = int(os.environ[PARENT])
     os.environ[PARENT] = str(os.getpid())  # further ranks are started by this process
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM signals every process of a job; the sweep's job handles it
     threading.Thread(target=watch, daemon=True).start()
 
 
-def stop(process: subprocess.Popen, grace: float = 3.0) -> None:
+def start_command(words: Sequence[str], environment: Mapping[str, str], log: Path | None) -> BaseProcess:
+    """Start `python WORDS` as the leader of a process group that exits with this process.
+
+    On Linux it is forked from a server process that has imported torch and Lightning once for all commands.
+
+    Args:
+        words: The program and its arguments.
+        environment: All variables of the process.
+        log: File to which standard output and error are appended; None: those of this process.
+    """
+    method = "forkserver" if sys.platform == "linux" else "spawn"
+    multiprocessing.set_start_method(method, force=True)  # joblib's workers have one that the new process does not know
+    context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(PRELOADED.get(Path(words[0]).name, []))
+    if log is not None:
+        log.touch()
+    process = context.Process(target=_run_command, args=(list(words), dict(environment), log))
+    process.start()
+    return process
+
+
+def _run_command(words: list[str], environment: dict[str, str], log: Path | None) -> None:
+    """Run `python WORDS` in this process, as if it had been started from a shell."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment | {PARENT: str(os.getppid())})
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if log is not None:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # noqa: SLF001  multiprocessing leaves them out
+
+
+def stop(process: BaseProcess, grace: float = 3.0) -> None:
     """Terminate the leader of a process group, then kill the group."""
-    if process.poll() is None:
+    if process.is_alive():
         process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
+        process.join(grace)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from sr_lightning.configs import CONF
 from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import changed_settings
 from sr_lightning.runs.folder import RunFolder
@@ -22,7 +22,7 @@ from sr_lightning.runs.result import FAILED, FINISHED, PRUNED, read_result, writ
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
 from sr_lightning.sweeps.invocation import SweepInvocation, relative
-from sr_lightning.sweeps.processes import PARENT, stop
+from sr_lightning.sweeps.processes import start_command, stop
 from sr_lightning.utils.atomic_files import one_at_a_time
 from sr_lightning.utils.cores import SHARE, usable_cores
 
@@ -155,30 +155,31 @@ def run_in_subprocess(
     overrides = [*hydra.overrides.task, "hydra.mode=RUN", f"hydra.run.dir={quoted(cell)}"]
     overrides += [f"sweep={quoted(cfg.sweep or invocation.sweep_dir.name)}"]
     overrides += [f"resume={quoted(cell)}"] if resume else []
+    overrides += pictures_left_out(cfg, hydra.overrides.task)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}  # one process
-    environment |= {PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1", SHARE: str(share_of_cores())}
+    environment |= {"PYTHONUNBUFFERED": "1", SHARE: str(share_of_cores())}
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     if invocation.abandoned():  # while this job waited for devices
         os._exit(1)
     RunFolder(cell).result.unlink(missing_ok=True)  # of an earlier failure
-    with RunFolder(cell).log.open("ab") as file:
-        if shares_terminal():
-            streams = {}
-        else:
-            streams = {"stdout": file, "stderr": subprocess.STDOUT}
-            overrides += ["hydra.job_logging.root.handlers=[console]"]  # redirected to the file
-        process = subprocess.Popen(
-            [sys.executable, invocation.facts["command"][0], *flags, *overrides],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            **streams,
-        )
+    log_file = None if shares_terminal() else RunFolder(cell).log
+    if log_file is not None:
+        overrides += ["hydra.job_logging.root.handlers=[console]"]  # redirected to the file
+    process = start_command([invocation.facts["command"][0], *flags, *overrides], environment, log_file)
     try:
-        return process.wait()
+        process.join()
+        return process.exitcode
     finally:
         stop(process)
+
+
+def pictures_left_out(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Return overrides that leave out pictures and report, unless the sweep or its recipe sets their number."""
+    usual = OmegaConf.load(CONF / "train.yaml").num_comparisons
+    keys = ("num_comparisons", "report_images")
+    chosen = any(override.lstrip("+").startswith(f"{key}=") for override in overrides for key in keys)
+    return [] if chosen or any(cfg[key] != usual for key in keys) else [f"{key}=0" for key in keys]
 
 
 def share_of_cores() -> int:
