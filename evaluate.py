@@ -18,8 +18,10 @@ from sr_lightning.cli import prepare_command, task
 @task
 def main(cfg: DictConfig) -> float:
     from sr_lightning.evaluation.checks import check_request
+    from sr_lightning.utils.cores import limit_threads
 
     check_request(cfg)  # before torch is imported: wrong input is named at once
+    limit_threads()
     if cfg.runs is None:
         from sr_lightning.evaluation.evaluate import evaluate
     else:

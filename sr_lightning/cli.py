@@ -24,6 +24,7 @@ from sr_lightning.runs.saved_config import rename_keys, upgrade_overrides
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.processes import exit_with_parent, is_cell
 from sr_lightning.sweeps.run import CellFailed, in_sweep
+from sr_lightning.utils.cores import bound_spinning
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def scratch() -> str:
 
 
 def prepare_command(about: str, name: str) -> None:
-    """Replace earlier names of keys in the arguments; print help and exit if `-h` or `--help` is given.
+    """Bound OpenMP's spinning and replace earlier names of keys; print help and exit if `-h` or `--help` is given.
 
     The help has purpose and examples, config groups, and settings with comments. Hydra's own help takes two seconds and
     omits the comments.
@@ -55,6 +56,7 @@ def prepare_command(about: str, name: str) -> None:
         about: The command's docstring: purpose and examples.
         name: "train" or "evaluate", which is also the name of its config.
     """
+    bound_spinning()
     sys.argv[1:] = upgrade_overrides(sys.argv[1:])
     check_resume(sys.argv[1:])
     if not {"-h", "--help"} & set(sys.argv[1:]):

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from sr_lightning.configs import CONF
+from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.markdown import markdown_table
 
 EXAMPLE = """example:
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--budget", type=float, default=5, metavar="SECONDS", help="measure only networks within this time (default: 5)"
     )
     options = parser.parse_args(arguments)
+    bound_spinning()
     print(report(options.scale, options.budget if options.measure else None))
 
 
@@ -46,7 +48,7 @@ def report(scale: int, budget: float | None = None) -> str:
     found = {name: (description, count(description, height, width)) for name, description in networks(scale).items()}
     lines = [["network", "parameters", "multiply-adds", "receptive field"]]
     if budget is not None:
-        lines[0] += ["ms", "MiB"]
+        lines[0] += ["ms", "MiB", "precision"]
     for name, (description, counts) in sorted(found.items(), key=lambda item: item[1][1].multiply_adds):
         side = counts.receptive_field
         field = "whole image" if side is None else f"{side}x{side}"
@@ -55,9 +57,10 @@ def report(scale: int, budget: float | None = None) -> str:
         if budget is not None:
             print(f"measuring {name}", file=sys.stderr)
             cost = measure_in_subprocess(description, height, width, budget)
-            lines[-1] += ["over budget", ""] if cost is None else [f"{cost.milliseconds:.0f}", f"{cost.mebibytes:.0f}"]
+            measured = None if cost is None else [f"{cost.milliseconds:.0f}", f"{cost.mebibytes:.0f}", cost.precision]
+            lines[-1] += measured or ["over budget", "", ""]
     text = f"x{scale}, output {width * scale}x{height * scale}, receptive field in LR pixels\n{markdown_table(lines)}"
-    return text if budget is None else f"{text}\nmeasured in float32 on {machine()}; budget {budget:g} s per image"
+    return text if budget is None else f"{text}\nmeasured on {machine()}; budget {budget:g} s per image"
 
 
 def networks(scale: int) -> dict[str, dict[str, Any]]:

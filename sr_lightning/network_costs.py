@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sr_lightning.checkpoints.checkpoint import build_network
-from sr_lightning.inference import SelfEnsemble, fuse_for_inference
+from sr_lightning.inference import FastInference, SelfEnsemble, fuse_for_inference
 from sr_lightning.utils.devices import best_device
 
 WIDTH, HEIGHT = 1280, 720  # size of the output for which papers report multiply-adds
@@ -35,10 +35,11 @@ class Counts(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Cost of an image on this machine: median milliseconds, and peak MiB, weights included."""
+    """Cost of an image on this machine: median milliseconds, peak MiB with weights, and precision."""
 
     milliseconds: float
     mebibytes: float
+    precision: str
 
 
 class MultiplyAdds(TorchFunctionMode):
@@ -106,15 +107,20 @@ def count(description: Mapping[str, Any], height: int, width: int, self_ensemble
 
 
 def measure_in_subprocess(description: Mapping[str, Any], height: int, width: int, budget: float) -> Cost | None:
-    """Call `measure` in a new process, so that the peak memory is that of this network alone."""
+    """Call `measure` for the fastest form in a new process, so that the peak memory is that of this network alone."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, description, height, width, budget).result()
+        return pool.submit(measure, description, height, width, budget, fastest=True).result()
 
 
 def measure(
-    description: Mapping[str, Any], height: int, width: int, budget: float, self_ensemble: bool = False
+    description: Mapping[str, Any],
+    height: int,
+    width: int,
+    budget: float,
+    self_ensemble: bool = False,
+    fastest: bool = False,
 ) -> Cost | None:
-    """Measure the upscaling of a random image as evaluation does it: float32, with the fused network.
+    """Measure the upscaling of a random image.
 
     Args:
         description: `model.network` of a config.
@@ -122,13 +128,15 @@ def measure(
         width: LR columns.
         budget: Seconds per image.
         self_ensemble: Measure all eight passes of the self-ensemble.
+        fastest: Measure as upscaling with precision=auto does it; else as evaluation does it, fused and in float32.
 
     Returns:
         The cost; None if it would exceed the budget, estimated from a small image.
     """
     device = best_device()
     base = peak_memory(device)
-    network = fuse_for_inference(build(description, self_ensemble).to(device))
+    network = build(description, self_ensemble).to(device)
+    network = FastInference(network, device) if fastest else fuse_for_inference(network)
 
     def seconds(height: int, width: int) -> float:
         lr = torch.rand(1, network.num_channels, height, width, device=device)
@@ -143,7 +151,7 @@ def measure(
         if seconds(32, 32) * (height * width) / (32 * 32) > budget:
             return None
         times = sorted(seconds(height, width) for _ in range(3))
-    return Cost(1000 * times[1], (peak_memory(device) - base) / 2**20)
+    return Cost(1000 * times[1], (peak_memory(device) - base) / 2**20, getattr(network, "precision", "float32"))
 
 
 def peak_memory(device: torch.device) -> int:

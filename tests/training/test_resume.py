@@ -1,5 +1,7 @@
 """A killed and resumed run equals an uninterrupted one bit for bit."""
 
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ ADVERSARIAL = [
     *("data.patch_size=16", "model.loss.terms.content.weights=random", "~model.loss.terms.content.layers.5_4"),
     *("+model.loss.terms.content.layers.1_2=1", "model.discriminator.num_features=4"),
 ]
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 TWO_PROCESSES = ["log_every=5", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
@@ -56,8 +59,13 @@ def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
 
 @pytest.mark.parametrize(
     ("settings", "kills"),
-    [(PIXEL, 2), (ADVERSARIAL, 2), ([*ADVERSARIAL, *TWO_PROCESSES], 1)],
-    ids=["pixel loss", "adversarial", "adversarial in two processes"],
+    [
+        (PIXEL, 2),
+        (ADVERSARIAL, 2),
+        ([*ADVERSARIAL, *TWO_PROCESSES], 1),
+        pytest.param([*PIXEL, "compile=true"], 1, marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler")),
+    ],
+    ids=["pixel loss", "adversarial", "adversarial in two processes", "compiled"],
 )
 @pytest.mark.slow
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, settings, kills):
