@@ -5,9 +5,10 @@ rounded again; the cubic kernel has a = -0.5 (Keys, "Cubic convolution interpola
 1981) and is widened by the scale when downscaling; weights are normalised; halves round up. Newer versions of MATLAB
 mirror the border (DIV2K, the EDSR benchmark archive), older ones replicate it (the SelfExSR archive).
 
-Resizing along one axis is a product with a banded matrix. It is computed in blocks of `_BLOCK` output rows, as a dense
-product of the block's part of the band with the input rows it needs. At x2 this takes five times the necessary
-multiplications, but as matrix products, which read each input pixel from memory about once.
+Resizing along one axis is a product with a banded matrix. It is computed in float64, in blocks of `_BLOCK` output rows,
+as a dense product of the block's part of the band with the input rows it needs. On a CPU, torch's kernel for uint8
+downscales 8-bit images instead, except at the border: it is faster, and provably gives the same bits at the scales in
+`_INTEGER_SCALES`.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from sr_lightning.errors import InputError
 
@@ -24,6 +26,13 @@ Image = TypeVar("Image", Tensor, np.ndarray)
 
 BORDERS = ("mirror", "replicate")
 _BLOCK = 16
+
+# Scales at which torch's antialiased bicubic kernel for uint8 gives MATLAB's bits away from the border. It has the same
+# taps, rounds the weights to at least 16 fractional bits, sums in integers and rounds half up after each axis.
+# x2, x4, x8: the weights are multiples of 1/256, 1/4096, 1/65536 (see _taps), so that the sums are exact.
+# x3: the weights are multiples of 1/81, so that no exact result is closer than 1/162 = 0.0062 to a tie, and rounding
+# the weights to 16 bits moves a result by less than 0.0053.
+_INTEGER_SCALES = (2, 3, 4, 8)
 
 
 def downscale(hr: Tensor, scale: int, border: str = "mirror") -> Tensor:
@@ -131,46 +140,60 @@ def _check_border(border: str) -> None:
 
 
 def _resize(image: Tensor, up: int, down: int, border: str) -> Tensor:
-    scale, dtype = max(up, down), _working_dtype(image, max(up, down))
-    # With 8-bit samples every exact result is a multiple of 1/(16 scale^4) (see _taps). A quarter of that step is added
-    # to the half so that ties round up even if float64 cannot represent the weights (scale 6, 10, 12, ...).
-    half = 0.5 + 1 / (64 * scale**4)
-    for size in image.shape[-2:]:  # rows, then, transposed, columns
-        blocks = []
-        for start, stop, weight in _bands(size, up, down, border, dtype, image.device):
-            block = weight @ image[..., start:stop, :].to(dtype)  # (b, k) @ (..., k, W) -> (..., b, W)
-            if image.dtype == torch.uint8:
-                block = block.add_(half).clamp_(0, 255).int()  # truncates; converting to uint8 directly is slower
-            blocks.append(block.to(image.dtype))
-        image = torch.cat(blocks, dim=-2).mT
+    for axis in (-2, -1):  # rows, then columns
+        integers = image.dtype == torch.uint8 and image.device.type == "cpu" and down in _INTEGER_SCALES
+        if integers and image.shape[axis] >= 4 * down and _kernel_is_exact(down):
+            image = _downscale_in_integers(image, axis, down, border)
+        else:
+            image = _multiply(image, axis, up, down, border)
     return image.contiguous()
 
 
-def _working_dtype(image: Tensor, scale: int) -> torch.dtype:
-    """Return float32 where it provably gives the same bits (uint8 on the CPU), else float64.
+def _multiply(image: Tensor, axis: int, up: int, down: int, border: str) -> Tensor:
+    """Resize along one axis (-2 or -1) by matrix products."""
+    image = image.transpose(axis, -2)
+    # With 8-bit samples every exact result is a multiple of 1/(16 scale^4) (see _taps). A quarter of that step is added
+    # to the half so that ties round up even if float64 cannot represent the weights (scale 6, 10, 12, ...).
+    half = 0.5 + 1 / (64 * max(up, down) ** 4)
+    blocks = []
+    for start, stop, weight in _bands(image.shape[-2], up, down, border, image.device):
+        block = weight @ image[..., start:stop, :].double()  # (b, k) @ (..., k, W) -> (..., b, W)
+        if image.dtype == torch.uint8:
+            block = block.add_(half).clamp_(0, 255).int()  # truncates; converting to uint8 directly is slower
+        blocks.append(block.to(image.dtype))
+    return torch.cat(blocks, dim=-2).transpose(axis, -2)
 
-    x2, x4: the weights are multiples of 1/256 and 1/4096, so all products with samples and all partial sums, in any
-    order, are multiples of 1/4096 below 512: 21 of float32's 24 bits, all exact.
-    x3: the weights are multiples of 1/81, so no result is closer than 1/162 to a tie, and float32 is off by < 0.001.
-    Upscaling has coarser weights. A GPU, autocast and torch.set_float32_matmul_precision may multiply float32 in TF32
-    or bfloat16, which is too imprecise; they do not affect float64.
-    """
-    # pyright does not see `matmul`, which torch sets at run time
-    precision = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
-    true_float32 = image.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and precision in ("none", "ieee")
-    return torch.float32 if image.dtype == torch.uint8 and scale in (2, 3, 4) and true_float32 else torch.float64
+
+def _downscale_in_integers(image: Tensor, axis: int, scale: int, border: str) -> Tensor:
+    """Downscale uint8 along one axis (-2 or -1) by torch's kernel, at the border by matrix products."""
+    size = list(image.shape[-2:])
+    size[axis] //= scale
+    planes = image.reshape(-1, *(1, *image.shape)[-3:])  # (N, C, H, W)
+    lr = interpolate(planes, size=size, mode="bicubic", antialias=True).reshape(*image.shape[:-2], *size)
+    # torch drops the taps beyond the border, which belong to the two outer pixels. These depend on 4*scale HR pixels.
+    for start, outer in ((0, 0), (image.shape[axis] - 4 * scale, 2)):
+        four = _multiply(image.narrow(axis, start, 4 * scale), axis, 1, scale, border)
+        lr.narrow(axis, start // scale + outer, 2).copy_(four.narrow(axis, outer, 2))
+    return lr
+
+
+@lru_cache
+def _kernel_is_exact(scale: int) -> bool:
+    """Compare torch's kernel with matrix products on noise, in case another version of torch computes differently."""
+    noise = torch.randint(0, 256, (64 * scale, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.equal(_downscale_in_integers(noise, -2, scale, "mirror"), _multiply(noise, -2, 1, scale, "mirror"))
 
 
 @lru_cache(maxsize=128)
 @torch.inference_mode(False)  # cached tensors must also work in later calls that need gradients
-def _bands(size: int, up: int, down: int, border: str, dtype: torch.dtype, device: torch.device):
+def _bands(size: int, up: int, down: int, border: str, device: torch.device):
     """Matrix of one pass as a list of (start, stop, weight): the next b output rows are weight @ rows[start:stop]."""
     bands = []
     for index, tap in zip(*(t.split(_BLOCK) for t in _taps(size, up, down, border)), strict=True):
         start, stop = int(index.min()), int(index.max()) + 1
         weight = torch.zeros(len(index), stop - start, dtype=torch.float64)
         weight.scatter_add_(1, index - start, tap)  # adds, because taps beyond the border share pixels
-        bands.append((start, stop, weight.to(device, dtype)))
+        bands.append((start, stop, weight.to(device)))
     return bands
 
 

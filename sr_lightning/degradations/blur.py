@@ -81,11 +81,11 @@ def blur(images: Tensor, kernels: Tensor, sizes: np.ndarray) -> Tensor:
         (N, C, H, W): sum over (i, j) of kernel[10 + i, 10 + j] * image[y + i, x + j].
     """
     height, width = images.shape[-2:]
-    reach = [torch.arange(-RADIUS, side + RADIUS, device=images.device) for side in (height, width)]
+    lengths = [_fast_fft_length(side + 2 * RADIUS) for side in (height, width)]
+    reach = [torch.arange(-RADIUS, length - RADIUS, device=images.device) for length in lengths]
     last = per_image(sizes - 1, images, 2)
     padded = gather_pixels(images, *(_mirrored(at, last[:, i, None]) for i, at in enumerate(reach)))
-    lengths = [_fast_fft_length(side) for side in padded.shape[-2:]]
-    spectrum = torch.fft.rfft2(padded, s=lengths)
+    spectrum = torch.fft.rfft2(padded)
     spectrum *= torch.fft.rfft2(kernels.to(images.device)[:, None], s=lengths).conj()
     return torch.fft.irfft2(spectrum, s=lengths)[..., :height, :width]
 

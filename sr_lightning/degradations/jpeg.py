@@ -59,6 +59,10 @@ _ISLOW = (
     (2260, -6436, 9633, -11363),
 )
 
+# Matrices of jccolor.c and jdcolor.c in 1/65536: RGB to YCbCr, and Cb and Cr to what they add to RGB.
+_YCBCR = ((19595, 38470, 7471), (-11058, -21710, 32768), (32768, -27439, -5329))
+_RGB = ((0, 91881), (-22554, -46802), (116130, 0))
+
 
 def jpeg(images: Tensor, quality: np.ndarray, sizes: np.ndarray) -> Tensor:
     """Compress images as JPEG and decompress them.
@@ -135,18 +139,26 @@ class JPEG:
 
 def _to_ycbcr(rgb: Tensor) -> Tensor:
     """JFIF's full-range YCbCr in libjpeg's 16-bit fixed point: integers 0..255 -> 0..255, (N, 3, H, W)."""
-    r, g, b = rgb.unbind(1)
-    y = 19595 * r + 38470 * g + 7471 * b + 32768
-    cb = -11058 * r - 21710 * g + 32768 * b + (128 * 65536 + 32767)
-    cr = 32768 * r - 27439 * g - 5329 * b + (128 * 65536 + 32767)
-    return torch.stack([y, cb, cr], dim=1).mul_(2.0**-16).floor_()
+    ycbcr = _combine(rgb, _YCBCR)
+    ycbcr[:, :1].add_(32768)
+    ycbcr[:, 1:].add_(128 * 65536 + 32767)
+    return ycbcr.mul_(2.0**-16).floor_()
 
 
 def _to_rgb(y: Tensor, chroma: Tensor) -> Tensor:
     """Inverse of `_to_ycbcr`, clamped to 0..255: (N, 1, H, W), (N, 2, H, W) -> (N, 3, H, W)."""
-    cb, cr = (chroma - 128).unbind(1)
-    change = torch.stack([91881 * cr, -22554 * cb - 46802 * cr, 116130 * cb], dim=1)
+    change = _combine(chroma - 128, _RGB)
     return change.add_(32768).mul_(2.0**-16).floor_().add_(y).clamp_(0, 255)
+
+
+def _combine(planes: Tensor, matrix: Sequence[Sequence[int]]) -> Tensor:
+    """Multiply the colours by an integer matrix (D, C): (N, C, H, W) -> (N, D, H, W)."""
+    n, _, height, width = planes.shape
+    combined = planes.new_zeros(n, len(matrix), height, width)
+    for result, weights in zip(combined.unbind(1), matrix, strict=True):
+        for plane, weight in zip(planes.unbind(1), weights, strict=True):
+            result.add_(plane, alpha=weight)
+    return combined
 
 
 def _halve(chroma: Tensor) -> Tensor:
@@ -154,37 +166,49 @@ def _halve(chroma: Tensor) -> Tensor:
 
     The mean is floor((sum + bias) / 4), with bias 1 in even columns and 2 in odd columns.
     """
-    total = chroma.unflatten(-1, (-1, 2)).sum(-1).unflatten(-2, (-1, 2)).sum(-2)
+    pairs = chroma[..., ::2, :] + chroma[..., 1::2, :]
+    total = pairs[..., ::2] + pairs[..., 1::2]
     bias = 1 + torch.arange(total.shape[-1], device=total.device) % 2
     return total.add_(bias).mul_(0.25).floor_()
 
 
 def _double(chroma: Tensor, size: Tensor, height: int, width: int) -> Tensor:
     """Upsample by libjpeg's triangle filter (3/4 nearer, 1/4 farther): (N, 2, P, Q) -> (N, 2, height, width)."""
-    neighbours = []
-    for i, side in enumerate((height, width)):
-        at = torch.arange(side, device=chroma.device)
-        last = size[:, i, None] - 1
-        near = torch.minimum(at // 2, last)
-        far = torch.minimum((near + 2 * (at % 2) - 1).clamp(min=0), last)
-        neighbours.append((near, far))
-    (near_rows, far_rows), (near, far) = neighbours
-    every = torch.arange(chroma.shape[-1], device=chroma.device).expand(len(chroma), -1)
-    columns = 3 * gather_pixels(chroma, near_rows, every) + gather_pixels(chroma, far_rows, every)  # (N, 2, height, Q)
-    every = torch.arange(height, device=chroma.device).expand(len(chroma), -1)
-    total = 3 * gather_pixels(columns, every, near) + gather_pixels(columns, every, far)
+    reach = [torch.arange(-1, (side + 1) // 2 + 1, device=chroma.device) for side in (height, width)]
+    rows, columns = (torch.minimum(at.clamp(min=0), size[:, i, None] - 1) for i, at in enumerate(reach))
+    total = _interleave(_interleave(gather_pixels(chroma, rows, columns), 2), 3)[..., :height, :width]
     bias = 8 - torch.arange(width, device=chroma.device) % 2
     return total.add_(bias).mul_(1 / 16).floor_()
 
 
+def _interleave(chroma: Tensor, dim: int) -> Tensor:
+    """Upsample dimension 2 or 3 by 4 times the triangle filter; it has one more pixel at each end: P + 2 -> 2P."""
+    length = chroma.shape[dim] - 2
+    before, near, after = (chroma.narrow(dim, start, length) for start in range(3))
+    pairs = chroma.new_empty(*near.shape[: dim + 1], 2, *near.shape[dim + 1 :])
+    for i, far in enumerate((before, after)):
+        torch.add(far, near, alpha=3, out=pairs.select(dim + 1, i))
+    return pairs.flatten(dim, dim + 1)
+
+
 def _quantise_blocks(planes: Tensor, table: np.ndarray) -> Tensor:
     """Transform 8 x 8 blocks, quantise, and transform back: levels (N, C, P, Q), table (N, 8, 8) -> levels."""
-    dct, step = _dct(planes.device), per_image(table, planes, 3)[:, None, None, None].double()
-    blocks = planes.unflatten(-2, (-1, 8)).unflatten(-1, (-1, 8)).transpose(-3, -2)  # (N, C, P/8, Q/8, 8, 8)
-    coefficients = _descaled(dct @ _descaled((blocks - 128) @ dct.T, 11), 15)  # 8 times the orthonormal DCT
+    dct, step = _dct(planes.device), per_image(table, planes, 3)[:, None, None, :, None].double()
+    coefficients = _descaled(_down(dct, _descaled(_across(planes - 128, dct.T), 11)), 15)
+    coefficients = coefficients.unflatten(-2, (-1, 8)).unflatten(-1, (-1, 8))  # 8 times the orthonormal DCT
     quantised = coefficients.abs().add_(4 * step).div_(8 * step).floor_().mul_(coefficients.sign())
-    blocks = _descaled(_descaled(dct.T @ (quantised * step), 11) @ dct, 18).add_(128).clamp_(0, 255)
-    return blocks.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    quantised = quantised.mul_(step).view(planes.shape)
+    return _descaled(_across(_descaled(_down(dct.T, quantised), 11), dct), 18).add_(128).clamp_(0, 255)
+
+
+def _across(planes: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply the rows of 8 x 8 blocks by a matrix (8, 8) from the right: (N, C, P, Q) -> (N, C, P, Q)."""
+    return (planes.unflatten(-1, (-1, 8)) @ matrix).flatten(-2)
+
+
+def _down(matrix: Tensor, planes: Tensor) -> Tensor:
+    """Multiply the columns of 8 x 8 blocks by a matrix (8, 8) from the left: (N, C, P, Q) -> (N, C, P, Q)."""
+    return (matrix @ planes.unflatten(-2, (-1, 8))).flatten(-3, -2)
 
 
 def _descaled(values: Tensor, bits: int) -> Tensor:

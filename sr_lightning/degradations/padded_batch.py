@@ -68,11 +68,11 @@ def apply_where(mask: np.ndarray, images: Tensor, function: Callable[..., Tensor
 
 def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Gather rows and columns chosen for each image: (N, C, H, W), (N, P), (N, Q) -> (N, C, P, Q)."""
-    n, c, _, w = images.shape
+    n, c, h, w = images.shape
     if n == 1:
         return images.index_select(2, rows[0]).index_select(3, columns[0])
-    picked = images.gather(2, rows[:, None, :, None].expand(n, c, -1, w))
-    return picked.gather(3, columns[:, None, None, :].expand(n, c, rows.shape[1], -1))
+    index = (rows[:, :, None] * w + columns[:, None, :]).reshape(n, 1, -1)
+    return images.reshape(n, c, h * w).gather(2, index.expand(n, c, -1)).view(n, c, rows.shape[1], -1)
 
 
 def per_image(values: np.ndarray, images: Tensor, dims: int = 4) -> Tensor:

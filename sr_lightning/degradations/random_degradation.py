@@ -15,9 +15,9 @@ from torch import Tensor
 from sr_lightning.degradations.padded_batch import PaddedBatch, check, luma, to_levels, uniform
 from sr_lightning.errors import InputError
 
-# Images processed at once; this does not change the result. Few on a CPU, where they are padded to the largest of them;
-# many on a GPU, to keep it busy (64 HR images of 128 x 128 need 1 GB).
-_CPU_CHUNK, _GPU_CHUNK = 4, 64
+# Images processed at once; this does not change the result. Few on a CPU, where they are padded to the largest of them
+# and should fit into the cache; many on a GPU, to keep it busy (64 HR images of 128 x 128 need 1 GB).
+_CPU_CHUNK, _GPU_CHUNK = 8, 64
 _WHOLE_IMAGE = threading.Lock()  # whole images are degraded one at a time: each needs many times its own size
 
 

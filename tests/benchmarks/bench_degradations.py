@@ -26,6 +26,7 @@ from sr_lightning.data.patches import PatchSampler, gather
 from sr_lightning.data.sources import image_folder
 from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import JPEG, Bicubic, Blur, EitherOrder, Noise, Resize
+from sr_lightning.utils.malloc import keep_freed_memory
 
 ROUNDS, SCALE, SIDE = 30, 4, 96
 METHODS = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
@@ -77,6 +78,7 @@ def compressed(step, image, rng):
 
 def main(device):
     torch.set_num_threads(1)
+    keep_freed_memory()  # as train.py does
     degradations = {
         name: instantiate(OmegaConf.load(ROOT / "conf" / "degradation" / f"{name}.yaml"))
         for name in ("blur_noise_jpeg", "second_order")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sr_lightning.degradations import Noise
+from sr_lightning.degradations import Noise, noise
 from sr_lightning.degradations.noise import PHOTONS, gaussian_noise, poisson_noise, splitmix64, standard_normal
 from sr_lightning.degradations.padded_batch import PaddedBatch
 from sr_lightning.errors import InputError
@@ -72,6 +72,15 @@ def test_photon_counts_follow_scipys_poisson_distribution(level):
     common = expected > 10
     chi2 = ((counts - expected)[common] ** 2 / expected[common]).sum()
     assert chi2 < stats.chi2.ppf(0.999, common.sum())
+
+
+def test_the_search_with_edges_finds_what_a_binary_search_finds():
+    table = noise._cumulative_table(torch.device("cpu"))
+    edges = torch.arange(256 * noise._EDGES + 1, dtype=torch.float64) / noise._EDGES
+    near_entries = torch.cat([table, torch.nextafter(table, table + 1), torch.nextafter(table, table - 1)])
+    random = torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 256
+    values = torch.cat([edges, near_entries.clamp(0, 256), random])
+    assert torch.equal(noise._search(values).long(), torch.searchsorted(table, values, right=True))
 
 
 def test_poisson_noise_grows_with_brightness_is_zero_on_black_and_can_be_gray():

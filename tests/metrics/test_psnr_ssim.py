@@ -6,6 +6,7 @@ import torchmetrics.functional.image as torchmetrics_image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sr_lightning.errors import InputError
+from sr_lightning.metrics import ssim_map
 from sr_lightning.metrics.psnr_ssim import WANG_TAPS, daala_taps, psnr, ssim, ssim_daala
 from sr_lightning.metrics.ssim_map import sum_ssim_strip
 from tests.helpers import slow_except
@@ -114,6 +115,31 @@ def test_summing_all_planes_at_once_equals_summing_them_one_by_one(photos):
     grey = 2 * hr.mean(dim=(1, 2, 3))
     together = sum_ssim_strip(sr[:, 0], hr[:, 0], grey, WANG_TAPS) / (90 * 80)
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("num_taps", [1, 3, 11, 35, 53])
+@pytest.mark.parametrize(("rows", "width"), [(8, 61), (64, 60), (24, 133)])
+def test_matrix_products_and_slices_blur_alike(num_taps, rows, width):
+    random = np.random.default_rng(0)
+    maps = torch.from_numpy(random.random((1, rows + num_taps, 4, width), dtype=np.float32))
+    taps = random.random(num_taps).tolist()
+    expected = ssim_map._blur(maps.double(), taps)
+    assert expected.shape == (1, rows, 4, width)
+    assert ssim_map._products_are_exact(maps)
+    blurred = ssim_map._blur(maps.clone(), taps)
+    fits = slice(0, width - num_taps + 1)
+    torch.testing.assert_close(blurred[..., fits], expected[..., fits].float(), rtol=1e-5, atol=0)
+
+
+def test_ssim_is_unchanged_by_reduced_matmul_precision(photos):
+    sr, hr = (unit(image) for image in photos)
+    expected = ssim(sr, hr)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert not ssim_map._products_are_exact(sr)
+        torch.testing.assert_close(ssim(sr, hr), expected, rtol=0, atol=1e-9)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
