@@ -16,6 +16,7 @@ from sr_lightning.cli import in_sweep, task
 from sr_lightning.errors import InputError
 from sr_lightning.runs.result import write_result
 from sr_lightning.sweeps import run_cell, run_lock
+from sr_lightning.utils.cores import SHARE
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="train")
@@ -24,7 +25,7 @@ def main(cfg: DictConfig) -> float:
     if in_sweep():
         return run_cell(cfg)
     with run_lock(cfg.run_dir):
-        print(f"pretending on {os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
+        print(f"{os.environ[SHARE]} cores, {cfg.num_comparisons} pictures", flush=True)
         if cfg.seed == 13:
             raise RuntimeError("thirteen")
         if cfg.seed == 12:

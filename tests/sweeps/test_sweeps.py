@@ -12,6 +12,7 @@ import pytest
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps import run_lock
+from sr_lightning.utils.cores import usable_cores
 from tests.helpers import ROOT, Command, rows_of, run
 from tests.training.test_resume import assert_same
 
@@ -87,6 +88,16 @@ def test_no_device_is_used_by_two_cells(mixed):
     for device in ("0", "1"):
         mine = [cell for cell in cells if cell["devices"] == [device]]
         assert all(one["ended"] <= other["started"] for one, other in pairwise(mine))
+
+
+@pytest.mark.slow
+def test_cells_share_the_cores_and_draw_no_pictures_unless_asked(app, mixed):
+    words, folder = app
+    (log,) = mixed[0].glob("*seed1_*/train.log")
+    assert log.read_text() == f"{max(1, usable_cores() // 2)} cores, 0 pictures\n"
+    sweep = folder / "pictures"
+    done = run(*words, "seed=1", "num_comparisons=5", f"hydra.sweep.dir={sweep}")
+    assert f"{usable_cores()} cores, 5 pictures" in done.stdout
 
 
 @pytest.mark.slow
