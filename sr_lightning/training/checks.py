@@ -14,6 +14,10 @@ from sr_lightning.runs.saved_config import config_to_resume
 
 NO_LIMIT = 2**62
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
+PRECISIONS = (
+    *("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", "32", "64", "16", "bf16"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
     **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, NO_LIMIT)),
@@ -43,6 +47,7 @@ def check_settings(cfg: DictConfig) -> None:
     path = None if cfg.resume is not None else OmegaConf.select(cfg, "model.warm_start")
     raise_all(
         partial(check_numbers, cfg),
+        partial(check_choices, cfg),
         partial(check_measures, cfg.measures),
         partial(check_benchmarks, cfg.benchmarks),
         partial(check_warm_start, path),
@@ -69,6 +74,21 @@ def check_numbers(cfg: DictConfig) -> None:
         wrong.append(f"comparisons_every={every} (must be a multiple of val_every={val_every}, or null)")
     if wrong:
         raise InputError(f"invalid numbers: {', '.join(wrong)}")
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """Check the settings that have few values.
+
+    Raises:
+        InputError: Names those that are none of them.
+    """
+    wrong = []
+    if cfg.compile not in (None, True, False):
+        wrong.append(f"compile={cfg.compile}: choose true, false, or null to compile if it saves time")
+    if str(cfg.trainer.precision) not in PRECISIONS:
+        wrong.append(f"trainer.precision={cfg.trainer.precision}: choose auto, or one of {', '.join(PRECISIONS[1:])}")
+    if wrong:
+        raise InputError("\n".join(wrong))
 
 
 def check_warm_start(path: object) -> None:

@@ -60,7 +60,8 @@ def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
     if process_rank() > 0:
         return choices_of_first_process(cfg)
     trial = Trial(cfg, module)
-    precision = trial.fastest_precision() if cfg.trainer.precision == "auto" else cfg.trainer.precision
+    precision = str(cfg.trainer.precision)
+    precision = trial.fastest_precision() if precision == "auto" else precision
     threads = trial.fastest_threads(precision)
     set_threads(threads)
     if trial.processes > 1:  # inherited by those that Lightning starts
@@ -82,7 +83,7 @@ def choices_of_resumed_run(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
     """
     saved = cfg.get("chosen")
     if saved is None:
-        precision = cfg.trainer.precision
+        precision = str(cfg.trainer.precision)
         precision = precision_by_flags(cfg) if precision == "auto" else precision
         return {"precision": precision, "threads": torch.get_num_threads(), "compile": False, "processor": processor()}
     chosen = OmegaConf.to_container(saved)
@@ -276,7 +277,8 @@ class Trial:
 
 def backward(module: SRModule, batch: dict[str, Tensor], precision: str) -> None:
     """Compute the gradients of one batch; the two losses of a GAN share one backward pass."""
-    with torch.autocast(batch["lr"].device.type, torch.bfloat16, enabled="32" not in precision):
+    low = torch.float16 if precision.startswith("16") else torch.bfloat16
+    with torch.autocast(batch["lr"].device.type, low, enabled="16" in precision):
         loss = module.loss_of(batch)
     loss.backward()
 

@@ -82,7 +82,7 @@ def estimate(cfg: DictConfig) -> dict[str, float]:
     numbers = {"parameters": sum(p.numel() for p in module.network.parameters()), "steps": steps}
     numbers["patches"] = steps * cfg.data.batch_size
     images = [] if datamodule is None else [lr for _, lr in sizes_of(datamodule.val, cfg.scale)]
-    precision = cfg.trainer.precision
+    precision = str(cfg.trainer.precision)
     if steps and precision == "auto":
         precision = Trial(cfg, instantiate(without_downloads(cfg.model), _convert_="all")).fastest_precision()
     num_devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1 else 1
@@ -260,7 +260,7 @@ def flops_per_second(precision: str) -> float:
     images = torch.rand(batch_size, features, side, side, device=device)
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled="32" not in precision):
+        with torch.autocast(device.type, torch.bfloat16, enabled="16" in precision):
             layers(images).square().mean().backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
