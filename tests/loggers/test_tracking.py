@@ -140,7 +140,7 @@ def test_summary_equals_the_result(resumed_run, parts):
 def test_shares_of_the_time_are_in_the_summary_and_in_tensorboard(resumed_run, parts):
     values = {key: value for key, value in summary(parts[-1]).items() if key.startswith("time/")}
     assert values.pop("time/patches_per_second") > 0
-    assert sum(values.values()) == pytest.approx(1)
+    assert sum(values.values()) == pytest.approx(1) and all(share > 0 for share in values.values())
     assert values.keys() == {f"time/{p}" for p in ("data", "forward_and_backward", "optimizer", "validation", "other")}
     events = EventAccumulator(str(resumed_run[0] / "tensorboard")).Reload()
     assert {key: events.Scalars(key)[-1].value for key in values} == pytest.approx(values)
