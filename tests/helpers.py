@@ -159,6 +159,11 @@ def rows_of(path: str | Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def metrics_of(run_dir: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv without the seconds, in which equal runs differ."""
+    return [{key: row[key] for key in row if key != "seconds"} for row in rows_of(run_dir / "metrics.csv")]
+
+
 class Server:
     """A local web server with files, a record of requests, and configurable failures."""
 

@@ -1,5 +1,6 @@
 """best.ckpt, which is scored, and last.ckpt, from which a stopped run resumes."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,11 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 class BestCheckpoint(ModelCheckpoint):
     """ModelCheckpoint that keeps its best score when a run directory was moved before resuming."""
+
+    @cached_property
+    def state_key(self) -> str:
+        """The callback's name in checkpoints; Lightning asks for it six times per step, and builds it from settings."""
+        return super().state_key
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def moved(value: Any) -> Any:

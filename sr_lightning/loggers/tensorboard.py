@@ -30,9 +30,12 @@ class TensorBoard(RunLogger, TensorBoardLogger):
         self._add_picture(name, path, step)
         self.experiment.flush()  # Lightning closes the writer at the end of training
 
-    def log_outcome(self, outcome: Outcome) -> None:
-        for name, value in outcome.means.items():
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
             self.experiment.add_scalar(name, value)
+
+    def log_outcome(self, outcome: Outcome) -> None:
+        self.log_summary(outcome.means)
         for path in outcome.pictures:
             self._add_picture(f"pictures/{path.stem}", path)
         self.experiment.flush()

@@ -170,9 +170,12 @@ class WandbRun(RunLogger, WandbLogger):
     def log_picture(self, name: str, path: Path, step: int) -> None:
         self.log_image(name, [str(path)], step=step)
 
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        self._send(lambda run: run.summary.update(dict(values)))
+
     def log_outcome(self, outcome: Outcome) -> None:
         """Write the tables "results" and "crops"; the column `image` of "crops" joins runs."""
-        self._send(lambda run: run.summary.update(outcome.result | outcome.means))
+        self.log_summary(outcome.result | outcome.means)
         rows = outcome.rows
         self.log_table("results", columns=list(rows[0]), data=[list(row.values()) for row in rows])
         if outcome.crops:

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sr_lightning.errors import InputError
 from sr_lightning.losses import Adversarial
 from sr_lightning.modules.sr import SRModule, with_scheduler
+from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD
 
 
 class GANModule(SRModule):
@@ -88,6 +89,7 @@ class GANModule(SRModule):
         return [super().configure_optimizers(), with_scheduler(optimizer, self.discriminator_scheduler)]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.stopwatch.enter(FORWARD_AND_BACKWARD)
         optimizer, discriminator_optimizer = self.optimizers()
         # Otherwise Lightning adds the second optimizer's steps to global_step.
         discriminator_optimizer._on_before_step = discriminator_optimizer._on_after_step = lambda: None
@@ -104,6 +106,7 @@ class GANModule(SRModule):
         optimizer.zero_grad()
         self.untoggle_optimizer(optimizer)
 
+        self.stopwatch.enter(FORWARD_AND_BACKWARD)
         self.toggle_optimizer(discriminator_optimizer)
         for sr, hr, share in images:
             self.manual_backward(share * self.discriminator_loss(sr, hr, share))
@@ -111,7 +114,7 @@ class GANModule(SRModule):
         discriminator_optimizer.zero_grad()
         self.untoggle_optimizer(discriminator_optimizer)
 
-        self.update_average()
+        self.end_of_optimizer_step()
         for configured in self.trainer.lr_scheduler_configs:
             configured.scheduler.step()
         self.end_of_step(batch_idx)
@@ -144,6 +147,7 @@ class GANModule(SRModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Record and clip the gradient norm, after Lightning has removed the fp16 loss scale."""
+        super().on_before_optimizer_step(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters])
         if self.gradient_clip_val is not None:

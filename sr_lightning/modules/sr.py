@@ -17,6 +17,7 @@ from sr_lightning.losses import WeightedSum
 from sr_lightning.metrics.per_image import Score
 from sr_lightning.metrics.protocol import Protocol
 from sr_lightning.modules.running_means import RunningMeans
+from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER, OTHER, Stopwatch
 
 
 class SRModule(pl.LightningModule):
@@ -37,6 +38,9 @@ class SRModule(pl.LightningModule):
             validated and used from checkpoints. Its decay is at most (1 + k) / (10 + k) at batch k.
         warm_start: Run or checkpoint with the initial weights. Only stored here: `training.train` loads them, unless
             the run is resumed.
+
+    Attributes:
+        stopwatch: Seconds of training so far, by phase; `callbacks.Progress` starts it.
 
     Raises:
         InputError: `ema` is not between 0 and 1.
@@ -75,6 +79,7 @@ class SRModule(pl.LightningModule):
         self.compiled: Callable[[Tensor], Tensor] | None = None
         self.latest: dict[str, float] = {}  # the values logged last, for the progress bar
         self.running_means = RunningMeans()
+        self.stopwatch = Stopwatch()
 
     def forward(self, lr: Tensor) -> Tensor:
         """Upscale lr (N, 1 or 3, h, w) in [0, 1]; a network with one channel gets luma and returns luma.
@@ -121,6 +126,7 @@ class SRModule(pl.LightningModule):
         return loss
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.stopwatch.enter(FORWARD_AND_BACKWARD)
         loss = self.loss_of(batch)
         self.end_of_step(batch_idx)
         return loss
@@ -144,7 +150,8 @@ class SRModule(pl.LightningModule):
         return {"train/learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"]}
 
     def log_scalars(self, metrics: dict[str, float], step: int) -> None:
-        """Send values to every logger; `step` is the number of batches done, also with two optimizers."""
+        """Send values and the seconds of training to every logger; `step`: batches done, also with two optimizers."""
+        metrics = metrics | {"seconds": round(self.stopwatch.total, 3)}
         self.latest |= metrics
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)
@@ -167,15 +174,21 @@ class SRModule(pl.LightningModule):
         self.log_dict(metrics, logger=False)  # for callbacks that monitor a metric
         self.log_scalars(metrics, self.batches_done)
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.stopwatch.enter(OPTIMIZER)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.update_average()
+        self.end_of_optimizer_step()
+
+    def end_of_optimizer_step(self) -> None:
+        if self.averaged is not None:
+            self.update_average()
+        self.stopwatch.enter(OTHER)
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Update the moving average, if there is one: average the parameters, copy the buffers."""
-        if self.averaged is None:
-            return
+        """Update the moving average: average the parameters, copy the buffers."""
         done = self.batches_done
         decay = min(self.ema, (1 + done) / (10 + done))
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)

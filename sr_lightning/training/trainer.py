@@ -21,6 +21,7 @@ from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from sr_lightning.errors import InputError
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
+from sr_lightning.training.epoch_loop import GroupedEpochLoop
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.devices import best_device
 
@@ -104,11 +105,13 @@ def build_trainer(
         **({} if module.automatic_optimization else gan_trainer_settings(settings)),
     )
     try:
-        return instantiate(settings, _convert_="all", **arguments)
+        trainer = instantiate(settings, _convert_="all", **arguments)
     except InstantiationException as error:
         if isinstance(error.__cause__, MisconfigurationException | ValueError):
             raise InputError(f"trainer: {error.__cause__}") from error
         raise
+    GroupedEpochLoop.install(trainer, module.log_every, val_every, save_every)
+    return trainer
 
 
 def gan_trainer_settings(settings: DictConfig) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Time per training step: python tests/benchmarks/bench_training.py [loop] [precision] [memory].
 
-loop       microseconds that Lightning and our module add to a step, against a plain PyTorch loop on the same batches
+loop       microseconds of a step in a plain PyTorch loop, with a trivial module in Lightning's Trainer, and in ours
 precision  a step as train.py makes it (bf16, channels_last, freed memory kept) against eager float32, for six networks
 memory     a step with glibc keeping freed memory, against one where it gives it back
 All on one thread, in interleaved rounds.
 """
 
+import itertools
 import logging
+import math
 import statistics
 import subprocess
 import sys
@@ -23,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
 
 from sr_lightning.callbacks import Progress
 from sr_lightning.data import SRDataModule, bundled_photos
@@ -31,11 +34,12 @@ from sr_lightning.loggers import MetricsCSV
 from sr_lightning.modules import SRModule
 from sr_lightning.networks import EDSR, ESPCN, SRCNN, WDSR, SRResNet
 from sr_lightning.optim import Muon, warmup_cosine
-from sr_lightning.training.trainer import build_trainer, silence_lightning
+from sr_lightning.training.trainer import NoProfiler, build_trainer, silence_lightning
 from sr_lightning.utils.malloc import keep_freed_memory
+from sr_lightning.utils.stopwatch import OTHER, Stopwatch
 from tests.helpers import compose
 
-STEPS, ROUNDS = 400, 15
+STEPS, LOG_EVERY, ROUNDS = 400, 50, 15
 
 
 def module(network: torch.nn.Module, steps: int = STEPS, channels_last: bool = True) -> SRModule:
@@ -51,51 +55,111 @@ def data(cache_dir: str) -> SRDataModule:
     )  # fmt: skip
 
 
+class Stamps(Logger):
+    """Logger that notes the time of each value, so that a group of steps is measured without a hook at each batch."""
+
+    name, version = "stamps", ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.times.append(time.perf_counter())
+
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
+        pass
+
+
+class EachBatch(pl.Callback):
+    """Callback of a user, for which Lightning takes every step; it notes the time every `LOG_EVERY` batches."""
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = times
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (batch_idx + 1) % LOG_EVERY == 0:
+            self.times.append(time.perf_counter())
+
+
+class Trivial(pl.LightningModule):
+    """The least that a LightningModule can do for the same training."""
+
+    def __init__(self, trained: SRModule) -> None:
+        super().__init__()
+        self.trained = trained
+        self.configure_optimizers = trained.configure_optimizers
+
+    def training_step(self, batch, batch_idx):
+        return self.trained.loss_of(batch)
+
+
+def plain_loop(datamodule: SRDataModule, trained: SRModule) -> list[float]:
+    configured = trained.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    batches = datamodule.train_batches()
+    times = []
+    for k in range(STEPS):
+        optimizer.zero_grad()
+        trained.loss_of(datamodule.to_float(batches[k])).backward()
+        optimizer.step()
+        scheduler.step()
+        if (k + 1) % LOG_EVERY == 0:
+            times.append(time.perf_counter())
+    return times
+
+
+def trivial_module(datamodule: SRDataModule, trained: SRModule, folder: str) -> list[float]:
+    times: list[float] = []
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, limit_val_batches=0, callbacks=[EachBatch(times)], profiler=NoProfiler(),
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(Trivial(trained), datamodule)
+    return times
+
+
+def whole_loop(datamodule: SRDataModule, trained: SRModule, folder: str, grouped: bool) -> list[float]:
+    """Train with the trainer, callbacks and loggers of train.py."""
+    never, stamps = 10 * STEPS, Stamps()
+    steps = {"max_steps": STEPS, "val_every": never, "save_every": never}
+    words = [f"{key}={value}" for key, value in steps.items()]
+    cfg = compose(*words, "name=bench", f"run_dir={folder}", "trainer=cpu", "trainer.precision=32-true")
+    loggers = [MetricsCSV(Path(folder, "metrics.csv")), stamps]
+    callbacks = [Progress(STEPS, cfg.data.batch_size)] + ([] if grouped else [EachBatch([])])
+    build_trainer(cfg.trainer, trained, loggers, callbacks, run_dir=folder, **steps).fit(trained, datamodule)
+    return stamps.times
+
+
 def loop() -> None:
-    """The smallest network there is, so that what is added can be seen; the very trainer of train.py."""
+    """The smallest network there is, so that what is added can be seen."""
     silence_lightning()
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    tiny = partial(ESPCN, scale=2, num_features=(8,), kernel_sizes=(3, 3))
-    never = 10 * STEPS
-
-    def plain(datamodule: SRDataModule) -> float:
-        trained = module(tiny())
-        configured = trained.configure_optimizers()
-        optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-        batches = datamodule.train_batches()
-        start = time.perf_counter()
-        for k in range(STEPS):
-            optimizer.zero_grad()
-            trained.loss_of(datamodule.to_float(batches[k])).backward()
-            optimizer.step()
-            scheduler.step()
-        return (time.perf_counter() - start) / STEPS
-
-    class Clock(pl.Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-            if batch_idx == 9:  # past what the first steps set up
-                self.start = time.perf_counter()
-            if batch_idx == STEPS - 2:  # before the last checkpoint
-                self.seconds = (time.perf_counter() - self.start) / (STEPS - 11)
-
-    def lightning(datamodule: SRDataModule, folder: str) -> float:
-        words = ["name=bench", f"run_dir={folder}", f"max_steps={STEPS}", f"save_every={never}", f"val_every={never}"]
-        cfg = compose(*words, "trainer=cpu", "trainer.precision=32-true")
-        trained = module(tiny())
-        clock, progress = Clock(), Progress(STEPS, cfg.data.batch_size)
-        loggers = [MetricsCSV(Path(folder, "metrics.csv"))]
-        steps = {"max_steps": STEPS, "val_every": never, "save_every": never}
-        trainer = build_trainer(cfg.trainer, trained, loggers, [progress, clock], run_dir=folder, **steps)
-        trainer.fit(trained, datamodule)
-        return clock.seconds
-
     with tempfile.TemporaryDirectory() as folder:
         datamodule = data(folder)
         datamodule.setup()
-        rounds = [(plain(datamodule), lightning(datamodule, folder)) for _ in range(ROUNDS)]
-    raw, whole = (min(times) * 1e6 for times in zip(*rounds, strict=True))  # the least disturbed round of each
-    print(f"loop: plain {raw:.0f} us a step, whole loop {whole:.0f} us, added {whole - raw:.0f} us")
+        variants = {
+            "plain": plain_loop,
+            "trivial module": partial(trivial_module, folder=folder),
+            "ours, each step by Lightning": partial(whole_loop, folder=folder, grouped=False),
+            "ours, in groups": partial(whole_loop, folder=folder, grouped=True),
+        }
+        least = dict.fromkeys(variants, math.inf)
+        for _ in range(ROUNDS):
+            for name, train in variants.items():
+                tiny = ESPCN(scale=2, num_features=(8,), kernel_sizes=(3, 3))
+                times = train(datamodule, module(tiny))[:-1]  # the last batch saves a checkpoint
+                passed = min(after - before for before, after in itertools.pairwise(times))
+                least[name] = min(least[name], passed / LOG_EVERY * 1e6)
+    for name, microseconds in least.items():
+        print(f"loop: {name}: {microseconds:.0f} us a step, {microseconds - least['plain']:+.0f}")
+    stopwatch = Stopwatch()
+    stopwatch.start()
+    enter = partial(stopwatch.enter, OTHER)
+    cost = 4e6 * min(seconds(enter, 1000) for _ in range(20))
+    print(f"loop: the stopwatch takes {cost:.2f} us of a step, {cost / least['plain']:.2%} of the plain loop")
 
 
 def step_of(network: torch.nn.Module, patch_size: int, batch_size: int, fast: bool) -> Callable[[], None]:

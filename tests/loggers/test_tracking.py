@@ -137,6 +137,15 @@ def test_summary_equals_the_result(resumed_run, parts):
     assert values["test/held-out/ssim_y"] == pytest.approx(float(mean["ssim_y"]))
 
 
+def test_shares_of_the_time_are_in_the_summary_and_in_tensorboard(resumed_run, parts):
+    values = {key: value for key, value in summary(parts[-1]).items() if key.startswith("time/")}
+    assert values.pop("time/patches_per_second") > 0
+    assert sum(values.values()) == pytest.approx(1) and all(share > 0 for share in values.values())
+    assert values.keys() == {f"time/{p}" for p in ("data", "forward_and_backward", "optimizer", "validation", "other")}
+    events = EventAccumulator(str(resumed_run[0] / "tensorboard")).Reload()
+    assert {key: events.Scalars(key)[-1].value for key in values} == pytest.approx(values)
+
+
 def test_results_and_comparisons_are_uploaded(resumed_run, parts):
     table = json.loads(artifact(parts, "results")["results.table.json"].read_text())
     rows = rows_of(resumed_run[0] / "results.csv")

@@ -1,5 +1,7 @@
 """Whole runs on a small folder of pictures."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,11 +14,16 @@ from tests.helpers import rows_of, run, run_in_new_interpreter
 
 
 @pytest.fixture(scope="module")
-def finished(command, tmp_path_factory) -> Path:
-    """The directory of a finished run."""
+def finished_command(command, tmp_path_factory) -> tuple[Path, str]:
+    """The directory of a finished run, and its output."""
     run_dir = tmp_path_factory.mktemp("run") / "a"
-    run(*command, f"hydra.run.dir={run_dir}")
-    return run_dir
+    return run_dir, run(*command, f"hydra.run.dir={run_dir}").stdout
+
+
+@pytest.fixture
+def finished(finished_command) -> Path:
+    """The directory of a finished run."""
+    return finished_command[0]
 
 
 def test_run_writes_checkpoints_metrics_config_scores_and_pictures(finished):
@@ -29,6 +36,19 @@ def test_run_writes_checkpoints_metrics_config_scores_and_pictures(finished):
     assert [row["model"] for row in results if row["image"] == "mean"] == ["bicubic", "espcn"]
     assert results[0]["protocol"].endswith("lr-made")
     assert len(list((finished / "pictures").glob("*.png"))) == 1
+
+
+def test_run_says_where_its_time_went(finished_command):
+    run_dir, output = finished_command
+    phases = ("data", "forward and backward", "optimizer", "validation", "other")
+    line = r"30 steps in ([\d.,]+) s \(([\d,]+) patches/s\): " + ", ".join(rf"{phase} (\d+) %" for phase in phases)
+    seconds, rate, *shares = (float(number.replace(",", "")) for number in re.search(line, output).groups())
+    assert rate == pytest.approx(30 * 4 / seconds, rel=0.2, abs=1)  # the seconds are rounded
+    assert sum(shares) == pytest.approx(100, abs=3) and all(share > 0 for share in shares[1:4])
+
+    recorded = [float(row["seconds"]) for row in rows_of(run_dir / "metrics.csv")]
+    assert recorded == sorted(recorded) and recorded[0] > 0
+    assert recorded[-1] <= json.loads((run_dir / "result.json").read_text())["seconds"] <= seconds + 0.05
 
 
 def test_best_checkpoint_has_the_best_validation_score(finished):

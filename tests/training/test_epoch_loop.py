@@ -1,0 +1,174 @@
+"""Groups of steps change no bit of a run."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from sr_lightning.callbacks import Progress
+from sr_lightning.checkpoints.checkpoint import steps_done
+from sr_lightning.data import FolderDataModule
+from sr_lightning.degradations import Bicubic
+from sr_lightning.loggers import MetricsCSV
+from sr_lightning.modules import SRModule
+from sr_lightning.networks import ESPCN
+from sr_lightning.optim import Muon, warmup_cosine
+from sr_lightning.training import epoch_loop
+from sr_lightning.training.trainer import build_trainer
+from tests.helpers import compose, metrics_of
+from tests.training.test_resume import assert_same
+
+STEPS = {"max_steps": 40, "val_every": 15, "save_every": 8}
+LOG_EVERY = 7  # groups of any length end at 7, 8, 14, 15, 16, ...
+ONE, LONGEST = 0.0, 1e9  # seconds of a group
+
+
+def read(run_dir: Path, name: str) -> dict[str, Any]:
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+class Fit:
+    """A function that trains with the trainer of train.py, and notes which batches Lightning's loop has seen."""
+
+    def __init__(self, pictures: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.pictures, self.folder, self.patch = pictures, folder, patch
+        self.seen: list[int] = []
+        noted = Progress.on_train_batch_end
+
+        def note(progress, trainer, module, outputs, batch, batch_idx):
+            self.seen.append(batch_idx + 1)
+            noted(progress, trainer, module, outputs, batch, batch_idx)
+
+        patch.setattr(Progress, "on_train_batch_end", note)
+
+    def __call__(
+        self,
+        name: str,
+        group_seconds: float,
+        *words: str,
+        resume: str | None = None,
+        callbacks: tuple[pl.Callback, ...] = (),
+        module_class: type[SRModule] = SRModule,
+        **options: Any,
+    ) -> Path:
+        self.patch.setattr(epoch_loop, "GROUP_SECONDS", group_seconds)
+        self.seen.clear()
+        torch.manual_seed(0)
+        network = ESPCN(scale=2, num_features=(8,), kernel_sizes=(3, 3))
+        options = {"scheduler": partial(warmup_cosine, total_steps=STEPS["max_steps"])} | options
+        module = module_class(network, torch.nn.L1Loss(), partial(Muon, lr=1e-3), log_every=LOG_EVERY, **options)
+        data = FolderDataModule(
+            *(str(self.pictures),), scale=2, degradation=Bicubic(), patch_size=8, batch_size=4, seed=0,
+            max_steps=STEPS["max_steps"], cache_dir=self.folder / "cache",
+        )  # fmt: skip
+        run_dir = self.folder / name
+        cfg = compose("trainer=cpu", "trainer.precision=32-true", *words)
+        loggers = [MetricsCSV(run_dir / "metrics.csv")]
+        callbacks = [Progress(STEPS["max_steps"], 4), *callbacks]
+        trainer = build_trainer(cfg.trainer, module, loggers, callbacks, run_dir=run_dir, **STEPS)
+        trainer.fit(module, data, ckpt_path=resume)
+        return run_dir
+
+
+@pytest.fixture
+def fit(pictures, tmp_path, monkeypatch) -> Fit:
+    return Fit(pictures, tmp_path, monkeypatch)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Assert that the checkpoints are equal in every bit, with all counters, except for seconds and paths."""
+    for name in ("last", "best"):
+        checkpoints = [read(run, name) for run in (one, other)]
+        for checkpoint in checkpoints:
+            assert checkpoint["callbacks"].pop("Progress")["seconds"] > 0
+            for state in checkpoint["callbacks"].values():
+                state |= dict.fromkeys(("dirpath", "best_model_path", "kth_best_model_path", "best_k_models"))
+        assert_same(*checkpoints, name)
+    assert metrics_of(one) == metrics_of(other)
+
+
+ENDS = sorted({step for every in (LOG_EVERY, *list(STEPS.values())[1:]) for step in range(every, 40, every)} | {40})
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ([], {}),
+        (["trainer.gradient_clip_val=1e-3"], {"ema": 0.9}),
+        (["trainer.gradient_clip_val=1e-5", "+trainer.gradient_clip_algorithm=value"], {"scheduler": None}),
+        (["trainer.precision=bf16-mixed"], {"ema": 0.9}),
+    ],
+    ids=["schedule", "clipped norm and moving average", "clipped values", "bfloat16 and moving average"],
+)
+def test_groups_of_any_size_give_the_same_checkpoints_and_metrics(fit, words, options):
+    alone = fit("alone", ONE, *words, **options)
+    assert fit.seen == list(range(1, 41))
+    grouped = fit("grouped", LONGEST, *words, **options)
+    assert fit.seen == [1, *ENDS]  # the time of a step is unknown before the first
+    assert_same_run(alone, grouped)
+    assert steps_done(read(grouped, "last")) == 40
+
+
+class StopAt(pl.Callback):
+    """Raise at the end of a validation, before it is saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_end(self, trainer, module):
+        if module.batches_done == self.step:
+            raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize(("before", "after"), [(ONE, LONGEST), (LONGEST, ONE), (LONGEST, LONGEST)])
+def test_run_resumed_with_groups_of_another_size_equals_an_uninterrupted_one(fit, before, after):
+    whole = fit("whole", ONE, ema=0.9)
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit("stopped", before, ema=0.9, callbacks=(StopAt(30),))
+    assert steps_done(read(fit.folder / "stopped", "last")) == 24
+    resumed = fit("stopped", after, ema=0.9, resume=str(fit.folder / "stopped" / "checkpoints" / "last.ckpt"))
+    assert fit.seen == (list(range(25, 41)) if after == ONE else [25, 26, *(end for end in ENDS if end > 26)])
+    assert_same_run(whole, resumed)
+
+
+class EachBatch(pl.Callback):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        self.count += 1
+
+
+class OwnModule(SRModule):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        (["+trainer.accumulate_grad_batches=2"], {}),
+        (["+trainer.profiler=simple"], {}),
+        ([], {"callbacks": (EachBatch(),)}),
+        ([], {"module_class": OwnModule}),
+    ],
+    ids=["accumulated gradients", "profiler", "callback of the user", "module of the user"],
+)
+def test_every_step_is_lightnings_where_its_hooks_are_needed(fit, words, settings):
+    fit("run", LONGEST, *words, **settings)
+    assert fit.seen == list(range(1, 41))
+    for callback in settings.get("callbacks", ()):
+        assert callback.count == 40
+
+
+def test_group_of_a_slow_step_is_that_step(fit):
+    trainer_loop = epoch_loop.GroupedEpochLoop(pl.Trainer(logger=False, enable_checkpointing=False), (100,))
+    trainer_loop.trainer.fit_loop.max_batches = 1000
+    for seconds, steps in [(math.inf, 1), (0.06, 1), (0.024, 2), (0.005, 10), (1e-9, 100)]:
+        trainer_loop._step_seconds = seconds
+        assert trainer_loop._steps_of_group() == steps
+    trainer_loop.batch_progress.increment_by(95)
+    assert trainer_loop._steps_of_group() == 5
