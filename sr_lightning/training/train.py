@@ -79,11 +79,10 @@ def train(cfg: DictConfig) -> float:
     loggers = build_loggers(cfg.get("logger"), run)
     with closing(loggers):
         trainer = build_trainer(
-            cfg.trainer,
+            OmegaConf.merge(cfg.trainer, {"precision": cfg.chosen.precision}),
             module,
             loggers,
             build_callbacks(cfg, run),
-            precision=cfg.chosen.precision,
             **{key: cfg[key] for key in ("run_dir", "max_steps", "val_every", "save_every")},
         )
         if cfg.resume is None or steps_done(read_checkpoint(run.last)) < cfg.max_steps:

@@ -56,12 +56,11 @@ def build_trainer(
     max_steps: int,
     val_every: int,
     save_every: int,
-    precision: str,
 ) -> pl.Trainer:
     """Build the Lightning trainer. The training is one epoch of `max_steps` batches, which makes resuming exact.
 
     Args:
-        settings: `cfg.trainer`.
+        settings: `cfg.trainer`, with the chosen precision instead of "auto".
         module: Decides which metric is monitored and whether Lightning steps the optimizers.
         loggers: Receive every logged value.
         callbacks: Called in this order; Lightning calls those that write checkpoints last.
@@ -69,7 +68,6 @@ def build_trainer(
         max_steps: Batches of the whole training.
         val_every: Batches between two validations.
         save_every: Batches between two saves of last.ckpt.
-        precision: Lightning's name, instead of the one in `settings`.
 
     Raises:
         InputError: The module does not support a setting.
@@ -89,7 +87,6 @@ def build_trainer(
         accelerator = "gpu" if best_device().type == "cuda" else "cpu"
     arguments = dict(
         accelerator=accelerator,
-        precision=precision,
         max_epochs=1,
         val_check_interval=min(val_every, max_steps),
         check_val_every_n_epoch=None,
