@@ -24,7 +24,6 @@ from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.processes import is_cell, process_rank
-from sr_lightning.utils.cores import limit_threads
 from sr_lightning.utils.devices import best_device
 from sr_lightning.utils.timings import GAIN, Step, Timings, fastest, processor
 
@@ -36,6 +35,7 @@ LONG = 1000  # steps: only in longer runs torch.compile may pay
 GRADIENT_ERROR = 0.3  # the largest relative error of a step's gradient in a lower precision
 COMPILE_GAIN = 0.2  # expected share of a step that torch.compile saves, before it is measured
 STEPS = 3  # per measurement of threads
+KINDS = {"precision": str, "threads": int, "compile": bool, "processor": str}
 PATIENCE = 300  # seconds that a process waits for the choices of the first one
 
 
@@ -79,14 +79,16 @@ def choices_of_resumed_run(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
     Runs saved by earlier versions hold no choices: bfloat16 followed from the processor's flags.
 
     Raises:
-        InputError: The run was compiled, and torch.compile does not work here.
+        InputError: The run was compiled, and torch.compile does not work here; or the choices were changed by hand.
     """
     saved = cfg.get("chosen")
     if saved is None:
         precision = str(cfg.trainer.precision)
         precision = precision_by_flags(cfg) if precision == "auto" else precision
         return {"precision": precision, "threads": torch.get_num_threads(), "compile": False, "processor": processor()}
-    chosen = OmegaConf.to_container(saved)
+    chosen = OmegaConf.to_container(saved) if OmegaConf.is_dict(saved) else {}
+    if {key: type(value) for key, value in chosen.items()} != KINDS:
+        raise InputError(f"{RunFolder(cfg.run_dir).config}: chosen is not as train.py wrote it: {saved}")
     set_threads(chosen["threads"])
     if (threads := torch.get_num_threads()) != chosen["threads"]:
         log.warning(
@@ -157,7 +159,7 @@ class Trial:
         self.device, self.processes = device_of(cfg), processes_of(cfg)
         self.patches = cfg.data.batch_size // self.processes if cfg.max_steps >= SHORT else 1
         self.side = cfg.data.patch_size
-        self.limit = max(1, limit_threads() // self.processes)
+        self.limit = max(1, torch.get_num_threads() // self.processes)
         self.timings = Timings(cfg.cache_dir, Path(cfg.run_dir).parent / ".sweep" if is_cell() else None)
 
     def fastest_precision(self) -> str:

@@ -33,6 +33,7 @@ from sr_lightning.sweeps.invocation import SweepInvocation, plan
 from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
 from sr_lightning.training.checks import check_settings, downloads
 from sr_lightning.training.choices import Trial, backward
+from sr_lightning.utils.cores import limit_threads
 from sr_lightning.utils.devices import best_device
 from sr_lightning.utils.threads import in_threads
 
@@ -77,6 +78,7 @@ def estimate(cfg: DictConfig) -> dict[str, float]:
     Raises:
         InputError: Names every fault found.
     """
+    limit_threads()
     module, datamodule = build_on_meta(cfg)
     steps = cfg.max_steps if module.optimizer is not None else 0
     numbers = {"parameters": sum(p.numel() for p in module.network.parameters()), "steps": steps}

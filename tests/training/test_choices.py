@@ -10,7 +10,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import fingerprint
 from sr_lightning.training import choices
 from sr_lightning.training.choices import Trial, choose
-from sr_lightning.utils import cores, timings
+from sr_lightning.utils import timings
 from tests.helpers import compose, use_times
 
 FASTER = {"32-true": 1.0, "bf16-mixed": 0.5, "1": 3.0, "2": 3.1, "4": 3.2, "8": 3.3, "eager": 1.0, "compiled": 0.5}
@@ -28,7 +28,6 @@ def eight_threads(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: used[-1])
     monkeypatch.setattr(torch, "set_num_threads", used.append)
-    monkeypatch.setattr(cores, "usable_cores", lambda: 8)
     return used
 
 
@@ -153,17 +152,26 @@ def test_a_resumed_run_keeps_its_choices_and_tells_that_others_are_faster(monkey
     caplog.set_level(logging.INFO)
     use_times(monkeypatch, FASTER)
     cfg, module = built()
-    saved = {"precision": "32-true", "threads": 2, "compile": False, "processor": "another"}
+    saved = {"precision": "32-true", "threads": 16, "compile": False, "processor": "another"}  # on a larger machine
     with open_dict(cfg):
         cfg.resume, cfg.chosen = "outputs/run", saved
     assert choose(cfg, module) == saved
-    assert eight_threads[-1] == 2
+    assert eight_threads[-1] == 16
     assert "goes on in 32-true, as it began; bf16-mixed is faster on this machine" in caplog.text
     assert "bits may differ" not in caplog.text
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     eight_threads.append(3)
     assert choose(cfg, module) == saved
-    assert "goes on with 3 threads, by OMP_NUM_THREADS, instead of 2" in caplog.text
+    assert "goes on with 3 threads, by OMP_NUM_THREADS, instead of 16" in caplog.text
+
+
+@pytest.mark.parametrize("chosen", [5, [], {}, {"precision": "32-true", "threads": "two", "compile": 1}])
+def test_choices_changed_by_hand_are_an_error(chosen, tmp_path):
+    cfg, module = built(f"run_dir={tmp_path}")
+    with open_dict(cfg):
+        cfg.resume, cfg.chosen = str(tmp_path), chosen
+    with pytest.raises(InputError, match=f"{tmp_path}/config.yaml: chosen is not as train.py wrote it"):
+        choose(cfg, module)
 
 
 def test_a_run_of_an_earlier_version_resumes_by_the_flags_of_the_processor(monkeypatch):
