@@ -1,52 +1,63 @@
-"""A 1024x1536 image in tiles, one thread: time as a multiple of the whole image's.
+"""Upscaling in tiles: python tests/benchmarks/bench_upscale.py [--model MODEL …] [--height 1080] [--release].
 
-python tests/benchmarks/bench_upscale.py
+For networks of conf/model at x2 and x4 and an output of 1920x1080: speed in tiles as a share of the speed of the whole
+image, on one thread; least processor time of interleaved rounds. The process keeps freed memory, as the command does;
+with --release it returns it, as Python does by default, and the whole image gets new memory for each layer.
 """
 
+import argparse
 import logging
-import statistics
+import os
 import sys
 import time
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from sr_lightning.networks import EDSR, ESPCN, FSRCNN, SRCNN, WDSR
+from sr_lightning.configs import CONF
 from sr_lightning.upscale.upscaler import Upscaler
+from sr_lightning.utils.malloc import keep_freed_memory
 
-ROUNDS = 3
-NETWORKS = {
-    "ESPCN x2": lambda: ESPCN(scale=2, global_skip=True),
-    "ESPCN x4": lambda: ESPCN(scale=4, global_skip=True),
-    "FSRCNN x3": lambda: FSRCNN(scale=3, global_skip=True),
-    "SRCNN x3": lambda: SRCNN(scale=3, global_skip=True),
-    "EDSR 4x24, luma, x3": lambda: EDSR(scale=3, num_features=24, num_blocks=4, num_channels=1),
-    "WDSR-A 4 blocks x4": lambda: WDSR(scale=4, num_blocks=4),
-}
-TILES = (0, 64, 128, 256, 512, "auto")
+TILES = (0, 256, "auto")
 
 
-def main():
+def speeds(model: str, scale: int, height: int, rounds: int) -> str:
+    network = instantiate(compose("train", [f"model={model}", f"scale=x{scale}"]).model.network)
+    image = torch.randint(0, 256, (3, height // scale, height * 16 // 9 // scale), dtype=torch.uint8)
+    upscalers = {tile: Upscaler(network, model, device="cpu", tile=tile) for tile in TILES}
+    seconds = dict.fromkeys(TILES, float("inf"))
+    for upscaler in upscalers.values():
+        upscaler.upscale(image[:, :64, :64])
+    for _ in range(rounds):
+        for tile, upscaler in upscalers.items():
+            start = time.process_time()
+            upscaler.upscale(image)
+            seconds[tile] = min(seconds[tile], time.process_time() - start)
+    shares = "  ".join(f"{tile}: {seconds[0] / seconds[tile]:.2f}" for tile in TILES[1:])
+    rows, columns = upscalers["auto"]._tile_for(*image.shape[-2:]) or image.shape[-2:]
+    return f"{shares}  (auto {columns}x{rows}, margin {upscalers['auto'].margin}; whole {seconds[0]:.2f} s)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["espcn", "fsrcnn", "srcnn", "edsr_baseline", "wdsr_a"])
+    parser.add_argument("--height", type=int, default=1080, help="of the output (default: 1080)")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--release", action="store_true", help="return freed memory to the system")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     logging.disable()
-    image = torch.randint(0, 256, (3, 1024, 1536), dtype=torch.uint8)
-    print(f"{ROUNDS} interleaved rounds, medians of processor time, times the whole image's")
-    for name, build in NETWORKS.items():
-        upscalers = {tile: Upscaler(build(), name, device="cpu", tile=tile) for tile in TILES}
-        seconds = {tile: [] for tile in TILES}
-        for upscaler in upscalers.values():
-            upscaler.upscale(image[:, :32, :32])
-        for _ in range(ROUNDS):
-            for tile, upscaler in upscalers.items():
-                start = time.process_time()
-                upscaler.upscale(image)
-                seconds[tile].append(time.process_time() - start)
-        median = {tile: statistics.median(values) for tile, values in seconds.items()}
-        ratios = "  ".join(f"{tile}: {median[tile] / median[0]:.2f}" for tile in TILES[1:])
-        side, margin = upscalers["auto"]._automatic, upscalers["auto"].margin
-        print(f"{name}: {ratios}  (auto {side}, margin {margin}; whole {median[0]:.1f} s)", flush=True)
+    if not options.release:
+        keep_freed_memory()
+    with initialize_config_dir(str(CONF), version_base=None):
+        for model in options.model:
+            for scale in (2, 4):
+                print(f"{model} x{scale}: {speeds(model, scale, options.height, options.rounds)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -229,11 +229,14 @@ class Counting(nn.Module):
 def test_only_large_images_are_tiled_automatically():
     network = Counting()
     net = Upscaler(network, "", device="cpu")
-    net.upscale(np.zeros((262, 262), np.uint8))
-    assert network.sizes[-1] == (262, 262)
+    net.upscale(np.zeros((360, 360), np.uint8))
+    assert network.sizes[-1] == (360, 360)
     network.sizes.clear()
-    net.upscale(np.zeros((263, 512), np.uint8))
-    assert network.sizes == [(134, 259), (134, 259), (135, 259), (135, 259)]
+    net.upscale(np.zeros((361, 360), np.uint8))
+    assert network.sizes == [(183, 360), (184, 360)]
+    network.sizes.clear()
+    net.upscale(np.zeros((700, 100), np.uint8))
+    assert network.sizes == [(700, 100)]
 
 
 def test_bfloat16_differs_by_two_grey_levels_at_most():
