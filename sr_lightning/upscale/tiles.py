@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 # Limits of `tile="auto"`, with margins. On a CPU, 64 features of 360x360 pixels are 32 MiB: glibc gets larger tensors
 # from the system, page by page, unless it keeps freed memory (tests/benchmarks/bench_upscale.py). GPUs: not measured.
 PIXELS_CPU, PIXELS_CUDA = 360**2, 1024**2  # LR pixels
-MIN_SIDE_RADII = 20  # side of a square tile in receptive radii, so that margins are not most of the work
+MIN_SIDE_RADII = 22  # side of a square tile in receptive radii, so that margins are not most of the work
 MAX_LAYER_BYTES_CPU = 3 * 2**27  # of one layer's output; networks need 2 to 13 times as much, with NNPACK's workspace
 MAX_LAYER_SHARE_CUDA = 0.25  # of the free memory, for one layer's output
 WIDE_TILE_COST = 1.05  # times the fewest pixels, for tiles in fewer columns: NNPACK is faster on wide tiles

@@ -163,7 +163,7 @@ def test_layers_are_measured_per_input_pixel():
     ("network", "pixels"),
     [
         (ESPCN(scale=2), 360**2),
-        (EDSR(scale=2, num_features=4, num_blocks=18), 800**2),  # 20 times its radius of 40
+        (EDSR(scale=2, num_features=4, num_blocks=18), 880**2),  # 22 times its radius of 40
         (EDSR(scale=8, num_features=128, num_blocks=1), 12288),  # times 128 * 8 * 8 * 4 bytes = 384 MiB
         (EDSR(scale=8, num_features=512, num_blocks=8), (64 + 2 * 20) ** 2),  # tiles of 64 are the smallest
     ],
