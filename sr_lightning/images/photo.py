@@ -10,7 +10,14 @@ from PIL import Image, ImageCms, PngImagePlugin
 from sr_lightning.errors import InputError
 from sr_lightning.images.exif import exif_to_keep, has_subdirectories, tiff_exif, upright_copy
 from sr_lightning.images.files import format_of, open_image, write_image
-from sr_lightning.images.formats import MAX_BYTES, MAX_SIDE, SAVED_METADATA, SUPPORTS_16_BITS, SUPPORTS_ALPHA
+from sr_lightning.images.formats import (
+    MAX_BYTES,
+    MAX_SIDE,
+    PNG_COMPRESSION,
+    SAVED_METADATA,
+    SUPPORTS_16_BITS,
+    SUPPORTS_ALPHA,
+)
 from sr_lightning.images.modes import (
     GRAY_MODES,
     check_integer,
@@ -138,7 +145,7 @@ def check_fits(path: Path, photo: Image.Image, scale: int) -> None:
         raise InputError(f"{path}: {file_format} cannot store the image's transparency; {advice}")
 
 
-def write_photo(path: Path, photo: Image.Image, quality: int = 95) -> None:
+def write_photo(path: Path, photo: Image.Image, quality: int = 95, png_compression: int = PNG_COMPRESSION) -> None:
     """Write an image with its metadata, complete or not at all.
 
     Args:
@@ -146,6 +153,7 @@ def write_photo(path: Path, photo: Image.Image, quality: int = 95) -> None:
         photo: In a mode and with an `info` of `as_photo`. 16-bit gray becomes 8-bit if the format has no 16 bits,
             with a line in the log.
         quality: Of JPEG and WebP, 1 to 100; 100 is lossless WebP.
+        png_compression: Of PNG, 0 (none) to 9 (smallest).
 
     Raises:
         InputError: The format cannot store the image.
@@ -165,7 +173,7 @@ def write_photo(path: Path, photo: Image.Image, quality: int = 95) -> None:
     elif file_format == "WEBP":
         options |= {"lossless": True, "exact": True} if quality == 100 else {"quality": quality}
     elif file_format == "PNG":
-        options["pnginfo"] = _png_text(photo.info)
+        options |= {"pnginfo": _png_text(photo.info), "compress_level": png_compression}
     elif file_format == "TIFF":
         options |= {"compression": _tiff_compression(photo), "exif": tiff_exif(photo)}
     try:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sr_lightning.errors import InputError
+from sr_lightning.images.formats import PNG_COMPRESSION
 from sr_lightning.images.photo import check_fits, read_photo, write_photo
 from sr_lightning.upscale.plan import Job, is_video
 from sr_lightning.upscale.upscaler import Upscaler
@@ -22,10 +24,11 @@ from sr_lightning.utils.threads import THREADS
 log = logging.getLogger("sr_lightning.upscale")
 
 MAX_PENDING_PIXELS = 64_000_000  # of results that wait for a writer while the next one is computed
+MIN_REPORTED_SECONDS = 5  # of the processor, below which nobody needs to know what took them
 BAR = "{percentage:3.0f}% |{bar}| {n:.1f} of {total} [{elapsed}<{remaining}]"
 
 
-def upscale_all(net: Upscaler, jobs: Sequence[Job], quality: int) -> list[str]:
+def upscale_all(net: Upscaler, jobs: Sequence[Job], quality: int, png_compression: int) -> list[str]:
     """Run all jobs, images first; a failure of one does not stop the others.
 
     Returns:
@@ -34,27 +37,33 @@ def upscale_all(net: Upscaler, jobs: Sequence[Job], quality: int) -> list[str]:
     bar = tqdm(total=len(jobs), bar_format=BAR, dynamic_ncols=True, disable=not sys.stderr.isatty())
     with bar, logging_redirect_tqdm():
         return [
-            *upscale_images(net, [job for job in jobs if not is_video(job.source)], quality, bar),
+            *upscale_images(net, [job for job in jobs if not is_video(job.source)], quality, png_compression, bar),
             *upscale_videos(net, [job for job in jobs if is_video(job.source)], bar),
         ]
 
 
-def upscale_images(net: Upscaler, jobs: Sequence[Job], quality: int, bar: tqdm) -> list[str]:
+def upscale_images(net: Upscaler, jobs: Sequence[Job], quality: int, png_compression: int, bar: tqdm) -> list[str]:
     """Upscale image files; decoders and encoders release Python's global lock, so they run in threads.
+
+    If decoding or encoding takes most of the processor time, the log says so.
 
     Returns:
         One line per failure.
     """
     failures: list[str] = []
     pending: deque[tuple[int, Job, Future]] = deque()  # pixels of results that are being written
+    seconds: dict[str, list[float]] = {"decoding": [], "encoding": []}  # of the processor
+    start = time.process_time()
 
     def read(job: Job) -> Image.Image:
-        photo = read_photo(job.source)
-        check_fits(job.target, photo, net.scale)
+        with timed(seconds["decoding"]):
+            photo = read_photo(job.source)
+            check_fits(job.target, photo, net.scale)
         return photo
 
     def write(job: Job, photo: Image.Image) -> None:
-        write_photo(job.target, photo, quality)
+        with timed(seconds["encoding"]):
+            write_photo(job.target, photo, quality, png_compression)
         log.info("%s -> %s, %dx%d", job.source, job.target, *photo.size)
 
     def compute(job: Job, photo: Image.Image, done: int) -> None:
@@ -83,7 +92,36 @@ def upscale_images(net: Upscaler, jobs: Sequence[Job], quality: int, bar: tqdm) 
         finally:
             for pool in (readers, writers):
                 pool.shutdown(wait=False, cancel_futures=True)
+    shares = {part: sum(times) for part, times in seconds.items()}
+    writes_png = any(job.target.suffix.lower() == ".png" for job in jobs)
+    log_slowest(shares, time.process_time() - start, png_compression if writes_png else 0)
     return failures
+
+
+def log_slowest(seconds: dict[str, float], total: float, png_compression: int) -> None:
+    """Log the part that takes most of the processor time, unless it is the network or the time is short.
+
+    Args:
+        seconds: Of the processor, by part: decoding, encoding.
+        total: Of these and the network.
+        png_compression: 0 if no PNG is written.
+    """
+    part = max(seconds, key=seconds.__getitem__)
+    if total < MIN_REPORTED_SECONDS or seconds[part] <= total / 2:
+        return
+    slow = part == "encoding" and png_compression > PNG_COMPRESSION
+    advice = f"; --png-compression {PNG_COMPRESSION} is faster" if slow else ""
+    log.info("%s took %.0f %% of the processor time%s", part, 100 * seconds[part] / total, advice)
+
+
+@contextmanager
+def timed(seconds: list[float]) -> Iterator[None]:
+    """Append the processor time that this thread spends in the block."""
+    start = time.thread_time()
+    try:
+        yield
+    finally:
+        seconds.append(time.thread_time() - start)
 
 
 def prefetch(

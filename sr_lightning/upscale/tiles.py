@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from math import isqrt
 from typing import NamedTuple, TypeVar
 
@@ -14,12 +14,13 @@ from sr_lightning.upscale.options import MIN_TILE
 
 log = logging.getLogger(__name__)
 
-# Targets of `tile="auto"`. On a CPU, tiles are faster than the whole image, because the process gets new memory for the
-# outputs of large layers page by page (tests/benchmarks/bench_upscale.py). The value for GPUs is not measured.
-TILE_CPU, TILE_CUDA = 256, 1024  # LR pixels
-MIN_TILE_RADII = 12  # smallest width of a tile in receptive radii, so that margins are not most of the work
-MAX_LAYER_BYTES_CPU = 2**30  # of one layer's output; two or three of them exist at a time
+# Limits of `tile="auto"`, with margins. On a CPU, 64 features of 360x360 pixels are 32 MiB: glibc gets larger tensors
+# from the system, page by page, unless it keeps freed memory (tests/benchmarks/bench_upscale.py). GPUs: not measured.
+PIXELS_CPU, PIXELS_CUDA = 360**2, 1024**2  # LR pixels
+MIN_SIDE_RADII = 22  # side of a square tile in receptive radii, so that margins are not most of the work
+MAX_LAYER_BYTES_CPU = 3 * 2**27  # of one layer's output; networks need 2 to 13 times as much, with NNPACK's workspace
 MAX_LAYER_SHARE_CUDA = 0.25  # of the free memory, for one layer's output
+WIDE_TILE_COST = 1.05  # times the fewest pixels, for tiles in fewer columns: NNPACK is faster on wide tiles
 
 Result = TypeVar("Result")
 
@@ -57,12 +58,12 @@ class Box(NamedTuple):
             slice(left * scale, (left + self.width) * scale),
         )
 
-    def split(self, side: int) -> list["Box"]:
-        """Split into boxes of at most side x side, all of nearly the same size."""
+    def split(self, height: int, width: int) -> list["Box"]:
+        """Split into boxes of at most this height and width, all of nearly the same size."""
         return [
             Box(top, bottom, left, right)
-            for top, bottom in _split_evenly(self.top, self.bottom, side)
-            for left, right in _split_evenly(self.left, self.right, side)
+            for top, bottom in _split_evenly(self.top, self.bottom, height)
+            for left, right in _split_evenly(self.left, self.right, width)
         ]
 
 
@@ -74,7 +75,7 @@ def _split_evenly(start: int, stop: int, side: int) -> list[tuple[int, int]]:
 
 
 def tile_map(
-    compute: Callable[[Box, Box], Result], height: int, width: int, margin: int, tile: int | None
+    compute: Callable[[Box, Box], Result], height: int, width: int, margin: int, tile: tuple[int, int] | None
 ) -> Iterator[tuple[Box, Result]]:
     """Compute an image tile by tile; when memory runs out, continue with tiles of half the size.
 
@@ -87,7 +88,7 @@ def tile_map(
         height: Of the LR image.
         width: Of the LR image.
         margin: LR pixels around a box that its output depends on.
-        tile: Largest height and width of a box. None: try the whole image first.
+        tile: Largest height and width of a box without its margin. None: try the whole image first.
 
     Yields:
         Boxes that make up the image without overlap, from top to bottom, and the result of each.
@@ -99,8 +100,8 @@ def tile_map(
     pending = [whole]
     while pending:
         box = pending.pop()
-        if tile is not None and max(box.height, box.width) > tile:
-            pending += reversed(box.split(tile))
+        if tile is not None and (box.height > tile[0] or box.width > tile[1]):
+            pending += reversed(box.split(*tile))
             continue
         try:
             result = compute(box, box.expanded(margin, whole))
@@ -115,10 +116,11 @@ def tile_map(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         side = max(box.height, box.width)
-        tile = side // 2
-        if tile < MIN_TILE:
+        half = side // 2
+        if half < MIN_TILE:
             raise InputError(f"not enough memory, even for a tile of {side} with {margin} pixels around it: {problem}")
-        log.warning("out of memory: continuing with tiles of %d", tile)
+        log.warning("out of memory: continuing with tiles of %d", half)
+        tile = half, half
         pending.append(box)
 
 
@@ -134,20 +136,45 @@ OOM_MESSAGES = (
 )
 
 
-def automatic_tile(network: nn.Module, radius: int, device: torch.device) -> int:
-    """Choose the side of tiles that are fast and need little memory, in LR pixels.
+def automatic_pixels(network: nn.Module, margin: int, device: torch.device) -> int:
+    """Choose the LR pixels of tiles, margins included, that are fast and need little memory.
 
     Args:
         network: On the device.
-        radius: Its receptive radius in LR pixels, which are computed twice on each side of a tile.
-        device: The network's; its memory limits the side.
+        margin: LR pixels around a tile that are computed twice.
+        device: The network's; its memory limits the tiles.
     """
     if device.type == "cuda":
-        side, most = TILE_CUDA, MAX_LAYER_SHARE_CUDA * torch.cuda.mem_get_info(device)[0]
+        pixels, most = PIXELS_CUDA, MAX_LAYER_SHARE_CUDA * torch.cuda.mem_get_info(device)[0]
     else:
-        side, most = TILE_CPU, MAX_LAYER_BYTES_CPU
-    allowed = isqrt(int(most / largest_layer(network))) - 2 * radius
-    return min(max(side, MIN_TILE_RADII * radius), max(allowed, 4 * MIN_TILE))
+        pixels, most = PIXELS_CPU, MAX_LAYER_BYTES_CPU
+    allowed = int(most / largest_layer(network))
+    return max(min(max(pixels, (MIN_SIDE_RADII * margin) ** 2), allowed), (4 * MIN_TILE + 2 * margin) ** 2)
+
+
+def automatic_tile(height: int, width: int, margin: int, pixels: int) -> tuple[int, int]:
+    """Choose tiles that compute few pixels twice: the whole image, strips as wide as the image, or smaller tiles.
+
+    Args:
+        height: Of the LR image.
+        width: Of the LR image.
+        margin: LR pixels around a tile that are computed twice.
+        pixels: The most that a tile may have with its margins; at least a square of more than two margins.
+
+    Returns:
+        Largest height and width of a tile without margins.
+    """
+
+    def largest(side: int, number: int) -> int:
+        return -(-side // number) + margin * min(number - 1, 2)
+
+    costs = {}  # computed pixels by rows and columns of tiles
+    for columns in range(1, -(-width // (isqrt(pixels) - 2 * margin)) + 1):
+        fitting = (rows for rows in range(1, height + 1) if largest(height, rows) * largest(width, columns) <= pixels)
+        for rows in islice(fitting, 1):
+            costs[rows, columns] = (height + 2 * margin * (rows - 1)) * (width + 2 * margin * (columns - 1))
+    rows, columns = next(grid for grid, cost in costs.items() if cost <= WIDE_TILE_COST * min(costs.values()))
+    return -(-height // rows), -(-width // columns)
 
 
 @torch.inference_mode()

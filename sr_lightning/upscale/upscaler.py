@@ -16,7 +16,7 @@ from sr_lightning.images.photo import as_photo
 from sr_lightning.inference import FastInference, SelfEnsemble, super_resolve
 from sr_lightning.networks import Bicubic
 from sr_lightning.upscale.options import check_options
-from sr_lightning.upscale.tiles import Box, automatic_tile, tile_map
+from sr_lightning.upscale.tiles import Box, automatic_pixels, automatic_tile, tile_map
 from sr_lightning.utils.devices import best_device
 
 log = logging.getLogger(__name__)
@@ -228,15 +228,13 @@ class Upscaler:
         return GLOBAL_MARGIN if self.sees_whole_image else max(self.network.receptive_radius, Bicubic.receptive_radius)
 
     @cached_property
-    def _automatic(self) -> int:
-        return automatic_tile(self.network, self.margin, self.device)
+    def _automatic_pixels(self) -> int:
+        return automatic_pixels(self.network, self.margin, self.device)
 
-    def _tile_for(self, height: int, width: int) -> int | None:
-        if self.tile != "auto":
-            return self.tile or None
-        if self.sees_whole_image or height * width <= (self._automatic + 2 * self.margin) ** 2:
-            return None
-        return self._automatic
+    def _tile_for(self, height: int, width: int) -> tuple[int, int] | None:
+        if self.tile == "auto" and not self.sees_whole_image:
+            return automatic_tile(height, width, self.margin, self._automatic_pixels)
+        return (self.tile, self.tile) if isinstance(self.tile, int) and self.tile else None
 
 
 def bleed_colour_into_transparent(planes: Tensor) -> Tensor:

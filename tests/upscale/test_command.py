@@ -1,5 +1,6 @@
 """The command python -m sr_lightning.upscale."""
 
+import io
 import logging
 import os
 import subprocess
@@ -209,6 +210,7 @@ def test_missing_inputs_are_all_named(folder, tmp_path):
     ("words", "message"),
     [
         (["--quality", "0"], "--quality 0: choose a number from 1 to 100"),
+        (["--png-compression", "10"], "--png-compression 10: choose a number from 0 to 9"),
         (["--tile", "7"], f"tile=7: choose auto, 0 .the whole image. or at least {MIN_TILE}"),
     ],
 )
@@ -303,6 +305,51 @@ def test_more_pixels_than_may_wait_are_all_written(tmp_path, command, monkeypatc
         Image.new("L", (10 + i, 10), i).save(tmp_path / f"{i}.png")
     assert command(*(tmp_path / f"{i}.png" for i in range(12))) == 0
     assert {Image.open(path).size for path in (tmp_path / "out").iterdir()} == {(20 + 2 * i, 20) for i in range(12)}
+
+
+def test_png_compression_changes_the_size_and_no_pixel(tmp_path, command):
+    rows = np.arange(60, dtype=np.uint8)[:, None].repeat(80, axis=1)
+    Image.fromarray(rows).save(tmp_path / "smooth.png")
+    results = {}
+    for words in ((), ("--png-compression", "0"), ("--png-compression", "2"), ("--png-compression", "9")):
+        assert command(tmp_path / "smooth.png", "--exist", "overwrite", *words) == 0
+        results[words[-1:]] = (tmp_path / "out" / "smooth_x2.png").read_bytes()
+    assert len(results["0",]) > 160 * 120 > len(results["2",]) > len(results["9",])
+    assert results[()] == results["2",]
+    assert len({Image.open(io.BytesIO(result)).tobytes() for result in results.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("decoding", "encoding", "total", "png_compression", "message"),
+    [
+        (1, 7, 10, 6, "encoding took 70 % of the processor time; --png-compression 2 is faster"),
+        (1, 7, 10, 2, "encoding took 70 % of the processor time"),
+        (8, 1, 10, 6, "decoding took 80 % of the processor time"),
+        (1, 4, 10, 6, None),  # the network took half
+        (0, 4, 4, 6, None),  # a short time
+    ],
+)
+def test_slowest_part_is_reported_unless_it_is_the_network(decoding, encoding, total, png_compression, message, caplog):
+    caplog.set_level(logging.INFO)
+    pipeline.log_slowest({"decoding": decoding, "encoding": encoding}, total, png_compression)
+    assert [record.getMessage() for record in caplog.records] == ([message] if message else [])
+
+
+def test_processor_time_of_decoding_and_encoding_is_part_of_the_total(folder, command, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    reports = []
+
+    def record(*report):
+        reports.append(report)
+        pipeline.log.info("slowest part")
+
+    monkeypatch.setattr(pipeline, "log_slowest", record)
+    assert command(folder, "--png-compression", "6") == 0
+    ((seconds, total, png_compression),) = reports
+    assert min(seconds.values()) > 0
+    assert sum(seconds.values()) < total
+    assert png_compression == 6
+    assert [record.getMessage().split(" written")[0] for record in caplog.records[-2:]] == ["slowest part", "8 of 8"]
 
 
 def test_interrupted_command_leaves_complete_files(folder, tmp_path, command, monkeypatch, caplog):

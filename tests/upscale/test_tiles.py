@@ -10,7 +10,15 @@ from torch import nn
 from sr_lightning.errors import InputError
 from sr_lightning.inference import SelfEnsemble, fuse_for_inference
 from sr_lightning.networks import EDSR, ESPCN, SRCNN
-from sr_lightning.upscale.tiles import Box, automatic_tile, largest_layer, out_of_memory, tile_map
+from sr_lightning.upscale.tiles import (
+    WIDE_TILE_COST,
+    Box,
+    automatic_pixels,
+    automatic_tile,
+    largest_layer,
+    out_of_memory,
+    tile_map,
+)
 from tests.helpers import slow_except
 from tests.networks.test_every_network import NAMES, small
 
@@ -28,7 +36,7 @@ def tiled(network, lr, tile, margin):
         return network(part)[(..., *box.slices_in(around, scale))]
 
     with torch.inference_mode():
-        for box, part in tile_map(compute, height, width, margin, tile):
+        for box, part in tile_map(compute, height, width, margin, tile and (tile, tile)):
             rows = slice(box.top * scale, box.bottom * scale)
             columns = slice(box.left * scale, box.right * scale)
             assert sr[..., rows, columns].isnan().all()  # no pixel twice
@@ -127,7 +135,7 @@ def test_finished_tiles_are_not_repeated_after_out_of_memory():
             raise MemoryError
         return box
 
-    boxes = [box for box, _ in tile_map(compute, 64, 128, 0, 64)]
+    boxes = [box for box, _ in tile_map(compute, 64, 128, 0, (64, 64))]
     assert boxes[0] == Box(0, 64, 0, 64)
     assert sum(box.height * box.width for box in boxes) == 64 * 128
     assert len(set(calls)) == len(calls)
@@ -152,16 +160,41 @@ def test_layers_are_measured_per_input_pixel():
 
 
 @pytest.mark.parametrize(
-    ("network", "side"),
+    ("network", "pixels"),
     [
-        (ESPCN(scale=2), 256),
-        (EDSR(scale=2, num_features=4, num_blocks=18), 480),  # twelve times its radius of 40
-        (
-            EDSR(scale=8, num_features=128, num_blocks=1),
-            169,
-        ),  # 181 * 181 * (128 * 8 * 8 * 4 bytes) = 1 GiB, less margins
+        (ESPCN(scale=2), 360**2),
+        (EDSR(scale=2, num_features=4, num_blocks=18), 880**2),  # 22 times its radius of 40
+        (EDSR(scale=8, num_features=128, num_blocks=1), 12288),  # times 128 * 8 * 8 * 4 bytes = 384 MiB
+        (EDSR(scale=8, num_features=512, num_blocks=8), (64 + 2 * 20) ** 2),  # tiles of 64 are the smallest
     ],
-    ids=["light", "far-sighted", "heavy"],
+    ids=["light", "far-sighted", "heavy", "heaviest"],
 )
-def test_automatic_tile_fits_the_network(network, side):
-    assert automatic_tile(network, network.receptive_radius, torch.device("cpu")) == side
+def test_pixels_of_automatic_tiles_suit_the_network(network, pixels):
+    assert automatic_pixels(network, network.receptive_radius, torch.device("cpu")) == pixels
+
+
+def grid_cost(height, width, margin, rows, columns):
+    """Return the pixels that a grid of tiles computes in all, and those of its largest tile."""
+    boxes = Box(0, height, 0, width).split(-(-height // rows), -(-width // columns))
+    around = [box.expanded(margin, Box(0, height, 0, width)) for box in boxes]
+    sizes = [box.height * box.width for box in around]
+    return sum(sizes), max(sizes)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "margin", "pixels"),
+    [(54, 96, 5, 1000), (54, 96, 2, 3000), (300, 20, 3, 900), (20, 300, 3, 900), (97, 101, 0, 500), (1, 999, 4, 300)],
+)
+def test_automatic_tiles_fit_and_compute_few_pixels_twice(height, width, margin, pixels):
+    tile_height, tile_width = automatic_tile(height, width, margin, pixels)
+    rows, columns = -(-height // tile_height), -(-width // tile_width)
+    computed, largest = grid_cost(height, width, margin, rows, columns)
+    assert largest <= pixels
+    others = [grid_cost(height, width, margin, r, c) for r in range(1, height + 1) for c in range(1, min(width, 40))]
+    assert computed <= WIDE_TILE_COST * 1.02 * min(cost for cost, size in others if size <= pixels)  # 1.02: rounding
+
+
+def test_automatic_tiles_are_the_whole_image_or_strips_of_its_width_where_these_cost_little():
+    assert automatic_tile(270, 480, 5, 270 * 480) == (270, 480)
+    assert automatic_tile(540, 960, 5, 360**2) == (108, 960)
+    assert automatic_tile(540, 960, 36, 360**2)[1] < 960

@@ -15,6 +15,7 @@ from sr_lightning import load
 from sr_lightning.errors import InputError
 from sr_lightning.inference import super_resolve
 from sr_lightning.networks import EDSR, ESPCN, RCAN, WDSR, Bicubic
+from sr_lightning.upscale import tiles
 from sr_lightning.upscale.upscaler import Upscaler
 from tests.helpers import ROOT
 
@@ -132,6 +133,18 @@ def test_tiles_with_chroma_and_alpha_equal_the_whole_image(build, channels):
             torch.testing.assert_close(whole, super_resolve(network, image[None])[0].clamp(0, 1), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(150, 211), (301, 75), (75, 301), (1, 20000)])
+def test_automatic_tiles_equal_the_whole_image(size, monkeypatch):
+    monkeypatch.setattr(tiles, "PIXELS_CPU", 1)  # the smallest automatic tiles
+    torch.manual_seed(0)
+    network = EDSR(scale=2, num_features=4, num_blocks=1)
+    image = torch.rand(3, *size)
+    shares = []
+    tiled = Upscaler(network, "", device="cpu").upscale(image, shares.append)
+    assert len(shares) > 1
+    torch.testing.assert_close(tiled, Upscaler(network, "", tile=0, device="cpu").upscale(image), rtol=0, atol=1e-4)
+
+
 def test_transparent_colour_does_not_bleed(bicubic):
     rows, columns = np.mgrid[:40, :40]
     disc = np.zeros((40, 40, 4), np.uint8)  # black where transparent
@@ -229,11 +242,14 @@ class Counting(nn.Module):
 def test_only_large_images_are_tiled_automatically():
     network = Counting()
     net = Upscaler(network, "", device="cpu")
-    net.upscale(np.zeros((262, 262), np.uint8))
-    assert network.sizes[-1] == (262, 262)
+    net.upscale(np.zeros((360, 360), np.uint8))
+    assert network.sizes[-1] == (360, 360)
     network.sizes.clear()
-    net.upscale(np.zeros((263, 512), np.uint8))
-    assert network.sizes == [(134, 259), (134, 259), (135, 259), (135, 259)]
+    net.upscale(np.zeros((361, 360), np.uint8))
+    assert network.sizes == [(183, 360), (184, 360)]
+    network.sizes.clear()
+    net.upscale(np.zeros((700, 100), np.uint8))
+    assert network.sizes == [(700, 100)]
 
 
 def test_bfloat16_differs_by_two_grey_levels_at_most():
