@@ -45,9 +45,8 @@ def with_chroma(sr_luma: Tensor, lr: Tensor, scale: int) -> Tensor:
     Returns:
         (N, 3, h*scale, w*scale) RGB, unclamped.
     """
-    ycbcr = Bicubic(scale=scale).to(lr.device)(rgb_to_ycbcr(lr))
-    ycbcr[:, :1] = sr_luma
-    return ycbcr_to_rgb(ycbcr)
+    chroma = Bicubic(scale=scale).to(lr.device)(rgb_to_ycbcr(lr)[:, 1:])
+    return ycbcr_to_rgb(torch.cat([sr_luma, chroma], dim=1))
 
 
 def in_colour(sr: Tensor, lr: Tensor, scale: int) -> Tensor:

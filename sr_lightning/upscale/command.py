@@ -12,6 +12,7 @@ from sr_lightning.images.formats import IMAGE_FORMATS, PNG_COMPRESSION
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.upscale.options import check_options
 from sr_lightning.upscale.plan import check_output, find_inputs, plan
+from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.devices import DEVICES, PRECISIONS
 from sr_lightning.utils.messages import listing
 
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if anything failed; 130 if interrupted.
     """
     options = parser().parse_args(arguments)
+    bound_spinning()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("sr_lightning").setLevel(logging.INFO)
     try:
@@ -125,9 +127,11 @@ def run(options: argparse.Namespace) -> list[str]:
     check_output(sources, options.out, options.format)
     from sr_lightning.upscale.pipeline import upscale_all
     from sr_lightning.upscale.upscaler import Upscaler
+    from sr_lightning.utils.cores import limit_threads
     from sr_lightning.utils.malloc import keep_freed_memory
 
     keep_freed_memory()
+    limit_threads()
     net = Upscaler.load(
         checkpoint,
         device=options.device,

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from sr_lightning.checkpoints.checkpoint import Trained, load_network
 from sr_lightning.export import NEEDED, write_onnx
-from sr_lightning.inference import FastInference, to_channels
+from sr_lightning.inference import FastInference, fuse_for_inference, possible_forms, to_channels
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN
 from sr_lightning.networks.layers import pixel_shuffle
 from sr_lightning.utils.malloc import keep_freed_memory
@@ -106,7 +106,7 @@ def prepared(case: str, how: str, pb: str | None) -> Callable[[], Tensor]:
         return lambda: form(lr)
     if how == "compile":
         form = FastInference(network)
-        form.network = torch.compile(form.network)
+        form.form = torch.compile(form.form)
         return lambda: form(lr)
     if how == "onnxruntime":
         import onnxruntime
@@ -201,9 +201,10 @@ def psnr(cases: list[str]) -> None:
             "float32": FastInference(network, precision="float32"),
             "bfloat16": FastInference(network, precision="bfloat16"),
         }
+        fused = fuse_for_inference(network)
         with patch("sr_lightning.inference.computes_in_bfloat16", return_value=True):
-            chosen = FastInference(network)
-        forms[f"auto where there is bfloat16 ({chosen.precision})"] = chosen
+            possible = possible_forms(fused, "auto", network.num_channels, scale)
+        forms |= {f"auto: {form.name}": form for form in possible if form.precision == "bfloat16"}
         changes: dict[str, list[float]] = {name: [] for name in forms}
         off = dict.fromkeys(forms, 0.0)
         exact = []
