@@ -48,12 +48,12 @@ def _quota(group: Path) -> list[float]:
 def bound_spinning() -> None:
     """Bound the time that OpenMP's waiting threads spin; to be called before torch is imported.
 
-    On a machine that other processes keep busy, threads that spin for their default time slow a small network down by a
-    factor of five to twenty; with this bound by about as little as waiting passively does, which slows wide networks
-    down on an idle machine (tests/benchmarks/bench_threads.py). A policy set in the environment is kept.
+    On a machine that other processes keep busy, threads that spin for their default time make steps ten times as long.
+    With this bound three times; on an idle machine it costs nothing, while waiting passively does
+    (tests/benchmarks/bench_threads.py). A policy set in the environment is kept.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
-        os.environ["GOMP_SPINCOUNT"] = "10000"
+        os.environ["GOMP_SPINCOUNT"] = "20000"
 
 
 def limit_threads() -> int:
