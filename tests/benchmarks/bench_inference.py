@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from sr_lightning.checkpoints.checkpoint import Trained, load_network
-from sr_lightning.export import NEEDED, write_onnx
+from sr_lightning.export import ONNX_PACKAGES, write_onnx
 from sr_lightning.inference import FastInference, fuse_for_inference, possible_forms, to_channels
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN
 from sr_lightning.networks.layers import pixel_shuffle
@@ -151,7 +151,7 @@ def start(keep: bool) -> None:
 def speed(cases: list[str], pbs: list[str], compiled: bool) -> None:
     of_case = {case: pb for case in cases for pb in pbs if Path(pb).stem.lower() == case.lower().replace(" ", "_")}
     left_out = set() if compiled else {"compile"}
-    if missing := [package for package in NEEDED if find_spec(package) is None]:
+    if missing := [package for package in ONNX_PACKAGES if find_spec(package) is None]:
         print(f"onnxruntime is left out: not installed: {', '.join(missing)}")
         left_out.add("onnxruntime")
     if not of_case:
