@@ -195,7 +195,7 @@ def test_further_processes_take_the_choices_of_the_first(monkeypatch, tmp_path):
     assert choose(cfg, module) == chosen
 
 
-def test_choices_have_no_bearing_on_the_name_of_a_run():
+def test_choices_do_not_affect_the_name_of_a_run():
     cfg = compose()
     before = fingerprint(cfg)
     with open_dict(cfg):
