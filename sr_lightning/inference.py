@@ -177,12 +177,16 @@ class FastInference(nn.Module):
         return Timings().seconds(key, list(forms), lambda name: lambda: self._upscale(forms[name], side()), BUDGET)
 
     def _side_of_tile(self, form: "Form") -> int:
-        """Return a side of a tile, in LR pixels, that is large enough for typical times but not too slow to measure."""
+        """Return a side of a tile, in LR pixels, that is large enough for typical times but not too slow to measure.
+
+        On 32 x 32 pixels NNPACK gains 1.2 times for EDSR-baseline, from 48 x 48 on as on whole images, 1.8 times.
+        """
         self._upscale(form, 32)
         start = time.perf_counter()
         self._upscale(form, 32)
         per_pixel = (time.perf_counter() - start) / 32**2
-        return max([32, *(side for side in (64, 128) if per_pixel * side**2 < BUDGET / 4)])
+        limits = {48: BUDGET, **dict.fromkeys((64, 96, 128), BUDGET / 4)}  # seconds per step
+        return max([32, *(side for side, limit in limits.items() if per_pixel * side**2 < limit)])
 
     @torch.inference_mode()
     def _upscale(self, form: "Form", side: int) -> None:
