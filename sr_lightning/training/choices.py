@@ -157,7 +157,7 @@ class Trial:
     def __init__(self, cfg: DictConfig, module: SRModule) -> None:
         self.module, self.max_steps = module, cfg.max_steps
         self.device, self.processes = device_of(cfg), processes_of(cfg)
-        self.patches = cfg.data.batch_size // self.processes if cfg.max_steps >= SHORT else 1
+        self.patches = max(1, cfg.data.batch_size // self.processes) if cfg.max_steps >= SHORT else 1
         self.side = cfg.data.patch_size
         self.limit = max(1, torch.get_num_threads() // self.processes)
         self.timings = Timings(cfg.cache_dir, Path(cfg.run_dir).parent / ".sweep" if is_cell() else None)

@@ -6,12 +6,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
+from sr_lightning.checkpoints.checkpoint import read_checkpoint
 from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import fingerprint
 from sr_lightning.training import choices
 from sr_lightning.training.choices import Trial, choose
 from sr_lightning.utils import timings
-from tests.helpers import compose, use_times
+from tests.helpers import compose, run, use_times
 
 FASTER = {"32-true": 1.0, "bf16-mixed": 0.5, "1": 3.0, "2": 3.1, "4": 3.2, "8": 3.3, "eager": 1.0, "compiled": 0.5}
 
@@ -202,3 +203,17 @@ def test_choices_do_not_affect_the_name_of_a_run():
         cfg.chosen = {"precision": "bf16-mixed", "threads": 8, "compile": True, "processor": "x"}
     assert fingerprint(cfg) == before
     assert fingerprint(compose("compile=true")) != before
+
+
+@pytest.mark.slow
+def test_choices_are_saved_with_the_run_and_kept_by_a_resume(command, tmp_path):
+    run(*command, "trainer.precision=auto", "max_steps=10", f"hydra.run.dir={tmp_path / 'run'}")
+    config = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert config.trainer.precision == "auto"
+    chosen = OmegaConf.to_container(config.chosen)
+    assert chosen.keys() == choices.KINDS.keys()
+    assert read_checkpoint(tmp_path / "run")["hyper_parameters"]["chosen"] == chosen
+    config.chosen.processor = "another"
+    OmegaConf.save(config, tmp_path / "run" / "config.yaml")
+    run("train.py", f"resume={tmp_path / 'run'}")
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").chosen.processor == "another"
