@@ -49,7 +49,7 @@ def bound_spinning() -> None:
     """Bound the time that OpenMP's waiting threads spin; to be called before torch is imported.
 
     On a machine that other processes keep busy, threads that spin for their default time make steps ten times as long.
-    With this bound three times; on an idle machine it costs nothing, while waiting passively does
+    With this bound, twice; on an idle machine it costs nothing, while waiting passively does
     (tests/benchmarks/bench_threads.py). A policy set in the environment is kept.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
