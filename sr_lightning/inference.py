@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,7 @@ from sr_lightning.color import rgb_to_y, rgb_to_ycbcr, ycbcr_to_rgb
 from sr_lightning.errors import InputError
 from sr_lightning.networks.bicubic import Bicubic
 from sr_lightning.utils.devices import PRECISIONS
-from sr_lightning.utils.timings import Timings, fastest
+from sr_lightning.utils.timings import Timings, facts_of, fastest
 
 BUDGET = 0.5  # seconds of measurement, after the first rounds
 
@@ -164,15 +163,7 @@ class FastInference(nn.Module):
 
     def _seconds(self, network: nn.Module, forms: Mapping[str, "Form"]) -> dict[str, float]:
         """Return the seconds of each form for a tile."""
-        parameters = [f"{name} {tuple(parameter.shape)}" for name, parameter in network.named_parameters()]
-        description = "\n".join([repr(network), *parameters])
-        key = {
-            "purpose": "enlarging",
-            "network": type(network).__name__,
-            "structure": hashlib.sha256(description.encode()).hexdigest()[:24],
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-        }
+        key = {"purpose": "enlarging", "network": type(network).__name__, **facts_of(network, self.device)}
         side = functools.cache(lambda: self._side_of_tile(next(iter(forms.values()))))
         return Timings().seconds(key, list(forms), lambda name: lambda: self._upscale(forms[name], side()), BUDGET)
 

@@ -54,9 +54,7 @@ class ResumableLoader(DataLoader):
         """Iterate over the remaining batches; without workers not by torch's iterator, which costs 50 us a batch."""
         if self.num_workers:
             return super().__iter__()
-        torch.empty(
-            (), dtype=torch.int64
-        ).random_()  # as torch's iterator draws: dropout stays that of earlier versions
+        torch.empty((), dtype=torch.int64).random_()  # a seed, as torch's iterator draws: dropout stays as it was
         return map(self.dataset.__getitem__, self.sampler)
 
     def state_dict(self) -> dict[str, int]:

@@ -5,7 +5,6 @@ the same name on every machine. A resumed run keeps them.
 """
 
 import copy
-import hashlib
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.optim import Optimizer
 
 from sr_lightning.errors import InputError
 from sr_lightning.inference import computes_in_bfloat16
@@ -25,7 +25,7 @@ from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.processes import is_cell, process_rank
 from sr_lightning.utils.devices import best_device
-from sr_lightning.utils.timings import GAIN, Step, Timings, fastest, processor
+from sr_lightning.utils.timings import GAIN, Step, Timings, facts_of, fastest, processor
 
 log = logging.getLogger(__name__)
 
@@ -231,11 +231,9 @@ class Trial:
         """Return the seconds of each form of a training step."""
         key = {
             "purpose": f"training: {purpose}",
-            "module": hashlib.sha256(structure(self.module).encode()).hexdigest()[:24],
             "network": type(self.module.network).__name__,
             "shape": [self.patches, self.side],
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            **facts_of(self.module, self.device, str(self.module.memory_format), *optimizer_classes(self.module)),
         }
         with torch.random.fork_rng():
             return self.timings.seconds(key, names, build, BUDGET)
@@ -246,8 +244,7 @@ class Trial:
         if compiled:
             module.compile_training()
         batch = self.batch()
-        configured = module.configure_optimizers()
-        optimizers = [each["optimizer"] for each in (configured if isinstance(configured, list) else [configured])]
+        optimizers = optimizers_of(module)
 
         def step() -> None:
             backward(module, batch, precision)
@@ -285,12 +282,16 @@ def backward(module: SRModule, batch: dict[str, Tensor], precision: str) -> None
     loss.backward()
 
 
-def structure(module: SRModule) -> str:
-    """Describe all parts of a module and the classes of its optimizers, but no learning rates or weights."""
+def optimizers_of(module: SRModule) -> list[Optimizer]:
+    """Build the optimizers of a module: one, or those of generator and discriminator."""
+    configured = module.configure_optimizers()
+    return [each["optimizer"] for each in (configured if isinstance(configured, list) else [configured])]
+
+
+def optimizer_classes(module: SRModule) -> list[str]:
+    """Name the classes of a module's optimizers, whatever their learning rates."""
     optimizers = [getattr(module, name, None) for name in ("optimizer", "discriminator_optimizer")]
-    shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in module.named_parameters()]
-    classes = [str(getattr(optimizer, "func", None)) for optimizer in optimizers]
-    return "\n".join([repr(module), *shapes, *classes, str(module.memory_format)])
+    return [str(getattr(optimizer, "func", None)) for optimizer in optimizers]
 
 
 def first_line(error: Exception) -> str:

@@ -32,7 +32,7 @@ from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.sweeps.invocation import SweepInvocation, plan
 from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
 from sr_lightning.training.checks import check_settings, downloads
-from sr_lightning.training.choices import Trial, backward
+from sr_lightning.training.choices import Trial, backward, optimizers_of
 from sr_lightning.utils.cores import limit_threads
 from sr_lightning.utils.devices import best_device
 from sr_lightning.utils.threads import in_threads
@@ -237,13 +237,13 @@ def one_step(module: SRModule, batch_size: int, side: int, precision: str) -> No
     """Take one training step on LR patches of `side` pixels."""
     replace_with_fake_tensors(module)
     module.train().setup("fit")  # creates the averaged network, if configured
-    configured = module.configure_optimizers()
+    optimizers = optimizers_of(module)
     scale = module.network.scale
     batch = {"lr": torch.rand(batch_size, 3, side, side)}
     batch["hr"] = torch.rand(batch_size, 3, side * scale, side * scale)
     backward(module, batch, precision)
-    for each in configured if isinstance(configured, list) else [configured]:
-        each["optimizer"].step()
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 @torch.no_grad()

@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from sr_lightning.utils.atomic_files import replacing
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,25 @@ def fastest(seconds: Mapping[str, float]) -> str:
     """
     first, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
     return best if seconds[best] * GAIN <= seconds[first] else first
+
+
+def facts_of(module: "torch.nn.Module", device: "torch.device", *more: str) -> dict[str, Any]:
+    """Return facts for a key of `Timings`: threads, device, and the structure of a module without its weights.
+
+    Args:
+        module: The module that is measured.
+        device: Where it computes.
+        *more: Further facts of the structure that neither `repr` nor the shapes of the parameters tell.
+    """
+    import torch
+
+    shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in module.named_parameters()]
+    description = "\n".join([repr(module), *shapes, *more])
+    return {
+        "structure": hashlib.sha256(description.encode()).hexdigest()[:24],
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
 
 
 class Timings:
