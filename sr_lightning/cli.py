@@ -6,10 +6,13 @@ Imported before Hydra runs, so it must stay light: only the tasks import torch, 
 import atexit
 import functools
 import logging
+import re
+import shlex
 import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.types import RunMode
@@ -18,13 +21,15 @@ from omegaconf import DictConfig, OmegaConf
 from sr_lightning.configs import CONF
 from sr_lightning.errors import find_input_error
 from sr_lightning.runs.fingerprint import cell_name
-from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.folder import RunFolder, remove_failed_start
 from sr_lightning.runs.result import record_failure
 from sr_lightning.runs.saved_config import rename_keys, upgrade_overrides
 from sr_lightning.sweeps.devices import visible_devices
-from sr_lightning.sweeps.processes import exit_with_parent, is_cell
-from sr_lightning.sweeps.run import CellFailed, in_sweep
+from sr_lightning.sweeps.invocation import relative
+from sr_lightning.sweeps.processes import exit_with_parent, is_cell, process_rank
+from sr_lightning.sweeps.run import CellFailed, in_sweep, quoted
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.signals import Interrupted, handle_signals
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +52,17 @@ def scratch() -> str:
 
 
 def prepare_command(about: str, name: str) -> None:
-    """Bound OpenMP's spinning and replace earlier names of keys; print help and exit if `-h` or `--help` is given.
+    """Prepare the process, and replace earlier names of keys; print help and exit if `-h` or `--help` is given.
 
-    The help has purpose and examples, config groups, and settings with comments. Hydra's own help takes two seconds and
-    omits the comments.
+    OpenMP's spinning is bounded, and signals are handled. The help has purpose and examples, config groups, and settings
+    with comments. Hydra's own help takes two seconds and omits the comments.
 
     Args:
         about: The command's docstring: purpose and examples.
         name: "train" or "evaluate", which is also the name of its config.
     """
     bound_spinning()
+    handle_signals()
     sys.argv[1:] = upgrade_overrides(sys.argv[1:])
     check_resume(sys.argv[1:])
     if not {"-h", "--help"} & set(sys.argv[1:]):
@@ -102,6 +108,13 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             return function(cfg)
         except CellFailed:
             raise
+        except Interrupted as stop:
+            if process_rank() > 0:
+                sys.exit(0)  # the first process reports; Lightning would kill it for another exit code of this one
+            if is_cell() or not in_sweep():
+                log.info("%s", how_to_go_on(cfg, stop))
+                remove_failed_start(cfg.run_dir)
+            raise
         except Exception as error:
             input_error = find_input_error(error)
             if input_error is None:
@@ -111,7 +124,22 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if is_cell():
                 record_failure(cfg, str(input_error or f"{type(error).__name__}: {error}"))
             if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep, the other jobs continue
+                if process_rank() == 0:
+                    remove_failed_start(cfg.run_dir)
                 sys.exit(1)
             raise
 
     return wrapper
+
+
+def how_to_go_on(cfg: DictConfig, stop: Interrupted) -> str:
+    """Describe what a signal has stopped, and how to go on."""
+    if RunFolder(cfg.run_dir).last.is_file() and not is_cell():
+        return f"{stop}. To go on: python {sys.argv[0]} {resume_override(cfg.run_dir)}"
+    return str(stop)
+
+
+def resume_override(run_dir: str) -> str:
+    """Return the argument that resumes a run, quoted for Hydra and for a shell where necessary."""
+    path = str(relative(Path(run_dir)))
+    return f"resume={path}" if re.fullmatch(r"[\w./-]+", path) else shlex.quote(f"resume={quoted(path)}")

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+
+from sr_lightning.utils.signals import Interrupted, pending_signal
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -27,16 +30,23 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Save every N batches and after the last one, each time to the same file.
+    """Save every N batches, after the last one, and when a signal ends the run, each time to the same file.
 
     If a validation follows the batch, the checkpoint is saved after it: Lightning would not repeat the validation on
     resuming, and the best checkpoint could be missed. (ModelCheckpoint(every_n_train_steps=...) saves before it.) The
     last batch is always validated, so that the end of the schedule is scored.
 
+    A signal that arrives while `utils.signals.postponed` is in force ends the run after its batch, or within a
+    validation after an image; the resumed run then repeats the validation. All processes of a run stop at the same
+    place, even if only one has received the signal.
+
     Args:
         path: The checkpoint file.
         every: Batches between two checkpoints.
         max_steps: Batches of the whole training.
+
+    Raises:
+        Interrupted: In the hooks, once the checkpoint is saved after a signal.
     """
 
     def __init__(self, path: str | Path, every: int, max_steps: int) -> None:
@@ -49,9 +59,32 @@ class LastCheckpoint(Checkpoint):
         done = batch_idx + 1
         if done == self.max_steps:
             trainer.should_stop = True  # Lightning validates before it stops
-        elif self._due(done) and done % trainer.val_check_interval:
+        elif done % trainer.val_check_interval:
+            signum = signal_of_any_process(trainer)
+            if signum or self._due(done):
+                trainer.save_checkpoint(self.path)
+            if signum:
+                raise Interrupted(signum, f"saved at step {done}")
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        signum = signal_of_any_process(trainer)
+        if signum and trainer.sanity_checking:
+            raise Interrupted(signum)
+        if signum:
+            trainer.fit_loop.epoch_loop.validation_pending = True
             trainer.save_checkpoint(self.path)
+            raise Interrupted(signum, f"saved at step {pl_module.batches_done}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and (trainer.should_stop or self._due(pl_module.batches_done)):
             trainer.save_checkpoint(self.path)
+
+
+def signal_of_any_process(trainer: pl.Trainer) -> int:
+    """Return the number of a signal that a process of the run has received, the same in all of them; 0 without one."""
+    signum = pending_signal()
+    if trainer.world_size > 1:
+        received = torch.tensor(signum, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        signum = int(received)
+    return signum

@@ -158,3 +158,9 @@ def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 def steps_done(checkpoint: Mapping[str, Any]) -> int:
     """Return the number of batches trained when the checkpoint was written, with any number of optimizers."""
     return checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+
+
+def is_trained(checkpoint: Mapping[str, Any], max_steps: int) -> bool:
+    """Return True if all batches are trained and the last validation is done."""
+    loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+    return steps_done(checkpoint) >= max_steps and not loop.get("validation_pending", False)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Reduce = Callable[[Tensor], Tensor]  # means over processes, (K,) -> (K,)
+Gather = Callable[[Tensor], Tensor]  # values of this process, (K,) -> those of all processes, (P, K)
 
 
 class RunningMeans:
@@ -22,7 +22,7 @@ class RunningMeans:
         >>> for loss in (1.0, 2.0):
         ...     means.add({"train/loss": torch.tensor(loss)})
         ...     means.end_batch()
-        >>> means.take(lambda values: values)
+        >>> means.take(lambda values: values[None])
         {'train/loss': 1.5}
     """
 
@@ -39,21 +39,33 @@ class RunningMeans:
         """Count a batch."""
         self._batches += 1
 
-    def take(self, reduce: Reduce) -> dict[str, float]:
+    def take(self, gather: Gather) -> dict[str, float]:
         """Return the means over batches and processes, and start from zero. Collective."""
-        means = {name: total / self._batches for name, total in self._reduced_sums(reduce).items()}
+        means = {name: total / self._batches for name, total in self._over_processes(self._gathered(gather)).items()}
         self.sums, self._batches = {}, 0
         return means
 
-    def state_dict(self, reduce: Reduce) -> dict[str, Any]:
-        """Return the number of batches and the sums, averaged over processes. Collective."""
-        return {"count": self._batches, "sums": self._reduced_sums(reduce)}
+    def state_dict(self, gather: Gather) -> dict[str, Any]:
+        """Return the number of batches and the sums: their means over processes and, of several, each one's. Collective.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._batches, self.sums = state["count"], state["sums"]
+        A resumed run continues with the sums of each process: added to their mean, later values round differently.
+        """
+        gathered = self._gathered(gather)
+        state = {"count": self._batches, "sums": self._over_processes(gathered)}
+        return state | ({"of_processes": gathered.tolist()} if len(gathered) > 1 else {})
 
-    def _reduced_sums(self, reduce: Reduce) -> dict[str, float]:
+    def load_state_dict(self, state: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:
+        """Continue with the sums of process `rank`, or with the mean if they are of another number of processes."""
+        self._batches, self.sums = state["count"], dict(state["sums"])
+        if len(state.get("of_processes", [])) == world_size:
+            self.sums = dict(zip(self.sums, state["of_processes"][rank], strict=True))
+
+    def _gathered(self, gather: Gather) -> Tensor:
+        """Return the sums of all processes, (P, K)."""
         if not self.sums:
-            return {}
-        sums = reduce(torch.stack(list(self.sums.values())))
-        return dict(zip(self.sums, sums.tolist(), strict=True))
+            return torch.empty(1, 0)
+        device = next((total.device for total in self.sums.values() if isinstance(total, Tensor)), None)
+        return gather(torch.stack([torch.as_tensor(total, device=device) for total in self.sums.values()]))
+
+    def _over_processes(self, gathered: Tensor) -> dict[str, float]:
+        return dict(zip(self.sums, gathered.mean(0).tolist(), strict=True))

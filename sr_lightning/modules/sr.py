@@ -140,7 +140,7 @@ class SRModule(pl.LightningModule):
         self.running_means.end_batch()
         if (batch_idx + 1) % self.log_every:
             return
-        metrics = self.running_means.take(self._mean_over_processes)
+        metrics = self.running_means.take(self._of_all_processes)
         if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"{', '.join(wrong)} at step {batch_idx + 1}: try a smaller learning rate")
         self.log_scalars(metrics | self.learning_rates(), batch_idx + 1)
@@ -206,13 +206,13 @@ class SRModule(pl.LightningModule):
                 f"the weights are not finite after {self.batches_done} batches and were not saved; earlier checkpoints "
                 "are kept. Try a smaller learning rate"
             )
-        checkpoint["recorded"] = self.running_means.state_dict(self._mean_over_processes)
+        checkpoint["recorded"] = self.running_means.state_dict(self._of_all_processes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.running_means.load_state_dict(checkpoint["recorded"])
+        self.running_means.load_state_dict(checkpoint["recorded"], self.trainer.global_rank, self.trainer.world_size)
 
-    def _mean_over_processes(self, values: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(values, reduce_op="mean")
+    def _of_all_processes(self, values: Tensor) -> Tensor:
+        return self.all_gather(values).view(-1, len(values))  # (K,) -> (P, K)
 
     @property
     def batches_done(self) -> int:

@@ -1,8 +1,13 @@
 """Paths of the files in a run's directory."""
 
+import shutil
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from sr_lightning.errors import InputError
+
+STARTED = {".hydra", ".lock", ".owner", "train.log", "evaluate.log"}  # written before a command's work begins
 
 
 class RunFolder:
@@ -57,3 +62,25 @@ def find_checkpoint(path: str | Path) -> Path:
     others = [p for p in (path / "best.ckpt", run.last, path / "last.ckpt") if p.is_file()]
     hint = f"; name the file: {others[0]}" if others else " without a checkpoint"
     raise InputError(f"{path} is a folder{hint}")
+
+
+def remove_failed_start(run_dir: str | Path) -> bool:
+    """Remove the directory of a command that ended before its work began; return True if it was removed.
+
+    That is one with nothing but a log, a lock that no process holds, and Hydra's record. Parent directories below the
+    working directory that are then empty are removed as well.
+    """
+    folder, here = Path(run_dir).absolute(), Path.cwd()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not names or not names <= STARTED or folder in (here, *here.parents):
+        return False
+    try:
+        FileLock(folder / ".lock").acquire(timeout=0).lock.release()
+    except (Timeout, OSError):
+        return False
+    shutil.rmtree(folder)
+    for parent in folder.parents:
+        if here not in parent.parents or any(parent.iterdir()):
+            break
+        parent.rmdir()
+    return True

@@ -1,6 +1,8 @@
 """Training loop in which Lightning sees a group of short steps, not each of them."""
 
+import dataclasses
 import time
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -37,11 +39,15 @@ class GroupedEpochLoop(_TrainingEpochLoop):
         trainer: The trainer whose loop this is.
         every: A group ends at the multiples of these batch numbers, and at the last batch.
         **limits: `min_steps` and `max_steps` of the trainer.
+
+    Attributes:
+        validation_pending: True in a checkpoint that was saved within a validation, which a resumed run repeats.
     """
 
     def __init__(self, trainer: pl.Trainer, every: tuple[int, ...], **limits: int | None) -> None:
         super().__init__(trainer, **limits)
         self.every = every
+        self.validation_pending = False
         self._step_seconds = float("inf")
 
     @classmethod
@@ -72,7 +78,22 @@ class GroupedEpochLoop(_TrainingEpochLoop):
             and not any(is_overridden(hook, callback) for callback in callbacks for hook in BATCH_HOOKS)
         )
 
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        return super().on_save_checkpoint() | ({"validation_pending": True} if self.validation_pending else {})
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        super().on_load_checkpoint(state_dict)
+        self.validation_pending = state_dict.get("validation_pending", False)
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Do nothing: `LastCheckpoint` stops all processes at the same step."""
+
     def advance(self, data_fetcher: _DataFetcher) -> None:
+        if self.validation_pending:
+            self.validation_pending = self.val_loop.restarting = False
+            self._uncount_images()
+            self.trainer.should_stop = not self._should_check_val_fx(data_fetcher)  # it was the last batch
+            return None  # Lightning validates next
         if not self._groups or self.restarting:  # Lightning may repeat a validation before the first step
             return super().advance(data_fetcher)
         start, steps = time.perf_counter(), self._steps_of_group()
@@ -80,6 +101,13 @@ class GroupedEpochLoop(_TrainingEpochLoop):
         super().advance(data_fetcher)
         self._step_seconds = (time.perf_counter() - start) / steps
         return None
+
+    def _uncount_images(self) -> None:
+        """Subtract the images of the validation in work from the images of all validations."""
+        progress = self.val_loop.batch_progress
+        for field in dataclasses.fields(progress.current):
+            count = getattr(progress.total, field.name) - getattr(progress.current, field.name)
+            setattr(progress.total, field.name, count)
 
     def _steps_of_group(self) -> int:
         done = self.batch_progress.current.ready

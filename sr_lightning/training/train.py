@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger
 
 from sr_lightning.callbacks import Progress, Pruning, ValidationPictures
-from sr_lightning.checkpoints.checkpoint import load_network, read_checkpoint, steps_done
+from sr_lightning.checkpoints.checkpoint import is_trained, load_network, read_checkpoint, steps_done
 from sr_lightning.checkpoints.interop import warm_start
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
@@ -33,6 +33,7 @@ from sr_lightning.training.trainer import build_trainer, silence_lightning
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.cores import limit_threads
 from sr_lightning.utils.malloc import keep_freed_memory
+from sr_lightning.utils.signals import postponed
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,9 @@ def train(cfg: DictConfig) -> float:
             build_callbacks(cfg, run),
             **{key: cfg[key] for key in ("run_dir", "max_steps", "val_every", "save_every")},
         )
-        if cfg.resume is None or steps_done(read_checkpoint(run.last)) < cfg.max_steps:
-            trainer.fit(module, datamodule, ckpt_path=run.last if cfg.resume else None)
+        if cfg.resume is None or not is_trained(read_checkpoint(run.last), cfg.max_steps):
+            with postponed():
+                trainer.fit(module, datamodule, ckpt_path=run.last if cfg.resume else None)
         if not trainer.is_global_zero:
             best_score = trainer.checkpoint_callback.best_model_score  # None if the latest is the best
             return module.latest["val/psnr"] if best_score is None else best_score.item()

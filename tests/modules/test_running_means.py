@@ -4,7 +4,7 @@ from sr_lightning.modules.running_means import RunningMeans
 
 
 def same(values: torch.Tensor) -> torch.Tensor:
-    return values
+    return values[None]
 
 
 def test_parts_of_a_batch_add_up_and_batches_are_averaged():
@@ -35,7 +35,19 @@ def test_values_are_averaged_over_processes():
     means = RunningMeans()
     means.add({"loss": torch.tensor(1.0)})
     means.end_batch()
-    assert means.take(lambda values: (values + torch.tensor([3.0])) / 2) == {"loss": 2.0}
+    assert means.take(lambda values: torch.stack([values, torch.tensor([3.0])])) == {"loss": 2.0}
+
+
+def test_each_process_continues_with_its_own_sums():
+    means = RunningMeans()
+    means.add({"loss": torch.tensor(1.0)})
+    means.end_batch()
+    state = means.state_dict(lambda values: torch.stack([values, torch.tensor([3.0])]))
+    assert state == {"count": 1, "sums": {"loss": 2.0}, "of_processes": [[1.0], [3.0]]}
+    for processes, sums in {1: [2.0], 2: [1.0, 3.0], 3: [2.0, 2.0, 2.0]}.items():
+        for rank, value in enumerate(sums):
+            means.load_state_dict(state, rank, processes)
+            assert means.take(same) == {"loss": value}
 
 
 def test_values_are_detached():

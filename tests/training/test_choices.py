@@ -105,7 +105,7 @@ def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     assert module.training
-    assert module.running_means.state_dict(lambda values: values) == {"count": 0, "sums": {}}
+    assert module.running_means.state_dict(lambda values: values[None]) == {"count": 0, "sums": {}}
 
 
 def test_runs_with_other_learning_rates_and_seeds_share_the_measurement(monkeypatch):

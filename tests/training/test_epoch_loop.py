@@ -53,6 +53,7 @@ class Fit:
         resume: str | None = None,
         callbacks: tuple[pl.Callback, ...] = (),
         module_class: type[SRModule] = SRModule,
+        loss: torch.nn.Module | None = None,
         **options: Any,
     ) -> Path:
         self.patch.setattr(epoch_loop, "GROUP_SECONDS", group_seconds)
@@ -60,7 +61,9 @@ class Fit:
         torch.manual_seed(0)
         network = ESPCN(scale=2, num_features=(8,), kernel_sizes=(3, 3))
         options = {"scheduler": partial(warmup_cosine, total_steps=STEPS["max_steps"])} | options
-        module = module_class(network, torch.nn.L1Loss(), partial(Muon, lr=1e-3), log_every=LOG_EVERY, **options)
+        module = module_class(
+            network, loss or torch.nn.L1Loss(), partial(Muon, lr=1e-3), log_every=LOG_EVERY, **options
+        )
         data = FolderDataModule(
             *(str(self.pictures),), scale=2, degradation=Bicubic(), patch_size=8, batch_size=4, seed=0,
             max_steps=STEPS["max_steps"], cache_dir=self.folder / "cache",

@@ -1,7 +1,8 @@
-"""A killed and resumed run equals an uninterrupted one bit for bit."""
+"""A stopped and resumed run equals an uninterrupted one bit for bit."""
 
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -24,8 +25,11 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 TWO_PROCESSES = ["log_every=5", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
-def kill_after_new_checkpoints(words: list, path: Path, count: int) -> int:
-    """Start a run, kill its process group after `count` new checkpoints, and return the step of the last one."""
+def stop_after_new_checkpoints(words: list, path: Path, count: int, signum: int = signal.SIGKILL) -> int:
+    """Start a run, send it a signal after `count` new checkpoints, and return the step of the last one.
+
+    SIGKILL ends all processes of the run; another signal reaches the first of them, which saves.
+    """
     process = Command(*words)
     seen, last = 0, path.stat().st_mtime_ns if path.exists() else None
     deadline = time.monotonic() + 120
@@ -35,9 +39,18 @@ def kill_after_new_checkpoints(words: list, path: Path, count: int) -> int:
         now = path.stat().st_mtime_ns if path.exists() else None
         seen, last = seen + (now != last), now
         time.sleep(0.001)
-    process.kill()
-    process.wait()
-    return steps_done(read_checkpoint(path))
+    if signum == signal.SIGKILL:
+        process.kill()
+    else:
+        os.kill(process.pid, signum)
+    done = process.wait()
+    step = steps_done(read_checkpoint(path))
+    if signum != signal.SIGKILL:
+        assert done.returncode == 128 + signum
+        run_dir, name = path.parents[1], signal.Signals(signum).name
+        assert f"stopped by {name}, saved at step {step}. To go on: python train.py resume={run_dir}" in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
+    return step
 
 
 def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
@@ -58,17 +71,21 @@ def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "kills"),
+    ("settings", "signals"),
     [
-        (PIXEL, 2),
-        (ADVERSARIAL, 2),
-        ([*ADVERSARIAL, *TWO_PROCESSES], 1),
-        pytest.param([*PIXEL, "compile=true"], 1, marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler")),
+        (PIXEL, (signal.SIGKILL, signal.SIGINT)),
+        (ADVERSARIAL, (signal.SIGHUP, signal.SIGKILL)),
+        ([*ADVERSARIAL, *TWO_PROCESSES], (signal.SIGKILL, signal.SIGTERM)),
+        pytest.param(
+            [*PIXEL, "compile=true"],
+            (signal.SIGKILL,),
+            marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler"),
+        ),
     ],
     ids=["pixel loss", "adversarial", "adversarial in two processes", "compiled"],
 )
 @pytest.mark.slow
-def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, settings, kills):
+def test_stopped_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, settings, signals):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(*command, *settings, f"hydra.run.dir={whole}")
     max_steps = steps_done(read_checkpoint(whole / "checkpoints" / "last.ckpt"))
@@ -76,8 +93,8 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, s
     last = killed / "checkpoints" / "last.ckpt"
     words = [*command, *settings, f"hydra.run.dir={killed}"]
     stops = []
-    for _ in range(kills):
-        stops.append(kill_after_new_checkpoints(words, last, 3))
+    for signum in signals:
+        stops.append(stop_after_new_checkpoints(words, last, 3, signum))
         words = ["train.py", f"resume={killed}"]
     assert 0 < stops[0] <= stops[-1] < max_steps
     assert stops == sorted(set(stops))
@@ -100,7 +117,7 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, s
 def test_moved_run_resumes_in_its_new_directory_with_its_best_score(command, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     words = [*command, *PIXEL, "logger=tensorboard", f"hydra.run.dir={old}"]
-    kill_after_new_checkpoints(words, old / "checkpoints" / "last.ckpt", 8)
+    stop_after_new_checkpoints(words, old / "checkpoints" / "last.ckpt", 8)
     old.rename(new)
     run("train.py", f"resume={new}")
     assert not old.exists()

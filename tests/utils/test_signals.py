@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sr_lightning.utils.signals import Interrupted, interruptible
+from sr_lightning.utils.signals import Interrupted, interruptible, pending_signal, postponed
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TWO_SIGNALS = """
@@ -16,7 +16,7 @@ from sr_lightning.utils.signals import interruptible
 with interruptible():
     try:
         signal.raise_signal(signal.SIGINT)
-    except KeyboardInterrupt:
+    except SystemExit:
         print("first", flush=True)
         signal.raise_signal(signal.SIGTERM)
     print("not reached")
@@ -28,13 +28,29 @@ def test_a_signal_raises_an_exception_with_the_exit_code_that_shells_report(sign
     handlers = [signal.getsignal(each) for each in ENDING]
     with pytest.raises(Interrupted, match=signal.Signals(signum).name) as caught, interruptible():
         signal.raise_signal(signum)
-    assert caught.value.exit_code == code
+    assert caught.value.code == code
     assert [signal.getsignal(each) for each in ENDING] == handlers
 
 
 def test_a_second_signal_of_any_kind_ends_the_process_at_once():
     result = subprocess.run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (-signal.SIGTERM, "first\n")
+
+
+def test_a_postponed_signal_is_raised_at_the_end_of_the_block():
+    reached = []
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible(), postponed():
+        assert pending_signal() == 0
+        signal.raise_signal(signal.SIGTERM)
+        reached.append(pending_signal())
+    assert reached == [signal.SIGTERM]
+    assert pending_signal() == 0
+
+
+def test_an_uncaught_signal_ends_a_program_without_a_traceback():
+    program = "import signal; from sr_lightning.utils.signals import *; handle_signals(); signal.raise_signal(1)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (129, "")
 
 
 def test_a_signal_that_the_process_ignores_stays_ignored():

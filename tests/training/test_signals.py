@@ -1,0 +1,86 @@
+"""A signal ends a run with its state saved, and the resumed run equals an uninterrupted one in every bit."""
+
+import os
+import signal
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from sr_lightning.checkpoints.checkpoint import is_trained, steps_done
+from sr_lightning.utils.signals import Interrupted, interruptible, postponed
+from tests.helpers import Command
+from tests.training.test_epoch_loop import LONGEST, ONE, Fit, assert_same_run, fit, read  # noqa: F401
+
+
+class SignalInStep(torch.nn.L1Loss):
+    """Loss that sends the process a signal in one of its calls."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.calls, self.step = 0, step
+
+    def forward(self, sr, hr):
+        self.calls += self.training
+        if self.calls == self.step:
+            signal.raise_signal(signal.SIGTERM)
+        return super().forward(sr, hr)
+
+
+class SignalInValidation(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_start(self, trainer, module, *args):
+        if module.batches_done == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def stop(fit: Fit, **settings) -> str:
+    with pytest.raises(Interrupted) as caught, interruptible(), postponed():
+        fit("stopped", **settings)
+    return str(caught.value)
+
+
+def resume(fit: Fit, group_seconds: float):
+    return fit("stopped", group_seconds, ema=0.9, resume=str(fit.folder / "stopped" / "checkpoints" / "last.ckpt"))
+
+
+@pytest.mark.parametrize("group_seconds", [ONE, LONGEST])
+@pytest.mark.parametrize("step", [1, 9, 14])
+def test_signal_in_a_step_saves_after_it_or_after_its_group(fit, step, group_seconds):  # noqa: F811
+    whole = fit("whole", ONE, ema=0.9)
+    message = stop(fit, group_seconds=group_seconds, ema=0.9, loss=SignalInStep(step))
+    saved = steps_done(read(fit.folder / "stopped", "last"))
+    assert message == f"stopped by SIGTERM, saved at step {saved}"
+    assert saved == {1: 1, 9: 9 if group_seconds == ONE else 14, 14: 14}[step]
+    assert_same_run(whole, resume(fit, LONGEST))
+
+
+@pytest.mark.parametrize("step", [15, 40])
+def test_signal_before_or_within_a_validation_leaves_it_to_the_resumed_run(fit, step):  # noqa: F811
+    whole = fit("whole", ONE, ema=0.9)
+    for name, settings in {
+        "before": {"loss": SignalInStep(step)},
+        "within": {"callbacks": (SignalInValidation(step),)},
+    }.items():
+        message = stop(fit, group_seconds=LONGEST, ema=0.9, **settings)
+        assert message.endswith(f"saved at step {step}"), name
+        saved = read(fit.folder / "stopped", "last")
+        assert steps_done(saved) == step
+        assert not is_trained(saved, 40)
+        assert_same_run(whole, resume(fit, ONE))
+        assert is_trained(read(fit.folder / "stopped", "last"), 40)
+        (fit.folder / "stopped").rename(fit.folder / name)
+
+
+def test_signal_before_the_first_step_leaves_no_directory(command, tmp_path):
+    run_dir = tmp_path / "run"
+    process = Command(*command, "max_steps=100000", f"hydra.run.dir={run_dir}")
+    while not run_dir.exists():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGHUP)
+    done = process.wait()
+    assert done.returncode == 129
+    assert "Traceback" not in done.stderr
+    assert not run_dir.exists(), done.stdout
