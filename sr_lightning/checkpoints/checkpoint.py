@@ -69,7 +69,7 @@ def checked_fields(checkpoint: dict[str, Any], path: str | Path) -> dict[str, An
     try:
         _check_fields(checkpoint)
         check_tensors(network_weights(checkpoint))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise InputError(f"{path} is not a checkpoint as train.py writes it: {reason}") from error
     return checkpoint

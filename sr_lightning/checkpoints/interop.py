@@ -1,6 +1,7 @@
 """Weights in the formats of this and other projects: loading, warm starts, writing."""
 
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Mapping
@@ -54,7 +55,7 @@ def load_weights(network: nn.Module, path: str | Path) -> KeyMap | None:
     if differing := differing_keys(own, weights):
         raise InputError(
             f"{path} does not fit {type(network).__name__}:{differing}\n"
-            f"Build the network with the scale and sizes of the file{_setting_of_biases(own, weights)}"
+            f"Build the network with the scale and sizes of the file{_setting_of_biases(network, weights)}"
         )
     network.load_state_dict(weights)
     return key_map
@@ -247,10 +248,11 @@ def differences(network: nn.Module, key_map: KeyMap) -> list[str]:
     return reasons
 
 
-def _setting_of_biases(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """Return the advice to change `bias` if that is the whole difference."""
-    differing = own.keys() ^ weights.keys()
-    if not differing or not all(key.endswith(".bias") for key in differing):
+def _setting_of_biases(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Return the advice to change `bias` if that is a setting of the network and biases are the whole difference."""
+    differing = network.state_dict().keys() ^ weights.keys()
+    is_setting = "bias" in inspect.signature(type(network)).parameters
+    if not is_setting or not all(key.endswith(".bias") for key in differing):
         return ""
     return f": set model.network.bias={str(differing <= weights.keys()).lower()}"
 

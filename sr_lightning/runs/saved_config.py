@@ -1,19 +1,18 @@
 """Saved configs of runs, including those of earlier versions."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from sr_lightning.errors import InputError
-from sr_lightning.runs.fingerprint import RENAMED_KEYS, changed_settings, result_settings
+from sr_lightning.runs.fingerprint import RENAMED_KEYS, changed_settings, flatten
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.targets import allowed, check_targets
-from sr_lightning.utils.tensor_archive import check_archive
+from sr_lightning.utils.tensor_archive import check_archive, describes_network
 
 # Keys added after the first version, with the value that reproduces the behaviour of earlier versions.
 ADDED_KEYS = {
@@ -26,7 +25,6 @@ ADDED_KEYS = {
     "compile": None,
     "allow": None,
 }
-GROUPS = ("choices", "model", "data", "degradation", "protocol", "trainer")
 MAX_SIZE = 2**20  # bytes of a config.yaml; a run's has about 3,000
 
 
@@ -41,7 +39,7 @@ def read_config(path: str | Path) -> DictConfig:
         if Path(path).stat().st_size > MAX_SIZE:
             raise ValueError(f"it has more than {MAX_SIZE} bytes")
         text = Path(path).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("it has YAML aliases")
         config = OmegaConf.create(text)
         if not isinstance(config, DictConfig) or not config:
@@ -59,7 +57,7 @@ def _references(config: Any, key: str = "") -> Iterator[str]:
     if isinstance(config, dict | list):
         for name, value in config.items() if isinstance(config, dict) else enumerate(config):
             yield from _references(value, f"{key}.{name}".lstrip("."))
-    elif isinstance(config, str) and "${" in config:
+    elif isinstance(config, str) and ("${" in config or config == "???"):
         yield key
 
 
@@ -107,8 +105,11 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         raise InputError(f"resume={cfg.resume} is not the directory of a run: it has no config.yaml")
     if not run.last.is_file():
         raise InputError(f"resume={cfg.resume}: the run was stopped before its first checkpoint; start it again")
+    trained_with = check_last_checkpoint(run)
     try:
-        saved = _complete(run.config, map(str, cfg))
+        saved = read_config(run.config)
+        if wrong := list(misfits(OmegaConf.to_container(saved), trained_with)):
+            raise InputError(f"{run.config} is damaged, it differs from the config in {run.last}: {'; '.join(wrong)}")
     except InputError as error:
         raise InputError(f"resume={cfg.resume}: {error}; start the run again") from error
     alone = all(re.match(r"\+*(resume|allow)=", override) for override in overrides)
@@ -120,7 +121,6 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             f"resume={cfg.resume} continues the run with its own settings; these differ:{lines}\n"
             "Give resume alone or with the settings of the run's own command, or start a new run"
         )
-    check_last_checkpoint(run)
     with open_dict(cfg), open_dict(saved):
         if alone:
             saved.run_dir, saved.resume, saved.allow = cfg.run_dir, cfg.resume, cfg.allow
@@ -129,36 +129,47 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         return cfg  # same result, but paths of data and cache may differ
 
 
-def _complete(path: Path, expected: Iterable[str]) -> DictConfig:
-    """Read a config.yaml, and check that it has the keys and groups of a run's config.
+def misfits(saved: dict[str, Any], trained_with: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys of a checkpoint's config that a saved config lacks, or that have another kind of value there.
 
-    Raises:
-        InputError: The file is unreadable or incomplete.
+    Values may differ, such as paths of data that was moved.
     """
-    saved = read_config(path)
-    try:
-        if missing := [key for key in expected if key != "hydra" and key not in saved]:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        if wrong := [key for key in GROUPS if not isinstance(saved[key], DictConfig)]:
-            raise ValueError(f"it has no settings in {', '.join(wrong)}")
-        result_settings(saved)
-    except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as the config of a run: {error}") from error
-    return saved
+    found = flatten(saved)
+    for key, value in flatten(trained_with).items():
+        if key not in found:
+            yield f"it has no {key}"
+        elif value not in (None, []) and found[key] is not None and not _kinds(found[key]) <= _kinds(value):
+            yield f"{key} is {found[key]!r}, there {value!r}"
 
 
-def check_last_checkpoint(run: RunFolder) -> None:
-    """Check the checkpoint from which a run resumes, before torch is imported.
+def _kinds(value: Any) -> set[type]:
+    """Return the type of a value and of the items of a list; whole and other numbers are of one kind."""
+    items = value if isinstance(value, list) else []
+    return {float if type(each) is int else type(each) for each in [value, *items]}
+
+
+def check_last_checkpoint(run: RunFolder) -> dict[str, Any]:
+    """Check the checkpoint from which a run resumes, before torch is imported, and return the config in it.
 
     Raises:
         InputError: It is damaged; the message says whether the best checkpoint can take its place.
     """
     try:
-        check_archive(run.last)
+        return _config_in(run.last)
     except InputError as error:
         try:
-            check_archive(run.best)
+            _config_in(run.best)
             way_out = f"{run.best} is whole: copy it to {run.last} and resume again, which repeats the steps since then"
         except InputError:
             way_out = "there is no other whole checkpoint: start the run again"
         raise InputError(f"{error}\n{way_out}") from None
+
+
+def _config_in(checkpoint: Path) -> dict[str, Any]:
+    content = check_archive(checkpoint)
+    if not describes_network(content):
+        raise InputError(f"{checkpoint} is not a checkpoint of this project's train.py")
+    try:
+        return OmegaConf.to_container(upgrade(OmegaConf.create(content["hyper_parameters"])))
+    except Exception as error:  # such as UnsupportedValueType
+        raise InputError(f"{checkpoint} does not hold a config: {' '.join(str(error).split())}") from error

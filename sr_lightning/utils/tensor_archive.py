@@ -116,14 +116,17 @@ def describes_network(checkpoint: Any) -> bool:
     return isinstance(checkpoint, str)
 
 
-def check_archive(path: str | Path) -> None:
+def check_archive(path: str | Path) -> Any:
     """Check a file of torch.save, if it is a zip file, and warn if another project's file has no or wrong checksums.
+
+    Returns:
+        Its `content`; None if it is no zip file.
 
     Raises:
         InputError: The file is missing, damaged or cut off, or is a checkpoint of this project with a wrong checksum.
     """
     if not is_archive(path):
-        return
+        return None
     archive = read_archive(path)
     if archive.damaged and describes_network(archive.content):
         raise InputError(f"{path} is damaged: wrong checksum of {', '.join(archive.damaged[:MAX_LISTED])}")
@@ -131,6 +134,7 @@ def check_archive(path: str | Path) -> None:
         log.warning("%s may be damaged, its numbers may be wrong. Wrong checksum of:%s", path, listing(archive.damaged))
     if not archive.has_checksums:
         log.warning("%s was written without checksums: damage cannot be noticed", path)
+    return archive.content
 
 
 def is_archive(path: str | Path) -> bool:
