@@ -22,6 +22,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.networks import EDSR
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.messages import reason
 from sr_lightning.utils.tensor_archive import describes_network
 from sr_lightning.utils.tensor_files import PickledClassesError, load_tensors
 
@@ -220,7 +221,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         weights = load_file(path)
         recorded = json.loads(metadata.get(DIGESTS, "{}"))
     except Exception as error:  # a false header can raise anything
-        raise InputError(f"{path} cannot be read as weights: {error}") from error
+        raise InputError(f"{path} cannot be read as weights: {reason(error)}") from error
     if recorded and (damaged := sorted(dict(digests(weights).items() ^ recorded.items()))):
         raise InputError(f"{path} is damaged: wrong digest of {', '.join(damaged)}")
     return weights

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sr_lightning.errors import InputError
+from sr_lightning.utils.messages import reason
 from sr_lightning.utils.tensor_archive import InertUnpickler, Unknown, is_archive, record
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before 1.6: torch/serialization.py
@@ -52,7 +53,7 @@ def read_module(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"it holds {len(modules)} modules")
         return _state_dict(modules[0])
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path} cannot be read as one pickled module: {error}") from error
+        raise InputError(f"{path} cannot be read as one pickled module: {reason(error)}") from error
 
 
 def _state_dict(module: "Unknown", prefix: str = "") -> dict[str, Tensor]:

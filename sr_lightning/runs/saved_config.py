@@ -12,6 +12,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import RENAMED_KEYS, changed_settings, flatten
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.targets import allowed, check_targets
+from sr_lightning.utils.messages import reason
 from sr_lightning.utils.tensor_archive import check_archive, describes_network
 
 # Keys added after the first version, with the value that reproduces the behaviour of earlier versions.
@@ -48,8 +49,7 @@ def read_config(path: str | Path) -> DictConfig:
             raise ValueError(f"it has references: {', '.join(references)}")
         return upgrade(config)
     except Exception as error:  # a damaged file can raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} cannot be read as the config of a run: {reason}") from error
+        raise InputError(f"{path} cannot be read as the config of a run: {reason(error)}") from error
 
 
 def _references(config: Any, key: str = "") -> Iterator[str]:
@@ -138,14 +138,17 @@ def misfits(saved: dict[str, Any], trained_with: dict[str, Any]) -> Iterator[str
     for key, value in flatten(trained_with).items():
         if key not in found:
             yield f"it has no {key}"
-        elif value not in (None, []) and found[key] is not None and not _kinds(found[key]) <= _kinds(value):
+        elif not _same_kind(found[key], value):
             yield f"{key} is {found[key]!r}, there {value!r}"
 
 
-def _kinds(value: Any) -> set[type]:
-    """Return the type of a value and of the items of a list; whole and other numbers are of one kind."""
-    items = value if isinstance(value, list) else []
-    return {float if type(each) is int else type(each) for each in [value, *items]}
+def _same_kind(value: Any, other: Any) -> bool:
+    """Return True if two values, or all items of two lists, are of one type; null, no items and whole numbers fit."""
+    if value is None or other is None:
+        return True
+    if isinstance(value, list) and isinstance(other, list):
+        return not other or all(_same_kind(item, other[0]) for item in value)
+    return type(value) is type(other) or {type(value), type(other)} == {int, float}
 
 
 def check_last_checkpoint(run: RunFolder) -> dict[str, Any]:
@@ -172,4 +175,4 @@ def _config_in(checkpoint: Path) -> dict[str, Any]:
     try:
         return OmegaConf.to_container(upgrade(OmegaConf.create(content["hyper_parameters"])))
     except Exception as error:  # such as UnsupportedValueType
-        raise InputError(f"{checkpoint} does not hold a config: {' '.join(str(error).split())}") from error
+        raise InputError(f"{checkpoint} does not hold a config: {reason(error)}") from error

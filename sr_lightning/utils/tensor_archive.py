@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sr_lightning.errors import InputError
-from sr_lightning.utils.messages import MAX_LISTED, listing
+from sr_lightning.utils.messages import MAX_LISTED, listing, reason
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class _Unpickler(InertUnpickler):
     def persistent_load(self, reference: Any) -> Storage:
         kind, storage_type, key, _, numel = reference
         item_size = ITEM_SIZES.get(storage_type.__name__)
-        if kind != "storage" or item_size is None:
+        if kind != "storage" or item_size is None or not key.isascii():  # torch and zipfile decode others differently
             raise ValueError(f"a reference to {kind} {storage_type.__name__}")
         if not 0 <= numel * item_size <= self.size_of(key):
             raise ValueError(f"{numel} values of {item_size} bytes in record data/{key} of {self.size_of(key)} bytes")
@@ -159,7 +159,7 @@ def read_archive(path: str | Path) -> TensorArchive:
     try:
         return _read(Path(path))
     except Exception as error:  # a damaged directory or pickle can raise anything
-        raise InputError(f"{path} cannot be read, it is damaged or cut off: {_text(error)}") from error
+        raise InputError(f"{path} cannot be read, it is damaged or cut off: {reason(error)}") from error
 
 
 def _read(path: Path) -> TensorArchive:
@@ -229,9 +229,3 @@ def storage_names(content: Any) -> dict[str, str]:
             items = value.items() if isinstance(value, dict) else enumerate(value)
             pending += [(f"{name}.{key}".lstrip("."), item) for key, item in reversed(list(items))]
     return names
-
-
-def _text(error: Exception) -> str:
-    """Return an error's message on one line, with the kind if the message is a bare word."""
-    text = " ".join(str(error).split())
-    return text if " " in text else f"{type(error).__name__} {text}".strip()

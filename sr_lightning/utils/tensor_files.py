@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sr_lightning.errors import InputError
+from sr_lightning.utils.messages import reason
 from sr_lightning.utils.tensor_archive import check_archive
 
 
@@ -32,4 +33,4 @@ def load_tensors(path: str | Path) -> Any:
             f"{path} is damaged, or holds more than tensors and plain containers: give another file of weights"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path} cannot be read, it is damaged or cut off: {error}") from error
+        raise InputError(f"{path} cannot be read, it is damaged or cut off: {reason(error)}") from error

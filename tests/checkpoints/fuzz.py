@@ -22,6 +22,7 @@ import struct
 import sys
 import tempfile
 import traceback
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -179,7 +180,6 @@ def records_of(data: bytes) -> list[tuple[str, bytes]]:
 def zipped(records: list[tuple[str, bytes]], compress: bool = False) -> bytes:
     """Write a zip file with right checksums; names may repeat."""
     buffer = io.BytesIO()
-    logging.captureWarnings(True)
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
         for name, content in records:
             archive.writestr(name, content)
@@ -440,7 +440,7 @@ def fuzz(seed: int, numbers: range) -> tuple[dict[str, Counter], dict[int, str]]
     logging.getLogger("sr_lightning").setLevel(logging.ERROR)
     counts: dict[str, Counter] = {name: Counter() for name in MUTATORS}
     faults = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         for number in numbers:
             name, kind, data = mutant(seed, number)
             try:
