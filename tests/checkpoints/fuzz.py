@@ -179,8 +179,8 @@ def records_of(data: bytes) -> list[tuple[str, bytes]]:
 
 def zipped(records: list[tuple[str, bytes]], compress: bool = False) -> bytes:
     """Write a zip file with right checksums; names may repeat."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
+    buffer, method = io.BytesIO(), zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in records:
             archive.writestr(name, content)
     return buffer.getvalue()
