@@ -437,9 +437,9 @@ def fuzz(seed: int, numbers: range) -> tuple[dict[str, Counter], dict[int, str]]
     Returns:
         Name of the mutator -> answer -> number of mutants; and number of a mutant -> traceback of a fault.
     """
-    logging.getLogger("sr_lightning").setLevel(logging.ERROR)
     counts: dict[str, Counter] = {name: Counter() for name in MUTATORS}
     faults = {}
+    logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         for number in numbers:
             name, kind, data = mutant(seed, number)
@@ -452,6 +452,7 @@ def fuzz(seed: int, numbers: range) -> tuple[dict[str, Counter], dict[int, str]]
             path = file_of(kind, Path(folder))
             counts[name]["mutants"] += 1
             counts[name]["past parsing"] += is_parsed(kind, path)
+    logging.disable(logging.NOTSET)
     return counts, faults
 
 
