@@ -1,5 +1,6 @@
 """Single-image super-resolution with PyTorch Lightning. `load` returns a trained network, ready to upscale images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,17 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 
-def load(path: str | Path, **options: Any) -> "Upscaler":
+def load(path: str | Path, *, allow: str | Sequence[str] | None = None, **options: Any) -> "Upscaler":
     """Load a trained network as an `Upscaler` for PIL images, arrays and tensors.
 
     Args:
         path: A checkpoint written by train.py, or a run's directory, whose best checkpoint is loaded.
+        allow: Packages besides this project, or classes, that the checkpoint may name as its network.
         **options: Arguments of `sr_lightning.upscale.upscaler.Upscaler`: device, precision, tile, self_ensemble.
 
     Raises:
-        InputError: The file is missing, damaged or not of this project, or an option is invalid.
+        InputError: The file is missing, damaged or not of this project, names a class that is not allowed, or an option
+            is invalid.
 
     Example:
         >>> import numpy as np
@@ -28,4 +31,4 @@ def load(path: str | Path, **options: Any) -> "Upscaler":
     """
     from sr_lightning.upscale.upscaler import Upscaler  # imports torch
 
-    return Upscaler.load(path, **options)
+    return Upscaler.load(path, allow, **options)

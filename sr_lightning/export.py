@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     try:
-        path, difference = export(options.ckpt, options.to, options.output, options.layout)
+        path, difference = export(options.ckpt, options.to, options.output, options.layout, options.allow)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -93,10 +93,19 @@ def parser() -> argparse.ArgumentParser:
         help="output file, replaced if it exists (default: named after run and scale)",
     )
     parser.add_argument("--layout", choices=LAYOUTS, default="ours", help="key names in safetensors and torch files")
+    parser.add_argument(
+        "--allow", action="append", metavar="PACKAGE", help="package besides this project that may define the network"
+    )
     return parser
 
 
-def export(ckpt: str | Path, to: str, output: str | Path | None = None, layout: str = "ours") -> Exported:
+def export(
+    ckpt: str | Path,
+    to: str,
+    output: str | Path | None = None,
+    layout: str = "ours",
+    allow: str | Sequence[str] | None = None,
+) -> Exported:
     """Write the fused network of a checkpoint, or its weights, completely or not at all.
 
     Args:
@@ -104,6 +113,7 @@ def export(ckpt: str | Path, to: str, output: str | Path | None = None, layout: 
         to: "onnx", "torch_export", "safetensors" or "torch".
         output: The file. None: a file in the working directory, named after run and scale.
         layout: Key names, as for `checkpoints.interop.save_weights`; only with "safetensors" and "torch".
+        allow: Packages besides this project, or classes, that the checkpoint may name as its network.
 
     Raises:
         InputError: The checkpoint or a package is missing, options conflict, or the output differs from the
@@ -113,7 +123,7 @@ def export(ckpt: str | Path, to: str, output: str | Path | None = None, layout: 
     checkpoint = find_checkpoint(ckpt)
     from sr_lightning.checkpoints.checkpoint import load_best
 
-    trained = load_best(checkpoint)
+    trained = load_best(checkpoint, allow)
     name = re.sub(r"[^\w.+-]+", "_", trained.name)
     target = Path(output or f"{name}_x{trained.network.scale}{SUFFIXES[to][0]}").expanduser()
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from sr_lightning.checkpoints.checkpoint import build_network
+from sr_lightning.checkpoints.checkpoint import Allow, build_network
 from sr_lightning.inference import FastInference, SelfEnsemble, fuse_for_inference
 from sr_lightning.utils.devices import best_device
 
@@ -71,13 +71,15 @@ def lr_size(scale: int) -> tuple[int, int]:
     return -(-HEIGHT // scale), -(-WIDTH // scale)
 
 
-def build(description: Mapping[str, Any], self_ensemble: bool = False) -> nn.Module:
+def build(description: Mapping[str, Any], self_ensemble: bool = False, allow: Allow = None) -> nn.Module:
     """Build the network that a config describes, or its self-ensemble, in evaluation mode."""
-    network = build_network(description, "the config").eval()
+    network = build_network(description, "the config", allow).eval()
     return SelfEnsemble(network) if self_ensemble else network
 
 
-def count(description: Mapping[str, Any], height: int, width: int, self_ensemble: bool = False) -> Counts:
+def count(
+    description: Mapping[str, Any], height: int, width: int, self_ensemble: bool = False, allow: Allow = None
+) -> Counts:
     """Count parameters, and multiply-adds from tiny images: they are bilinear in the image's height and width.
 
     (The meta device would count at any size, but imports TorchDynamo, which takes longer than all networks here.)
@@ -87,8 +89,9 @@ def count(description: Mapping[str, Any], height: int, width: int, self_ensemble
         height: Height of the LR image.
         width: Width of the LR image.
         self_ensemble: Count the network on all flips and rotations.
+        allow: Packages besides this project, or classes, that may define the network.
     """
-    network = build(description, self_ensemble)
+    network = build(description, self_ensemble, allow)
     low, high = 4, 5  # LR pixels
 
     @torch.no_grad()
@@ -119,6 +122,7 @@ def measure(
     budget: float,
     self_ensemble: bool = False,
     fastest: bool = False,
+    allow: Allow = None,
 ) -> Cost | None:
     """Measure the upscaling of a random image.
 
@@ -129,13 +133,14 @@ def measure(
         budget: Seconds per image.
         self_ensemble: Measure all eight passes of the self-ensemble.
         fastest: Measure as upscaling with precision=auto does it; else as evaluation does it, fused and in float32.
+        allow: Packages besides this project, or classes, that may define the network.
 
     Returns:
         The cost; None if it would exceed the budget, estimated from a small image.
     """
     device = best_device()
     base = peak_memory(device)
-    network = build(description, self_ensemble).to(device)
+    network = build(description, self_ensemble, allow).to(device)
     network = FastInference(network, device) if fastest else fuse_for_inference(network)
 
     def seconds(height: int, width: int) -> float:

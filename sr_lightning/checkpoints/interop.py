@@ -1,5 +1,7 @@
 """Weights in the formats of this and other projects: loading, warm starts, writing."""
 
+import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Mapping
@@ -7,21 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sr_lightning.checkpoints.checkpoint import network_weights
-from sr_lightning.checkpoints.key_listing import format_groups, shape_text
+from sr_lightning.checkpoints.checkpoint import checked_fields, network_weights
+from sr_lightning.checkpoints.key_listing import differing_keys, format_groups, shape_text
 from sr_lightning.checkpoints.key_maps import KEY_MAPS, KeyMap, export_keys, import_keys
 from sr_lightning.checkpoints.legacy_pickle import read_module
+from sr_lightning.checkpoints.plausibility import LARGEST, check_tensors, implausible
 from sr_lightning.errors import InputError
 from sr_lightning.networks import EDSR
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.messages import reason
+from sr_lightning.utils.tensor_archive import describes_network
 from sr_lightning.utils.tensor_files import PickledClassesError, load_tensors
 
 log = logging.getLogger(__name__)
+
+DIGESTS = "digests"  # entry of safetensors' metadata: JSON, name of a tensor -> its digest
+# Under these names training programs store the state dict of the network; BasicSR's average comes first.
+WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "generator", "network")
+# Of the keys: DataParallel, torch.compile, and the attribute of a module that contains the network.
+PREFIXES = ("module.", "_orig_mod.", "generator.", "netG.", "net_g.", "model.", "network.", "net.")
 
 
 def load_weights(network: nn.Module, path: str | Path) -> KeyMap | None:
@@ -42,16 +53,10 @@ def load_weights(network: nn.Module, path: str | Path) -> KeyMap | None:
     if key_map is not None and (reasons := differences(network, key_map)):
         raise InputError(f"{path} holds {key_map} and does not fit: {'; '.join(reasons)}")
     own = network.state_dict()
-    shapes = {k: f"{shape_text(weights[k])}, expected {shape_text(own[k])}" for k in own if k in weights}
-    problems = {
-        "another shape": {k: text for k, text in shapes.items() if weights[k].shape != own[k].shape},
-        "missing in the file": {k: shape_text(v) for k, v in own.items() if k not in weights},
-        "unknown to the network": {k: shape_text(v) for k, v in weights.items() if k not in own},
-    }
-    if any(problems.values()):
+    if differing := differing_keys(own, weights):
         raise InputError(
-            f"{path} does not fit {type(network).__name__}:{format_groups(problems)}\n"
-            "Build the network with the scale and sizes of the file"
+            f"{path} does not fit {type(network).__name__}:{differing}\n"
+            f"Build the network with the scale and sizes of the file{_setting_of_biases(network, weights)}"
         )
     network.load_state_dict(weights)
     return key_map
@@ -121,6 +126,7 @@ def save_weights(
         "num_channels": str(network.num_channels),
         "layout": layout,
     }
+    facts[DIGESTS] = json.dumps(digests(weights))
     if description is not None:
         facts["network"] = json.dumps(description)
     with replacing(path) as temporary:
@@ -148,19 +154,31 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | None]:
 
     Args:
         path: A checkpoint of this project, or a run's directory (its best checkpoint); safetensors; a torch file with
-            a state dict, also under "params" or "params_ema" (the average is used if both exist); or a pickled
-            module.
+            a state dict, also inside WRAPPERS (the average is used if both exist), with PREFIXES or without; or a
+            pickled module.
 
     Returns:
         The weights; and the key map if they are another project's, else None. Unknown names are unchanged.
 
     Raises:
-        InputError: The file is missing, unreadable, or made for images of another mean or range.
+        InputError: The file is missing, unreadable or damaged, its values are not plausible, or it is made for images
+            of another mean or range.
     """
     path = find_checkpoint(path)
     weights = _read_file(path)
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{path} holds no weights: it has {', '.join(map(str, list(weights)[:10])) or 'nothing'}")
+    if odd := [key for key in weights if not isinstance(key, str)]:
+        raise InputError(f"{path} holds no weights by name: it has the key {odd[0]}")
+    try:
+        check_tensors(weights)
+    except TypeError as error:
+        raise InputError(f"{path} cannot be read as weights: {error}") from error
+    if wrong := implausible(weights):
+        raise InputError(
+            f"{path} is damaged, or of a training that diverged: values that are not finite, or beyond {LARGEST:g}, in "
+            f"{len(wrong)} of {len(weights)} tensors, such as {wrong[0]}"
+        )
     key_map = next((key_map for key_map in KEY_MAPS if key_map.detect_key in weights), None)
     if key_map is None:
         return weights, None
@@ -175,19 +193,48 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | None]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be read as weights: {error}") from error
+        return _read_safetensors(path)
     try:
         content = load_tensors(path)
     except PickledClassesError:
         return read_module(path)
     if not isinstance(content, dict):
         return {}
-    if "hyper_parameters" in content:
-        return network_weights(content)
-    return content.get("params_ema", content.get("params", content))
+    if describes_network(content):
+        return network_weights(checked_fields(content, path))
+    return _unwrap(content)
+
+
+def _unwrap(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the state dict inside the wrappers of training programs, and strip their prefixes from its keys."""
+    for _ in range(3):  # not without end: a pickle can contain itself
+        content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
+    while prefix := next((p for p in PREFIXES if any(str(key).startswith(p) for key in content)), None):
+        content = {key.removeprefix(prefix): value for key, value in content.items() if str(key).startswith(prefix)}
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        weights = load_file(path)
+        recorded = json.loads(metadata.get(DIGESTS, "{}"))
+    except Exception as error:  # a false header can raise anything
+        raise InputError(f"{path} cannot be read as weights: {reason(error)}") from error
+    if recorded and (damaged := sorted(dict(digests(weights).items() ^ recorded.items()))):
+        raise InputError(f"{path} is damaged: wrong digest of {', '.join(damaged)}")
+    return weights
+
+
+def digests(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return a digest of the type, shape and values of each tensor."""
+    found = {}
+    for key, value in weights.items():
+        digest = hashlib.blake2b(f"{value.dtype} {tuple(value.shape)}".encode(), digest_size=8)
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+        found[key] = digest.hexdigest()
+    return found
 
 
 def differences(network: nn.Module, key_map: KeyMap) -> list[str]:
@@ -200,6 +247,15 @@ def differences(network: nn.Module, key_map: KeyMap) -> list[str]:
     if key_map.network is EDSR and network.num_channels != 3:
         reasons.append(f"this network has num_channels={network.num_channels}, not 3")
     return reasons
+
+
+def _setting_of_biases(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Return the advice to change `bias` if that is a setting of the network and biases are the whole difference."""
+    differing = network.state_dict().keys() ^ weights.keys()
+    is_setting = "bias" in inspect.signature(type(network)).parameters
+    if not is_setting or not all(key.endswith(".bias") for key in differing):
+        return ""
+    return f": set model.network.bias={str(differing <= weights.keys()).lower()}"
 
 
 def _allclose(one: Tensor, other: Tensor) -> bool:

@@ -12,6 +12,32 @@ def shape_text(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
+def differing_keys(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """List where the weights in a file differ from a network's in name, shape or kind; empty if they fit.
+
+    Args:
+        own: State dict of the network.
+        weights: Those in the file.
+    """
+    both = {key: (weights[key], own[key]) for key in own if key in weights}
+    return format_groups(
+        {
+            "another shape": {
+                key: f"{shape_text(there)}, expected {shape_text(here)}"
+                for key, (there, here) in both.items()
+                if there.shape != here.shape
+            },
+            "another kind of number": {
+                key: f"{there.dtype}, expected {here.dtype}"
+                for key, (there, here) in both.items()
+                if there.is_floating_point() != here.is_floating_point()
+            },
+            "missing in the file": {key: shape_text(value) for key, value in own.items() if key not in weights},
+            "unknown to the network": {key: shape_text(value) for key, value in weights.items() if key not in own},
+        }
+    )
+
+
 def format_groups(groups: Mapping[str, Mapping[str, str]]) -> str:
     """Format groups {title: {key: text}} as indented lines "title: key text, …", without empty groups.
 

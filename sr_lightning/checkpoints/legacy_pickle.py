@@ -6,6 +6,7 @@ class of its own, except the few that make up tensors.
 """
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from sr_lightning.errors import InputError
+from sr_lightning.utils.messages import reason
+from sr_lightning.utils.tensor_archive import InertUnpickler, Unknown, is_archive, record
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before 1.6: torch/serialization.py
 _DTYPES = {
@@ -43,40 +46,26 @@ def read_module(path: str | Path) -> dict[str, Tensor]:
         InputError: The file is of another kind, or holds no module or several.
     """
     try:
-        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
+        content = _read_zip(Path(path)) if is_archive(path) else _read_stream(path)
         values = content.values() if isinstance(content, dict) else [content]
-        modules = [value for value in values if isinstance(value, _Unknown) and "_modules" in value.state]
+        modules = [value for value in values if isinstance(value, Unknown) and "_modules" in value.state]
         if len(modules) != 1:
             raise ValueError(f"it holds {len(modules)} modules")
         return _state_dict(modules[0])
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path} cannot be read as one pickled module: {error}") from error
+        raise InputError(f"{path} cannot be read as one pickled module: {reason(error)}") from error
 
 
-def _state_dict(module: "_Unknown", prefix: str = "") -> dict[str, Tensor]:
+def _state_dict(module: "Unknown", prefix: str = "") -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, value in [*module.state.get("_parameters", {}).items(), *module.state.get("_buffers", {}).items()]:
         value = value.data if isinstance(value, _Parameter) else value
         if isinstance(value, Tensor):  # or None
             tensors[prefix + name] = value.detach().clone()
     for name, child in module.state["_modules"].items():
-        if isinstance(child, _Unknown):
+        if isinstance(child, Unknown):
             tensors |= _state_dict(child, f"{prefix}{name}.")
     return tensors
-
-
-class _Unknown:
-    """Stand-in for anything that is not a tensor: it can be constructed and given a state, and does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Unknown":
-        self = super().__new__(cls)
-        self.state = {}
-        return self
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state if isinstance(state, dict) else {}
 
 
 class _Parameter:
@@ -90,16 +79,14 @@ class _Parameter:
             self.data = state[0]
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(InertUnpickler):
     def __init__(self, file: Any, load_storage: Callable[..., Tensor] | None = None) -> None:
-        super().__init__(file, encoding="latin1")  # Python 2 wrote its strings as bytes
-        self.load_storage = load_storage
-
         def view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+            if math.prod(size) > storage.numel():  # a step of 0 would make any size of one value
+                raise ValueError(f"{tuple(size)} values of {storage.numel()}")
             return storage.as_strided(size, stride, storage.storage_offset() + offset)
 
-        # Created for each file: a pickle can set attributes of classes and functions, which must not outlive it.
-        self.known = {
+        known = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch", "Size"): tuple,
             ("torch.nn.parameter", "Parameter"): type("Parameter", (_Parameter,), {}),
@@ -108,11 +95,9 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor"): view,
             ("torch._utils", "_rebuild_tensor_v2"): view,
         }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("torch", "torch.cuda") and name in _DTYPES:
-            return _DTYPES[name]
-        return self.known.get((module, name)) or type(name, (_Unknown,), {})
+        known |= {(module, name): dtype for module in ("torch", "torch.cuda") for name, dtype in _DTYPES.items()}
+        super().__init__(file, known)
+        self.load_storage = load_storage
 
     def persistent_load(self, reference: Any) -> Any:
         kind, *details = reference
@@ -123,28 +108,33 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"a reference to {kind!r}")
 
 
-def _read_zip(path: str | Path) -> Any:
+def _read_zip(path: Path) -> Any:
     """Read the format since torch 1.6: <name>/data.pkl, and each storage as <name>/data/<key>."""
-    with zipfile.ZipFile(path) as archive:
-        root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-            raise ValueError("its values are big-endian")
-        storages: dict[str, Tensor] = {}
+    data = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        infos = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+    records = {name: bytes(record(memoryview(data), info)) for name, info in infos.items()}
+    if records.get("byteorder", b"little") != b"little":
+        raise ValueError("its values are big-endian")
+    storages: dict[str, Tensor] = {}
 
-        def load(dtype: torch.dtype, key: str, location: str, numel: int) -> Tensor:
-            if key not in storages:
-                storages[key] = _numbers(archive.read(f"{root}data/{key}"), dtype, numel)
-            return storages[key]
+    def load(dtype: torch.dtype, key: str, location: str, numel: int) -> Tensor:
+        if key not in storages:
+            storages[key] = _numbers(records[f"data/{key}"], dtype, numel)
+        return storages[key]
 
-        return _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl")), load).load()
+    return _Unpickler(io.BytesIO(records["data.pkl"]), load).load()
 
 
 def _read_stream(path: str | Path) -> Any:
     """Read the format before 1.6: pickles of a magic number, version, system and content, then all storages, raw."""
     storages: dict[str, Tensor] = {}
+    length_of_file = Path(path).stat().st_size
 
     def load(dtype: torch.dtype, key: str, location: str, numel: int, view: tuple[str, int, int] | None) -> Tensor:
         if key not in storages:  # its values follow later
+            if numel * dtype.itemsize > length_of_file:
+                raise ValueError(f"{numel} values of {dtype}: the file is cut off")
             storages[key] = torch.empty(numel, dtype=dtype)
         if view is None:
             return storages[key]

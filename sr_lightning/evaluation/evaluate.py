@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from sr_lightning.checkpoints.checkpoint import is_checkpoint, load_network
+from sr_lightning.checkpoints.checkpoint import Allow, is_checkpoint, load_network
 from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.data.sources import Pair, benchmark_path, benchmark_set
 from sr_lightning.errors import InputError
@@ -20,6 +20,7 @@ from sr_lightning.evaluation.score_table import first_mean, report_scores
 from sr_lightning.evaluation.scoring import Row, ScoredModel, Scorer
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.runs.folder import find_checkpoint
+from sr_lightning.runs.targets import allowed
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def evaluate(cfg: DictConfig) -> float:
     """
     network = cfg.model.network if "model" in cfg else None
     paths = [find_checkpoint(path) for path in paths_of(cfg.ckpt)]
-    models = requested_models(paths, network, cfg.name, cfg.scale, cfg.self_ensemble)
+    models = requested_models(paths, network, cfg.name, cfg.scale, cfg.self_ensemble, allowed(cfg))
     scorer = Scorer.from_config(cfg)
     images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)
     rows: list[Row] = []
@@ -86,6 +87,7 @@ def requested_models(
     name: str | None = None,
     scale: int | None = None,
     self_ensemble: bool = False,
+    allow: Allow = None,
 ) -> list[ScoredModel]:
     """Build or load the networks to score.
 
@@ -95,11 +97,12 @@ def requested_models(
         name: Name of that network in tables.
         scale: The requested factor; None: that of the checkpoints.
         self_ensemble: Score self-ensembles of the networks.
+        allow: Packages besides this project, or classes, that a checkpoint may name as its network.
     """
     if not paths:
         models = [_model_without_weights(network, name, scale)]
     elif network is None:
-        models = _trained_models(paths, scale)
+        models = _trained_models(paths, scale, allow)
     else:
         models = _published_models(paths, network, name, scale)
     return [ScoredModel(f"{m.name}+", SelfEnsemble(m.network)) for m in models] if self_ensemble else models
@@ -114,9 +117,9 @@ def _model_without_weights(network: Mapping[str, Any] | None, name: str, scale: 
     return ScoredModel(name, built)
 
 
-def _trained_models(paths: Sequence[Path], scale: int | None) -> list[ScoredModel]:
+def _trained_models(paths: Sequence[Path], scale: int | None, allow: Allow) -> list[ScoredModel]:
     """Load the networks of this project's checkpoints, which describe them."""
-    trained = [load_network(path) for path in paths]
+    trained = [load_network(path, allow) for path in paths]
     if wrong := [
         f"{p} is x{t.network.scale}"
         for p, t in zip(paths, trained, strict=True)

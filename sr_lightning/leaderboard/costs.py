@@ -20,9 +20,14 @@ MEASURED = (
 
 
 class Costs:
-    """Parameters, multiply-adds and milliseconds of networks."""
+    """Parameters, multiply-adds and milliseconds of networks.
 
-    def __init__(self) -> None:
+    Args:
+        allow: Packages besides this project, or classes, that may define the networks.
+    """
+
+    def __init__(self, allow: Sequence[str] = ()) -> None:
+        self.allow = allow
         self.known: dict[str, dict[str, Any]] = {}
 
     def measure(
@@ -44,8 +49,8 @@ class Costs:
         times = {"kind": "milliseconds", "machine": machine(), "torch": torch.__version__} | size
         name = json.dumps([network, self_ensemble], sort_keys=True)
         if name not in self.known:
-            costs = _first(caches, counts) or _count(network, height, width, self_ensemble)
-            costs |= _first(caches, times) or _measure(network, height, width, self_ensemble)
+            costs = _first(caches, counts) or _count(network, height, width, self_ensemble, self.allow)
+            costs |= _first(caches, times) or _measure(network, height, width, self_ensemble, self.allow)
             self.known[name] = costs
         for cache in caches:
             for key, names in ((counts, ("parameters", "multiply_adds")), (times, ("milliseconds",))):
@@ -58,12 +63,16 @@ def _first(caches: Sequence[ScoreCache], key: dict[str, Any]) -> dict[str, Any] 
     return next((dict(value) for cache in caches if (value := cache.get(key)) is not None), None)
 
 
-def _count(network: dict[str, Any], height: int, width: int, self_ensemble: bool) -> dict[str, Any]:
-    counts = count(network, height, width, self_ensemble)
+def _count(
+    network: dict[str, Any], height: int, width: int, self_ensemble: bool, allow: Sequence[str]
+) -> dict[str, Any]:
+    counts = count(network, height, width, self_ensemble, allow)
     return {"parameters": counts.parameters, "multiply_adds": counts.multiply_adds}
 
 
-def _measure(network: dict[str, Any], height: int, width: int, self_ensemble: bool) -> dict[str, Any]:
+def _measure(
+    network: dict[str, Any], height: int, width: int, self_ensemble: bool, allow: Sequence[str]
+) -> dict[str, Any]:
     log.info("measuring %s", network["_target_"].rpartition(".")[2])
-    cost = measure(network, height, width, BUDGET, self_ensemble)
+    cost = measure(network, height, width, BUDGET, self_ensemble, allow=allow)
     return {"milliseconds": None if cost is None else cost.milliseconds}

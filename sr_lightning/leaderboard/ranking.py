@@ -32,6 +32,7 @@ from sr_lightning.leaderboard.table import (
 )
 from sr_lightning.network_costs import HEIGHT, WIDTH, machine
 from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.targets import allowed
 from sr_lightning.sweeps.invocation import relative
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def evaluate(cfg: DictConfig) -> float:
         benchmark_sets(cfg.data_root, cfg.benchmarks, scales),
         {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("protocol", "degradation")},
         cfg.self_ensemble,
+        allowed(cfg),
     )
     page = Page()
     if cfg.report_images or cfg.num_comparisons:
@@ -166,7 +168,7 @@ def score_all(scores: Scores, groups: Sequence[Group], failed: Failed) -> dict[P
 
 def ranked(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping[str, Rows]]) -> Rows:
     """Make the leaderboard's rows, bicubic included, by benchmark, scale and PSNR, the best first."""
-    costs, self_ensemble = Costs(), scores.self_ensemble
+    costs, self_ensemble = Costs(scores.allow), scores.self_ensemble
     rows = []
     for benchmark in scores.benchmarks:
         for scale in (scale for scale in scores.sets if (scale, benchmark) in scores.bicubic):

@@ -12,7 +12,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import result_settings
@@ -57,7 +56,7 @@ class Run:
             try:
                 config = read_config(path)
                 result_settings(config), config.name, config.scale, config.seed, config.model.network._target_
-            except (OSError, YAMLError, OmegaConfBaseException, AttributeError, TypeError) as error:
+            except (InputError, OmegaConfBaseException, AttributeError, TypeError) as error:
                 config, problem = None, f"config.yaml: {_first_line(error)}"
         reason = result.get("error", "").split("\n")[0]
         if status == "unfinished":

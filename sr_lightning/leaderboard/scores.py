@@ -32,6 +32,7 @@ class Scores:
         sets: Scale -> benchmark -> images.
         settings: The configs of protocol and degradation, part of the cache's key.
         self_ensemble: Score self-ensembles of the networks.
+        allow: Packages besides this project, or classes, that a run may name as its network.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Scores:
         sets: Mapping[int, Mapping[str, Sequence[Pair]]],
         settings: Mapping[str, Any],
         self_ensemble: bool,
+        allow: Sequence[str] = (),
     ) -> None:
-        self.scorer, self.sets, self.self_ensemble = scorer, sets, self_ensemble
+        self.scorer, self.sets, self.self_ensemble, self.allow = scorer, sets, self_ensemble, allow
         self.caches: dict[Path, ScoreCache] = {}
         self.bicubic: dict[tuple[int, str], Rows] = {}
         self.settings = dict(settings) | {"self_ensemble": self_ensemble, "measures": list(scorer.measures)}
@@ -101,7 +103,7 @@ class Scores:
         return rows
 
     def _load(self, run: Run) -> torch.nn.Module:
-        network = load_network(run.checkpoint).network
+        network = load_network(run.checkpoint, self.allow).network
         return SelfEnsemble(network) if self.self_ensemble else network
 
     def _key(self, scale: int, benchmark: str) -> dict[str, Any]:

@@ -1,16 +1,19 @@
 """Saved configs of runs, including those of earlier versions."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sr_lightning.errors import InputError
-from sr_lightning.runs.fingerprint import RENAMED_KEYS, changed_settings, result_settings
+from sr_lightning.runs.fingerprint import RENAMED_KEYS, changed_settings, flatten
 from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.targets import allowed, check_targets
+from sr_lightning.utils.messages import reason
+from sr_lightning.utils.tensor_archive import check_archive, describes_network
 
 # Keys added after the first version, with the value that reproduces the behaviour of earlier versions.
 ADDED_KEYS = {
@@ -21,16 +24,41 @@ ADDED_KEYS = {
     "dry_run": False,
     "prune_after": None,
     "compile": None,
+    "allow": None,
 }
+MAX_SIZE = 2**20  # bytes of a config.yaml; a run's has about 3,000
 
 
 def read_config(path: str | Path) -> DictConfig:
-    """Read the config of a run from its config.yaml.
+    """Read the config of a run from its config.yaml, which train.py writes resolved.
 
     Raises:
-        OSError, yaml.YAMLError, omegaconf.errors.OmegaConfBaseException: The file is unreadable.
+        InputError: The file is unreadable, holds no settings, or has references: a file cannot read the environment, or
+            repeat a part of itself until memory is full.
     """
-    return upgrade(OmegaConf.load(path))
+    try:
+        if Path(path).stat().st_size > MAX_SIZE:
+            raise ValueError(f"it has more than {MAX_SIZE} bytes")
+        text = Path(path).read_text(encoding="utf-8")
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has YAML aliases")
+        config = OmegaConf.create(text)
+        if not isinstance(config, DictConfig) or not config:
+            raise ValueError("it holds no settings")
+        if references := list(_references(OmegaConf.to_container(config))):
+            raise ValueError(f"it has references: {', '.join(references)}")
+        return upgrade(config)
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{path} cannot be read as the config of a run: {reason(error)}") from error
+
+
+def _references(config: Any, key: str = "") -> Iterator[str]:
+    """Yield the keys whose values OmegaConf would resolve."""
+    if isinstance(config, dict | list):
+        for name, value in config.items() if isinstance(config, dict) else enumerate(config):
+            yield from _references(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(config, str) and ("${" in config or config == "???"):
+        yield key
 
 
 def upgrade(config: Any) -> Any:
@@ -62,34 +90,89 @@ def upgrade_overrides(overrides: list[str]) -> list[str]:
 
 
 def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """Return the config of the run to resume. Settings given beside `resume` must equal the run's.
+    """Return the config of the run to resume. Settings given beside `resume` and `allow` must equal the run's.
 
     Args:
-        cfg: With `resume` and `run_dir`.
+        cfg: With `resume`, `run_dir` and `allow`.
         overrides: Of the command line, "key=value".
 
     Raises:
-        InputError: `resume` is not a run's directory or has no checkpoint, or other settings are given.
+        InputError: `resume` is not a run's directory; its config is unreadable or names classes that are not allowed;
+            other settings are given; or its last checkpoint is missing or damaged.
     """
     run = RunFolder(cfg.run_dir)
     if not run.config.is_file():
         raise InputError(f"resume={cfg.resume} is not the directory of a run: it has no config.yaml")
     if not run.last.is_file():
         raise InputError(f"resume={cfg.resume}: the run was stopped before its first checkpoint; start it again")
+    trained_with = check_last_checkpoint(run)
     try:
         saved = read_config(run.config)
-        result_settings(saved)
-    except (OSError, YAMLError, OmegaConfBaseException, AttributeError, TypeError) as error:
-        raise InputError(f"{run.config} cannot be read as the config of a run: {error}; start the run again") from error
-    if not [override for override in overrides if not override.lstrip("+").startswith("resume=")]:
-        saved.run_dir, saved.resume = cfg.run_dir, cfg.resume
-        return saved
-    if changed := changed_settings(saved, cfg):
+        if wrong := list(misfits(OmegaConf.to_container(saved), trained_with)):
+            raise InputError(f"{run.config} is damaged, it differs from the config in {run.last}: {'; '.join(wrong)}")
+    except InputError as error:
+        raise InputError(f"resume={cfg.resume}: {error}; start the run again") from error
+    alone = all(re.match(r"\+*(resume|allow)=", override) for override in overrides)
+    if alone:
+        check_targets(OmegaConf.to_container(saved), run.config, allowed(cfg))
+    elif changed := changed_settings(saved, cfg):
         lines = "".join(f"\n  {line}" for line in changed)
         raise InputError(
             f"resume={cfg.resume} continues the run with its own settings; these differ:{lines}\n"
             "Give resume alone or with the settings of the run's own command, or start a new run"
         )
-    with open_dict(cfg):
+    with open_dict(cfg), open_dict(saved):
+        if alone:
+            saved.run_dir, saved.resume, saved.allow = cfg.run_dir, cfg.resume, cfg.allow
+            return saved
         cfg.chosen = saved.get("chosen")
-    return cfg  # same result, but paths of data and cache may differ
+        return cfg  # same result, but paths of data and cache may differ
+
+
+def misfits(saved: dict[str, Any], trained_with: dict[str, Any]) -> Iterator[str]:
+    """Yield the keys of a checkpoint's config that a saved config lacks, or that have another kind of value there.
+
+    Values may differ, such as paths of data that was moved.
+    """
+    found = flatten(saved)
+    for key, value in flatten(trained_with).items():
+        if key not in found:
+            yield f"it has no {key}"
+        elif not _same_kind(found[key], value):
+            yield f"{key} is {found[key]!r}, there {value!r}"
+
+
+def _same_kind(value: Any, other: Any) -> bool:
+    """Return True if two values, or all items of two lists, are of one type; null, no items and whole numbers fit."""
+    if value is None or other is None:
+        return True
+    if isinstance(value, list) and isinstance(other, list):
+        return not other or all(_same_kind(item, other[0]) for item in value)
+    return type(value) is type(other) or {type(value), type(other)} == {int, float}
+
+
+def check_last_checkpoint(run: RunFolder) -> dict[str, Any]:
+    """Check the checkpoint from which a run resumes, before torch is imported, and return the config in it.
+
+    Raises:
+        InputError: It is damaged; the message says whether the best checkpoint can take its place.
+    """
+    try:
+        return _config_in(run.last)
+    except InputError as error:
+        try:
+            _config_in(run.best)
+            way_out = f"{run.best} is whole: copy it to {run.last} and resume again, which repeats the steps since then"
+        except InputError:
+            way_out = "there is no other whole checkpoint: start the run again"
+        raise InputError(f"{error}\n{way_out}") from None
+
+
+def _config_in(checkpoint: Path) -> dict[str, Any]:
+    content = check_archive(checkpoint)
+    if not describes_network(content):
+        raise InputError(f"{checkpoint} is not a checkpoint of this project's train.py")
+    try:
+        return OmegaConf.to_container(upgrade(OmegaConf.create(content["hyper_parameters"])))
+    except Exception as error:  # such as UnsupportedValueType
+        raise InputError(f"{checkpoint} does not hold a config: {reason(error)}") from error

@@ -97,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
         help="bfloat16 is faster on some processors, float16 on GPUs, with errors of about a grey level; "
         "auto: the fastest as measured, if its loss of PSNR is negligible (default: float32)",
     )
+    parser.add_argument(
+        "--allow", action="append", metavar="PACKAGE", help="package besides this project that may define the network"
+    )
     return parser
 
 
@@ -134,6 +137,7 @@ def run(options: argparse.Namespace) -> list[str]:
     limit_threads()
     net = Upscaler.load(
         checkpoint,
+        options.allow,
         device=options.device,
         precision=options.precision,
         tile=options.tile,

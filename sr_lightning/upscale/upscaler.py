@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sr_lightning.checkpoints.checkpoint import load_best
+from sr_lightning.checkpoints.checkpoint import Allow, load_best
 from sr_lightning.errors import InputError
 from sr_lightning.images.photo import as_photo
 from sr_lightning.inference import FastInference, SelfEnsemble, super_resolve
@@ -81,17 +81,18 @@ class Upscaler:
         self._bicubic = Bicubic(scale=self.scale).to(self.device)
 
     @classmethod
-    def load(cls, path: str | Path, **options: object) -> "Upscaler":
+    def load(cls, path: str | Path, allow: Allow = None, **options: object) -> "Upscaler":
         """Load the network of a checkpoint, or of the best checkpoint in a run's directory.
 
         Args:
             path: The file or the directory.
+            allow: Packages besides this project, or classes, that the checkpoint may name as its network.
             **options: Keyword arguments of the class.
 
         Raises:
             InputError: The file is missing, damaged or not of this project; or as for the class.
         """
-        trained = load_best(path)
+        trained = load_best(path, allow)
         return cls(trained.network, trained.name, steps=trained.step, **options)
 
     def __repr__(self) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from sr_lightning.errors import InputError
+from sr_lightning.utils.messages import reason
+from sr_lightning.utils.tensor_archive import check_archive
 
 
 class PickledClassesError(InputError):
@@ -16,15 +18,19 @@ class PickledClassesError(InputError):
 def load_tensors(path: str | Path) -> Any:
     """Read tensors and plain containers to the CPU; pickled classes are refused.
 
+    The checksums of a zip file are verified: a checkpoint of this project is refused if one is wrong. Other files may
+    be written without checksums, and are read with a warning.
+
     Raises:
         PickledClassesError: The file needs more than tensors and plain containers.
         InputError: The file is missing, damaged or of another kind.
     """
+    check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise PickledClassesError(
             f"{path} is damaged, or holds more than tensors and plain containers: give another file of weights"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} cannot be read, it is damaged or cut off: {error}") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(f"{path} cannot be read, it is damaged or cut off: {reason(error)}") from error

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from sr_lightning.checkpoints.interop import load_weights, save_weights, warm_start
@@ -374,3 +375,82 @@ def test_batch_norm_statistics_are_loaded(tmp_path):
     warm_start(network, tmp_path / "srresnet.safetensors")
     assert torch.equal(network.norm.running_var, source.norm.running_var)
     assert network.norm.num_batches_tracked == 1
+
+
+WRAPPED = {
+    "DataParallel": lambda net: {f"module.{key}": value for key, value in net.items()},
+    "torch.compile": lambda net: {"state_dict": {f"_orig_mod.{key}": value for key, value in net.items()}},
+    "average, DataParallel": lambda net: {"params_ema": {f"module.{key}": value for key, value in net.items()}},
+    "generator beside a discriminator": lambda net: {
+        "state_dict": {f"generator.{key}": value for key, value in net.items()} | {"discriminator.x": torch.zeros(1)}
+    },
+    "compiled, DataParallel": lambda net: {"model": {f"_orig_mod.module.{key}": value for key, value in net.items()}},
+    "training program": lambda net: {"epoch": 3, "model_state_dict": net, "optimizer": {"lr": 0.1}},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_wrapped_weights_are_read(wrapper, tmp_path):
+    network, other = (ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3]) for _ in range(2))
+    torch.save(WRAPPED[wrapper](network.state_dict()), tmp_path / "net.pth")
+    load_weights(other, tmp_path / "net.pth")
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in network.state_dict().items())
+
+
+def test_state_dict_inside_itself_is_refused(tmp_path):
+    content = {}
+    content["params"] = content
+    torch.save(content, tmp_path / "net.pth")
+    with pytest.raises(InputError, match=r"net\.pth holds no weights: it has params"):
+        load_weights(EDSR(scale=2, num_blocks=1), tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_message_names_the_setting_of_biases_if_they_are_the_whole_difference(bias, tmp_path):
+    network = VDSR(scale=2, num_layers=4, num_features=8, bias=bias)
+    torch.save(network.state_dict(), tmp_path / "vdsr.pth")
+    with pytest.raises(InputError, match=rf"set model\.network\.bias={str(bias).lower()}$"):
+        load_weights(VDSR(scale=2, num_layers=4, num_features=8, bias=not bias), tmp_path / "vdsr.pth")
+
+
+def test_setting_of_biases_is_not_named_for_a_network_without_it(tmp_path):
+    network = ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3])
+    weights = network.state_dict()
+    weights.pop("convs.0.bias")
+    torch.save(weights, tmp_path / "net.pth")
+    with pytest.raises(InputError, match=r"with the scale and sizes of the file$"):
+        load_weights(network, tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("place", [-1, -300])
+def test_damaged_safetensors_are_refused_and_the_tensor_named(place, tmp_path):
+    network = ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3])
+    save_weights(network, tmp_path / "net.safetensors")
+    data = bytearray((tmp_path / "net.safetensors").read_bytes())
+    data[place] ^= 1
+    (tmp_path / "net.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=r"net\.safetensors is damaged: wrong digest of convs\."):
+        load_weights(network, tmp_path / "net.safetensors")
+
+
+def test_safetensors_without_digests_are_read(tmp_path):
+    network, other = (ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3]) for _ in range(2))
+    save_file(network.state_dict(), tmp_path / "net.safetensors")
+    load_weights(other, tmp_path / "net.safetensors")
+    assert torch.equal(other.convs[0].weight, network.convs[0].weight)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 8, b"\x10" + bytes(7) + b"{}", b"\x02" + bytes(7) + b"[]"])
+def test_false_safetensors_are_refused(damage, tmp_path):
+    (tmp_path / "net.safetensors").write_bytes(damage)
+    with pytest.raises(InputError, match=r"net\.safetensors (cannot be read as|holds no) weights"):
+        load_weights(EDSR(scale=2, num_blocks=1), tmp_path / "net.safetensors")
+
+
+def test_module_of_one_value_expanded_takes_no_memory(tmp_path):
+    module = torch.nn.Module()
+    module.register_buffer("x", torch.zeros(1).expand(10**5, 10**5))
+    for zipped in (True, False):
+        torch.save(module, tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match=r"\(100000, 100000\) values of 1"):
+            load_weights(EDSR(scale=2, num_blocks=1), tmp_path / "net.pth")

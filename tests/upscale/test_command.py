@@ -267,7 +267,7 @@ NO_NETWORK = "does not describe its network, so it is not a checkpoint of this p
             lambda c: c["hyper_parameters"]["model"].update(
                 network={"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
             ),
-            "holds a torch.nn.Linear, which does not upscale",
+            "names a network that is not one of this project's: 'torch.nn.Linear'",
         ),
         (
             lambda c: next(iter(c["state_dict"].values())).fill_(torch.nan),
