@@ -54,8 +54,8 @@ def scratch() -> str:
 def prepare_command(about: str, name: str) -> None:
     """Prepare the process, and replace earlier names of keys; print help and exit if `-h` or `--help` is given.
 
-    OpenMP's spinning is bounded, and signals are handled. The help has purpose and examples, config groups, and settings
-    with comments. Hydra's own help takes two seconds and omits the comments.
+    OpenMP's spinning is bounded, and signals are handled. The help has purpose and examples, config groups, and
+    settings with comments. Hydra's own help takes two seconds and omits the comments.
 
     Args:
         about: The command's docstring: purpose and examples.

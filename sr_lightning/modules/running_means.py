@@ -46,7 +46,7 @@ class RunningMeans:
         return means
 
     def state_dict(self, gather: Gather) -> dict[str, Any]:
-        """Return the number of batches and the sums: their means over processes and, of several, each one's. Collective.
+        """Return the number of batches and the sums: means over processes and, of several, each one's. Collective.
 
         A resumed run continues with the sums of each process: added to their mean, later values round differently.
         """

@@ -107,7 +107,7 @@ def build_trainer(
         if isinstance(error.__cause__, MisconfigurationException | ValueError):
             raise InputError(f"trainer: {error.__cause__}") from error
         raise
-    trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # it broadcasts in the middle of a step
+    trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # noqa: SLF001  it broadcasts amid a step
     GroupedEpochLoop.install(trainer, module.log_every, val_every, save_every)
     return trainer
 

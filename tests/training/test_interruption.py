@@ -1,5 +1,7 @@
 """A signal ends a run with its state saved, and the resumed run equals an uninterrupted one in every bit."""
 
+# ruff: noqa: F811  fit is a fixture
+
 import os
 import signal
 
@@ -48,7 +50,7 @@ def resume(fit: Fit, group_seconds: float):
 
 @pytest.mark.parametrize("group_seconds", [ONE, LONGEST])
 @pytest.mark.parametrize("step", [1, 9, 14])
-def test_signal_in_a_step_saves_after_it_or_after_its_group(fit, step, group_seconds):  # noqa: F811
+def test_signal_in_a_step_saves_after_it_or_after_its_group(fit, step, group_seconds):
     whole = fit("whole", ONE, ema=0.9)
     message = stop(fit, group_seconds=group_seconds, ema=0.9, loss=SignalInStep(step))
     saved = steps_done(read(fit.folder / "stopped", "last"))
@@ -58,7 +60,7 @@ def test_signal_in_a_step_saves_after_it_or_after_its_group(fit, step, group_sec
 
 
 @pytest.mark.parametrize("step", [15, 40])
-def test_signal_before_or_within_a_validation_leaves_it_to_the_resumed_run(fit, step):  # noqa: F811
+def test_signal_before_or_within_a_validation_leaves_it_to_the_resumed_run(fit, step):
     whole = fit("whole", ONE, ema=0.9)
     for name, settings in {
         "before": {"loss": SignalInStep(step)},
