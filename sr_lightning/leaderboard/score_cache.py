@@ -38,7 +38,7 @@ class ScoreCache:
         added = [entry for entry in self._read() if self.get(entry["key"]) is None]
         others = [entry for entry in self.entries + added if entry["key"] != key]
         self.entries = [*others, {"key": key, "value": value}]
-        lines = ",\n  ".join(json.dumps(entry) for entry in self.entries)
+        lines = ",\n  ".join(json.dumps(entry, allow_nan=False) for entry in self.entries)
         try:
             with replacing(self.path) as temporary:
                 temporary.write_text(
