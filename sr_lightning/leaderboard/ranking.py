@@ -28,11 +28,11 @@ from sr_lightning.leaderboard.table import (
     remarks,
     write_csv,
     write_json,
-    write_text,
 )
 from sr_lightning.network_costs import HEIGHT, WIDTH, machine
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.sweeps.invocation import relative
+from sr_lightning.utils.atomic_files import write_text
 from sr_lightning.utils.messages import listing
 
 log = logging.getLogger(__name__)

@@ -102,6 +102,8 @@ def train(cfg: DictConfig) -> float:
 def start_run_folder(cfg: DictConfig) -> RunFolder:
     """Write config.yaml, and remove the result.json of an earlier part of the run."""
     run = RunFolder(cfg.run_dir)
+    for left in run.path.glob("**/.*.[0-9]*.tmp"):  # by a killed process of an earlier version
+        left.unlink(missing_ok=True)
     with replacing(run.config) as temporary:
         OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), temporary)
     run.result.unlink(missing_ok=True)
