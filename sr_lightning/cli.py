@@ -25,6 +25,7 @@ from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.processes import exit_with_parent, is_cell
 from sr_lightning.sweeps.run import CellFailed, in_sweep
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.messages import escape_messages
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def prepare_command(about: str, name: str) -> None:
         name: "train" or "evaluate", which is also the name of its config.
     """
     bound_spinning()
+    escape_messages()
     sys.argv[1:] = upgrade_overrides(sys.argv[1:])
     check_resume(sys.argv[1:])
     if not {"-h", "--help"} & set(sys.argv[1:]):

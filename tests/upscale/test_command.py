@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -369,6 +370,25 @@ def test_interrupted_command_leaves_complete_files(folder, tmp_path, command, mo
     for path in (tmp_path / "out").iterdir():
         Image.open(path).load()
     assert len(names(tmp_path / "out")) <= 2
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signal_ends_the_command_with_its_exit_code(folder, tmp_path, command, monkeypatch, caplog, signum, code):
+    from sr_lightning.upscale.upscaler import Upscaler
+
+    monkeypatch.setattr(Upscaler, "upscale", lambda *_: signal.raise_signal(signum))
+    assert command(folder, "--exist", "skip") == code
+    assert "To continue, run the same command again" in caplog.text
+    assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
+
+
+def test_control_characters_and_bytes_in_names_are_escaped(tmp_path, trained):
+    name = b"a\x1b[31m\xff.png"
+    Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(b"no picture")
+    words = ["-m", "sr_lightning.upscale", tmp_path, "-c", trained, "-o", tmp_path / "out"]
+    done = run_command(*words, check=False)
+    assert done.returncode == 1
+    assert "\x1b" not in done.stderr and "a\\x1b[31m\\udcff.png: not an image" in done.stderr
 
 
 def test_out_of_memory_is_reported_and_the_picture_finished(folder, tmp_path, command, monkeypatch, caplog):
