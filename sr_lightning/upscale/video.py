@@ -200,6 +200,8 @@ def _explained(av: ModuleType, source: Path, target: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
+    except UnicodeDecodeError as error:  # PyAV reads the metadata of the input as UTF-8
+        raise InputError(f"{source}: is damaged, or has metadata that are not UTF-8 ({error})") from error
     except (av.FFmpegError, ValueError) as error:
         if str(source) == getattr(error, "filename", None):
             raise InputError(f"{source}: cannot be read as a video ({error.strerror})") from error
