@@ -29,6 +29,7 @@ from sr_lightning.sweeps.invocation import relative
 from sr_lightning.sweeps.processes import exit_with_parent, is_cell, process_rank
 from sr_lightning.sweeps.run import CellFailed, in_sweep, quoted
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.messages import escape_messages
 from sr_lightning.utils.signals import Interrupted, handle_signals
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def prepare_command(about: str, name: str) -> None:
         name: "train" or "evaluate", which is also the name of its config.
     """
     bound_spinning()
+    escape_messages()
     handle_signals()
     sys.argv[1:] = upgrade_overrides(sys.argv[1:])
     check_resume(sys.argv[1:])

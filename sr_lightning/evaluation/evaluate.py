@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def evaluate(cfg: DictConfig) -> float:
         sets = {name: benchmark_set(cfg.data_root, name, scale) for name in cfg.benchmarks}
         rows += scorer.score_sets(of_scale, sets, images)
     report_scores(rows, images.comparisons, Path(cfg.run_dir))
-    write_evaluation_report(Path(cfg.run_dir), rows, images.versions, scorer.protocol)
+    write_evaluation_report(Path(cfg.run_dir), rows, images.versions, scorer.protocol, facts=scorer.facts)
     return first_mean(rows, models[0].name)
 
 
@@ -77,7 +78,7 @@ def score_run(
     """
     rows = scorer.score_sets([model], sets, images)
     report_scores(rows, images.comparisons, images.run_dir, images_of="held-out")
-    write_evaluation_report(images.run_dir, rows, images.versions, scorer.protocol)
+    write_evaluation_report(images.run_dir, rows, images.versions, scorer.protocol, facts=scorer.facts)
     return first_mean(rows, model.name), rows
 
 
@@ -105,7 +106,9 @@ def requested_models(
         models = _trained_models(paths, scale, allow)
     else:
         models = _published_models(paths, network, name, scale)
-    return [ScoredModel(f"{m.name}+", SelfEnsemble(m.network)) for m in models] if self_ensemble else models
+    if self_ensemble:
+        models = [replace(model, name=f"{model.name}+", network=SelfEnsemble(model.network)) for model in models]
+    return models
 
 
 def _model_without_weights(network: Mapping[str, Any] | None, name: str, scale: int | None) -> ScoredModel:
@@ -133,7 +136,7 @@ def _trained_models(paths: Sequence[Path], scale: int | None, allow: Allow) -> l
             break
     else:
         names = [str(path) for path in paths]
-    return [ScoredModel(name, t.network) for name, t in zip(names, trained, strict=True)]
+    return [ScoredModel(name, t.network, path) for name, t, path in zip(names, trained, paths, strict=True)]
 
 
 def _published_models(
@@ -150,5 +153,5 @@ def _published_models(
     for path in paths:
         built: nn.Module = instantiate(network).eval()
         load_weights(built, path)
-        models.append(ScoredModel(name if len(paths) == 1 else f"{name} {path.stem}", built))
+        models.append(ScoredModel(name if len(paths) == 1 else f"{name} {path.stem}", built, path))
     return models

@@ -10,6 +10,7 @@ import html
 import json
 import logging
 import math
+import os
 import re
 import shlex
 import sys
@@ -30,7 +31,7 @@ from sr_lightning.evaluation.crops import BASELINE, Crop, find_crops
 from sr_lightning.evaluation.score_table import NOT_SCORES
 from sr_lightning.metrics.protocol import Protocol
 from sr_lightning.runs.folder import RunFolder
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.atomic_files import replacing, write_text
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def save_versions(
 def _file_name(name: str) -> str:
     """Return a name that is safe in file systems and URLs; different names get different results."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:48]
-    return plain if plain == name != "" else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return plain if plain == name != "" else f"{plain}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def _write_lossless(path: Path, picture: np.ndarray) -> None:
@@ -176,8 +177,7 @@ def write_report(
         "pictures": {"count": len(files), "bytes": picture_bytes, "inside": inside},
     }
     text = _fill(TEMPLATE.read_text(encoding="utf-8"), data)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
     if inside:
         _remove(files)
     page = path.stat().st_size
@@ -272,7 +272,7 @@ def _fill(template: str, data: Mapping[str, Any]) -> str:
         # escaped, so that no name can end the script element that holds the data
         "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    values["bytes"] = str(len(template.encode()) + len(values["data"].encode()))
+    values["bytes"] = str(len(template.encode()) + len(values["data"].encode(errors="backslashreplace")))
     return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: values[match[1]], template)
 
 

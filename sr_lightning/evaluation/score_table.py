@@ -9,7 +9,7 @@ from typing import Any
 
 from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import RunFolder
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.atomic_files import write_text
 from sr_lightning.utils.markdown import markdown_table
 
 log = logging.getLogger(__name__)
@@ -84,5 +84,4 @@ def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue())
+    write_text(path, text.getvalue())

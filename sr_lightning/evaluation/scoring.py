@@ -1,7 +1,9 @@
 """Scoring of networks on sets of images under one protocol, one image in memory at a time."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from sr_lightning.evaluation.score_table import mean_row
 from sr_lightning.images.files import read_image
 from sr_lightning.inference import fuse_for_inference, super_resolve, to_channels
 from sr_lightning.metrics.extra import Measure, select_measures
-from sr_lightning.metrics.protocol import Protocol, score
+from sr_lightning.metrics.protocol import Protocol, differs_from_bicubic, report_left_out, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.utils.devices import best_device
 
@@ -49,10 +51,30 @@ class ScoredModel:
     Attributes:
         name: Unique among the models scored together.
         network: Has `scale` and `num_channels`.
+        source: The file of its weights, named in messages.
     """
 
     name: str
     network: nn.Module
+    source: Path | None = None
+
+
+class NotFiniteError(InputError):
+    """Weights or outputs of a network are infinite or NaN."""
+
+
+def check_finite(model: ScoredModel, values: Mapping[str, Tensor]) -> None:
+    """Check a network's weights or outputs, by name.
+
+    Raises:
+        NotFiniteError: Some are infinite or NaN.
+    """
+    if wrong := [name for name, value in values.items() if not value.isfinite().all()]:
+        others = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
+        raise NotFiniteError(
+            f"{model.source or model.name}: NaN or infinite values in {wrong[0]}{others}: its training diverged. "
+            "Use an earlier checkpoint, or train with a smaller learning rate"
+        )
 
 
 def load_sample(pair: Pair, scale: int, protocol: Protocol, degradation: Any) -> Sample:
@@ -89,16 +111,24 @@ class Scorer:
         protocol: Of all scores.
         degradation: Makes LR of images without an LR file.
         measures: Metrics beside PSNR and SSIM, by name.
+        left_out: Names of the images that are not scored, by data set and scale, such as "Set5 x2".
     """
 
     protocol: Protocol
     degradation: Any
     measures: Mapping[str, Measure]
+    left_out: dict[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "Scorer":
         """Build the scorer of a config of train.py or evaluate.py."""
         return cls(instantiate(cfg.protocol), instantiate(cfg.degradation), select_measures(cfg.measures))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Facts for a report: the images that are not scored."""
+        sets = [f"{name}: {', '.join(images)}" for name, images in self.left_out.items() if images]
+        return {"not scored, since bicubic reproduces them": "; ".join(sets)} if sets else {}
 
     def score_sets(
         self,
@@ -107,7 +137,7 @@ class Scorer:
         images: EvaluationImages | None = None,
         baseline: bool = True,
     ) -> list[Row]:
-        """Score bicubic and models of one scale on sets of images.
+        """Score bicubic and models of one scale on sets of images, except those that bicubic reproduces.
 
         Args:
             models: At least one, all of one scale.
@@ -121,27 +151,42 @@ class Scorer:
             protocol.
 
         Raises:
-            InputError: Two models share a name, or images cannot be scored.
+            InputError: Two models share a name, a network is not finite, or images cannot be scored.
         """
         scale = models[0].network.scale
         names = ["bicubic", *(model.name for model in models if not isinstance(model.network, Bicubic))]
         if len(set(names)) < len(names):
             raise InputError(f"models share a name, {', '.join(names)}: give each its own, other than bicubic")
+        for model in models:
+            check_finite(model, model.network.state_dict())
         device = best_device()
         networks = {"bicubic": Bicubic(scale=scale)} if baseline else {}
         networks |= {m.name: fuse_for_inference(m.network) for m in models if not isinstance(m.network, Bicubic)}
-        scored = [ScoredModel(name, network.to(device)) for name, network in networks.items()]
+        source = {model.name: model.source for model in models}
+        scored = [ScoredModel(name, network.to(device), source.get(name)) for name, network in networks.items()]
         rows: list[Row] = []
         for dataset, pairs in sets.items():
-            samples = (load_sample(pair, scale, self.protocol, self.degradation) for pair in pairs)
+            left_out: list[str] = []
+            self.left_out[f"{dataset} x{scale}"] = left_out
+            samples = self.samples_to_score(pairs, scale, left_out)
             of_model: dict[str, list[Row]] = {model.name: [] for model in scored}
             for sample, outputs, new_rows in self.score_samples(scored, samples, device):
                 for name, row in new_rows.items():
                     of_model[name].append({"model": name, "scale": scale, "dataset": dataset} | row)
                 if images is not None:
                     images.add(dataset, scale, sample, outputs, new_rows)
+            report_left_out(dataset, tuple(left_out), len(pairs))
             rows += [row for part in of_model.values() for row in [*part, mean_row(part)]]
         return rows
+
+    def samples_to_score(self, pairs: Sequence[Pair], scale: int, left_out: list[str]) -> Iterator[Sample]:
+        """Yield the images that bicubic does not reproduce; append the names of the others to `left_out`."""
+        for pair in pairs:
+            sample = load_sample(pair, scale, self.protocol, self.degradation)
+            if differs_from_bicubic(sample.hr, scale, sample.protocol).item():
+                yield sample
+            else:
+                left_out.append(sample.name)
 
     @torch.inference_mode()
     def score_samples(
@@ -156,6 +201,10 @@ class Scorer:
 
         Yields:
             The image on the device; model -> output, in the channels that are scored; model -> row of scores.
+
+        Raises:
+            NotFiniteError: An output is infinite or NaN.
+            InputError: An image is too small, or a measure is not defined on it.
         """
         for sample in samples:
             sample = replace(sample, lr=sample.lr.to(device), hr=sample.hr.to(device))
@@ -167,12 +216,13 @@ class Scorer:
                     sr = super_resolve(model.network, sample.lr)
                 else:
                     sr = model.network(to_channels(sample.lr, model.network.num_channels))
+                check_finite(model, {f"the output for {sample.name}": sr})
                 row: Row = {"image": sample.name}
                 scores = score(sr, sample.hr, scale, protocol)
                 row |= {f"{key}_{protocol.channel}": value.item() for key, value in scores.items()}
-                row |= {
-                    key: measure(sr, sample.lr, sample.hr, scale, protocol).item()
-                    for key, measure in self.measures.items()
-                }
+                for key, measure in self.measures.items():
+                    row[key] = value = measure(sr, sample.lr, sample.hr, scale, protocol).item()
+                    if not math.isfinite(value):
+                        raise InputError(f"{key} of {model.name} on {sample.name} is {value}: leave it out of measures")
                 outputs[model.name], rows[model.name] = sr, row | {"protocol": protocol.name}
             yield sample, outputs, rows

@@ -15,7 +15,7 @@ from sr_lightning.evaluation.checks import paths_of
 from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import Versions, write_evaluation_report
 from sr_lightning.evaluation.score_table import write_results
-from sr_lightning.evaluation.scoring import Scorer
+from sr_lightning.evaluation.scoring import NotFiniteError, Scorer
 from sr_lightning.leaderboard.costs import MEASURED, Costs
 from sr_lightning.leaderboard.plots import plot_costs, plot_validation, styles
 from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
@@ -28,15 +28,17 @@ from sr_lightning.leaderboard.table import (
     remarks,
     write_csv,
     write_json,
-    write_text,
 )
 from sr_lightning.network_costs import HEIGHT, WIDTH, machine
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.targets import allowed
 from sr_lightning.sweeps.invocation import relative
+from sr_lightning.utils.atomic_files import write_text
+from sr_lightning.utils.messages import listing
 
 log = logging.getLogger(__name__)
 
+DIVERGED = "diverged"  # status of a run whose network is not finite
 BICUBIC = {"_target_": "sr_lightning.networks.Bicubic"}
 
 
@@ -57,7 +59,8 @@ def evaluate(cfg: DictConfig) -> float:
         Mean PSNR of the table's first row, in dB.
 
     Raises:
-        InputError: Conflicting settings, folders without runs, missing benchmarks, or no run that could be scored.
+        InputError: Conflicting settings, folders without runs, missing benchmarks, or no run that could be scored;
+            or, after everything is written, networks that are not finite.
     """
     runs = requested_runs(paths_of(cfg.runs), cfg.scale)
     groups, repeated = group([run for run in runs if run.config is not None])
@@ -89,15 +92,18 @@ def evaluate(cfg: DictConfig) -> float:
         raise InputError(f"runs: no run can be scored:{lines}")
     rows = ranked(scores, groups, known)
     folder = RunFolder(cfg.run_dir)
-    write(folder.path, rows, left_out)
+    not_scored = scores.scorer.facts
+    write(folder.path, rows, left_out, [f"{what}: {images}" for what, images in not_scored.items()])
     write_results(folder.results, all_rows(scores, groups, known))
     plot(folder.path, rows, groups)
-    facts = {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
+    facts = not_scored | {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
     if left_out:
         facts["not in the table"] = "; ".join(f"{one['run']} ({one['status']})" for one in left_out)
     write_evaluation_report(
         folder.path, page.rows, page.versions, scores.scorer.protocol, leaderboard=for_page(rows), facts=facts
     )
+    if diverged := [f"{relative(path)}: {why}" for path, (status, why) in failed.items() if status == DIVERGED]:
+        raise InputError(f"{len(diverged)} runs are not in the table:{listing(diverged)}")
     return rows[0][psnr_key(rows[0])]
 
 
@@ -158,6 +164,8 @@ def score_all(scores: Scores, groups: Sequence[Group], failed: Failed) -> dict[P
     for run in (run for one in groups for run in one.runs if run.directory not in failed):
         try:
             known[run.directory] = scores.scores_of_run(run)
+        except NotFiniteError as error:
+            failed[run.directory] = DIVERGED, str(error)
         except InputError as error:
             failed[run.directory] = "not scored", str(error)
         except Exception as error:
@@ -209,8 +217,8 @@ def all_rows(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mappi
     return rows
 
 
-def write(folder: Path, rows: Rows, left_out: Rows) -> None:
-    """Write leaderboard.md, .csv and .json into a folder, and log the Markdown."""
+def write(folder: Path, rows: Rows, left_out: Rows, notes: Sequence[str]) -> None:
+    """Write leaderboard.md, .csv and .json with these and the usual notes into a folder, and log the Markdown."""
     protocols: dict[str, dict[str, None]] = {}  # -> the benchmarks scored under it
     for row in rows:
         protocols.setdefault(row["protocol"], {})[row["benchmark"]] = None
@@ -220,6 +228,7 @@ def write(folder: Path, rows: Rows, left_out: Rows) -> None:
         f"protocol {names}; gain over bicubic and distance to the published PSNR in dB",
         f"multiply-adds for an output of {WIDTH}x{HEIGHT}; {MEASURED.format(machine=machine())}",
         "± is the standard deviation over seeds",
+        *notes,
     ]
     command = shlex.join(["python", *sys.argv])
     text = markdown(rows, left_out, notes)

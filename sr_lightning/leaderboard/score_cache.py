@@ -5,7 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.errors import InputError
+from sr_lightning.utils.atomic_files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,11 @@ class ScoreCache:
         added = [entry for entry in self._read() if self.get(entry["key"]) is None]
         others = [entry for entry in self.entries + added if entry["key"] != key]
         self.entries = [*others, {"key": key, "value": value}]
-        lines = ",\n  ".join(json.dumps(entry) for entry in self.entries)
+        lines = ",\n  ".join(json.dumps(entry, allow_nan=False) for entry in self.entries)
         try:
-            with replacing(self.path) as temporary:
-                temporary.write_text(
-                    f'{{"checkpoint": {json.dumps(self.fingerprint)},\n "entries": [\n  {lines}\n ]}}\n'
-                )
-        except OSError as error:
-            log.warning("%s cannot be written, its scores will be computed again: %s", self.path, error.strerror)
+            write_text(self.path, f'{{"checkpoint": {json.dumps(self.fingerprint)},\n "entries": [\n  {lines}\n ]}}\n')
+        except InputError as error:
+            log.warning("%s. Its scores will be computed again", error)
 
     def _read(self) -> list[dict[str, Any]]:
         try:

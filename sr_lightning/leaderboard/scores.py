@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sr_lightning.evaluation.scoring import ScoredModel, Scorer
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.leaderboard.runs import Run
 from sr_lightning.leaderboard.score_cache import ScoreCache
+from sr_lightning.metrics.protocol import report_left_out
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class Scores:
                     log.info("scoring %s", run.directory)
                     network = self._load(run)
                 rows = self.scorer.score_sets(
-                    [ScoredModel("model", network)],
+                    [ScoredModel("model", network, run.checkpoint)],
                     {benchmark: pairs},
                     baseline=(run.config.scale, benchmark) not in self.bicubic,
                 )
@@ -91,7 +93,7 @@ class Scores:
         models = []
         for name, run in runs.items():
             try:
-                models.append(ScoredModel(name, self._load(run)))
+                models.append(ScoredModel(name, self._load(run), run.checkpoint))
             except InputError as error:
                 failed[run.directory] = "not scored", str(error)
         if not models:
@@ -115,8 +117,11 @@ class Scores:
 
     def _cached(self, run: Run, benchmark: str) -> Rows | None:
         value = self.cache_of(run).get(self._key(run.config.scale, benchmark))
-        if value is None:
+        if value is None or _is_outdated(value):
             return None
+        left_out = value.get("left_out", [])
+        self.scorer.left_out[f"{benchmark} x{run.config.scale}"] = left_out
+        report_left_out(benchmark, tuple(left_out), len(self.sets[run.config.scale][benchmark]))
         self.bicubic.setdefault((run.config.scale, benchmark), value["bicubic"])
         return value["model"]
 
@@ -125,7 +130,9 @@ class Scores:
         if baseline := [_bare(row) for row in rows if row["model"] == "bicubic"]:
             self.bicubic.setdefault((scale, benchmark), baseline)
         own = [_bare(row) for row in rows if row["model"] == name]
-        value = {"bicubic": self.bicubic[scale, benchmark], "model": own}
+        scored = {row["image"] for row in own}
+        left_out = [pair.name for pair in self.sets[scale][benchmark] if pair.name not in scored]
+        value = {"bicubic": self.bicubic[scale, benchmark], "model": own, "left_out": left_out}
         self.cache_of(run).put(self._key(scale, benchmark), value)
 
     def cache_of(self, run: Run) -> ScoreCache:
@@ -133,6 +140,17 @@ class Scores:
         if run.directory not in self.caches:
             self.caches[run.directory] = ScoreCache(run.directory, run.checkpoint)
         return self.caches[run.directory]
+
+
+def _is_outdated(value: Mapping[str, Any]) -> bool:
+    """Return True for scores of an earlier version that may include images that bicubic reproduces.
+
+    Their PSNR is at least 48 dB, that of an error of one grey level everywhere.
+    """
+    if "left_out" in value:
+        return False
+    bicubic, own = ([row[key] for row in value[name] for key in row if "psnr" in key] for name in ("bicubic", "model"))
+    return not (all(psnr < 48 for psnr in bicubic) and all(psnr < math.inf for psnr in own))  # NaN as well
 
 
 def _bare(row: Mapping[str, Any]) -> dict[str, Any]:

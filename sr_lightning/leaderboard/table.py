@@ -11,7 +11,7 @@ from typing import Any
 from sr_lightning.evaluation.score_table import NOT_SCORES, score_digits
 from sr_lightning.leaderboard.published import published_score
 from sr_lightning.leaderboard.runs import mean_and_deviation
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.atomic_files import write_text
 from sr_lightning.utils.markdown import markdown_table
 
 Row = dict[str, Any]
@@ -134,12 +134,6 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, complete or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
+from sr_lightning.errors import InputError
 from sr_lightning.loggers.base import RunLogger
 from sr_lightning.runs.metrics_csv import read_metrics
 from sr_lightning.utils.atomic_files import replacing
@@ -70,7 +71,10 @@ class MetricsCSV(RunLogger):
             temporary.write_bytes(head + self._text(self.rows[-1:]))
 
     def _write_last(self, append: bool) -> None:
-        with self.path.open("r+b") as file:
-            self._last_row = file.seek(0, os.SEEK_END) if append else file.seek(self._last_row)
-            file.write(self._text(self.rows[-1:]))
-            file.truncate()
+        try:
+            with self.path.open("r+b") as file:
+                self._last_row = file.seek(0, os.SEEK_END) if append else file.seek(self._last_row)
+                file.write(self._text(self.rows[-1:]))
+                file.truncate()
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}. Solve that, then resume") from error

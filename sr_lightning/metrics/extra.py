@@ -14,7 +14,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.inference import to_channels, with_chroma
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.metrics.protocol import Protocol, prepare_for_scoring
-from sr_lightning.metrics.psnr_ssim import psnr
+from sr_lightning.metrics.psnr_ssim import capped_psnr
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ def consistency(sr: Tensor, lr: Tensor, hr: Tensor, scale: int, protocol: Protoc
             differ, or as many as fit into the protocol's border.
 
     Returns:
-        (N,) dB, float64; inf for HR itself.
+        (N,) dB, float64, at most that of one grey level in one LR pixel: HR itself has about that.
     """
     if protocol.quantize:
         reduced = downscale(quantize(sr).mul_(255).round_().to(torch.uint8), scale) / 255
     else:
         reduced = downscale(sr, scale)
     border = max(2, protocol.border_for(scale) // scale)
-    return psnr(*prepare_for_scoring(reduced, lr, border, replace(protocol, quantize=False)))
+    return capped_psnr(*prepare_for_scoring(reduced, lr, border, replace(protocol, quantize=False)))
 
 
 def lpips(sr: Tensor, lr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> Tensor:

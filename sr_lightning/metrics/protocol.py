@@ -1,14 +1,22 @@
 """The protocol that defines a PSNR and an SSIM, and the scores of images under it."""
 
+import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from sr_lightning.color import quantize, rgb_to_y, rgb_to_y709
+from sr_lightning.color import quantize, rgb_to_y, rgb_to_y709, to_uint8
+from sr_lightning.degradations.bicubic import downscale
 from sr_lightning.errors import InputError
-from sr_lightning.metrics.psnr_ssim import WINDOW, at_least_float32, psnr, ssim, ssim_daala
+from sr_lightning.metrics.psnr_ssim import WINDOW, at_least_float32, capped_psnr, ssim, ssim_daala
+from sr_lightning.networks.bicubic import Bicubic
+from sr_lightning.utils.messages import listing
+
+log = logging.getLogger(__name__)
 
 SSIM = {"wang": ssim, "daala": ssim_daala}  # the definitions that a protocol can name
 
@@ -115,7 +123,7 @@ def score(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> dict[str, T
         protocol: Settings of the scores.
 
     Returns:
-        {"psnr": (N,) dB, "ssim": (N,)}, float64.
+        {"psnr": (N,) dB, "ssim": (N,)}, float64. PSNR is at most that of one grey level in one pixel.
 
     Raises:
         InputError: (a ValueError) As in `prepare_for_scoring`, or the images without their border are smaller than
@@ -127,6 +135,72 @@ def score(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> dict[str, T
         >>> [f"{name} {value.item():.2f}" for name, value in scores.items()]
         ['psnr 48.13', 'ssim 1.00']
     """
+    sr, hr = prepare_for_scoring(sr, hr, _scored_border(hr, scale, protocol), protocol)
+    return {"psnr": capped_psnr(sr, hr), "ssim": SSIM[protocol.ssim](sr, hr)}
+
+
+@torch.no_grad()
+def differs_from_bicubic(hr: Tensor, scale: int, protocol: Protocol) -> Tensor:
+    """Return True for each image that bicubic does not reproduce; only these are scored.
+
+    Bicubic gets LR of 8 bits. An error of at most one grey level everywhere is explained by the rounding of LR and SR
+    alone. Such an image, and one that is flat in the scored area, tells nothing about a network, but its PSNR, which
+    has no bound, would outweigh all others in a mean.
+
+    Args:
+        hr: Ground truth in [0, 1], (N, C, h*scale, w*scale), C 1 or 3.
+        scale: Super-resolution factor.
+        protocol: Settings of the comparison.
+
+    Returns:
+        (N,), bool; a property of HR alone, the same for every network and LR.
+
+    Raises:
+        InputError: As of `score`.
+
+    Example:
+        >>> hr = torch.zeros(2, 3, 24, 24)
+        >>> hr[1, :, 12, 12] = 1
+        >>> differs_from_bicubic(hr, scale=2, protocol=Protocol()).tolist()
+        [False, True]
+    """
+    lr = downscale(to_uint8(hr), scale) / 255
+    sr = Bicubic(scale=scale).to(hr.device)(lr)
+    protocol = replace(protocol, quantize=True)
+    sr, hr = prepare_for_scoring(sr, hr, _scored_border(hr, scale, protocol), protocol)
+    level = 1.01 / 255  # float32 is not exact
+    is_flat = (hr.amax(dim=(2, 3)) - hr.amin(dim=(2, 3)) < level).all(dim=1)  # also beside a shaved border that is not
+    return ((sr - hr).abs() > level).flatten(1).any(dim=1) & ~is_flat
+
+
+@cache
+def report_left_out(dataset: str, names: Sequence[str], number: int) -> None:
+    """Log once which of a data set's images are not scored, because bicubic reproduces them.
+
+    Raises:
+        InputError: None of them is scored.
+    """
+    if len(names) == number:
+        raise InputError(f"{dataset}: {all_left_out(number)}")
+    if names:
+        log.warning(
+            "%s: %d of %d images are not scored, since bicubic reproduces them (flat, or smooth to within a grey "
+            "level):%s",
+            *(dataset, len(names), number, listing(names)),
+        )
+
+
+def all_left_out(number: int) -> str:
+    """Return the message that nothing is left to score."""
+    return f"bicubic reproduces all {number} images, so nothing can be scored; give images with detail"
+
+
+def _scored_border(hr: Tensor, scale: int, protocol: Protocol) -> int:
+    """Return the pixels to shave on each side, if SSIM's window fits into what is left.
+
+    Raises:
+        InputError: It does not fit.
+    """
     border = protocol.border_for(scale)
     height, width = (max(0, side - 2 * border) for side in hr.shape[-2:])
     if min(height, width) < WINDOW:
@@ -134,8 +208,7 @@ def score(sr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> dict[str, T
             f"{hr.shape[-2]} x {hr.shape[-1]} pixels are {height} x {width} after shaving {border} per side "
             f"(border={protocol.border}): SSIM needs at least {WINDOW} x {WINDOW}"
         )
-    sr, hr = prepare_for_scoring(sr, hr, border, protocol)
-    return {"psnr": psnr(sr, hr), "ssim": SSIM[protocol.ssim](sr, hr)}
+    return border
 
 
 def prepare_for_scoring(sr: Tensor, hr: Tensor, border: int, protocol: Protocol) -> tuple[Tensor, Tensor]:

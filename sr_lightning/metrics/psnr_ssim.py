@@ -48,6 +48,17 @@ def psnr(sr: Tensor, hr: Tensor) -> Tensor:
     return -10 * (sr - hr).square_().mean(dim=(1, 2, 3), dtype=torch.float64).log10()
 
 
+def capped_psnr(sr: Tensor, hr: Tensor) -> Tensor:
+    """`psnr`, at most that of an error of one grey level in one pixel: identical images have a finite score, too.
+
+    Example:
+        >>> hr = torch.zeros(1, 1, 8, 8)
+        >>> f"{capped_psnr(hr, hr).item():.2f} dB"
+        '66.19 dB'
+    """
+    return psnr(sr, hr).clamp(max=10 * math.log10(255**2 * hr.shape[-2] * hr.shape[-1]))
+
+
 @torch.no_grad()
 def ssim(sr: Tensor, hr: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of each image.

@@ -15,7 +15,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.inference import to_channels
 from sr_lightning.losses import WeightedSum
 from sr_lightning.metrics.per_image import Score
-from sr_lightning.metrics.protocol import Protocol
+from sr_lightning.metrics.protocol import Protocol, report_left_out
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER, OTHER, Stopwatch
 
@@ -78,6 +78,7 @@ class SRModule(pl.LightningModule):
         self.warm_start = warm_start
         self.compiled: Callable[[Tensor], Tensor] | None = None
         self.latest: dict[str, float] = {}  # the values logged last, for the progress bar
+        self.score: Score | None = None
         self.running_means = RunningMeans()
         self.stopwatch = Stopwatch()
 
@@ -160,8 +161,10 @@ class SRModule(pl.LightningModule):
         if self.trainer.world_size > 1:  # batch norm statistics differ: each process saw its own part
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        num_images = len(self.trainer.val_dataloaders.dataset)
-        self.score = Score(num_images, self.network.scale, self.protocol).to(self.device)
+        if self.score is None:
+            num_images = len(self.trainer.val_dataloaders.dataset)
+            self.score = Score(num_images, self.network.scale, self.protocol).to(self.device)
+        self.score.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # score in float32
@@ -171,6 +174,9 @@ class SRModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         metrics = {f"val/{name}": value.item() for name, value in self.score.compute().items()}
+        if left_out := self.score.images_left_out():
+            names = self.trainer.val_dataloaders.dataset.store.names
+            report_left_out("held-out", tuple(names[i] for i in left_out), len(names))
         self.log_dict(metrics, logger=False)  # for callbacks that monitor a metric
         self.log_scalars(metrics, self.batches_done)
 

@@ -28,7 +28,7 @@ def write_result(run_dir: str | Path, status: str, cfg: DictConfig, **numbers: A
         **numbers: Further fields; `error` is required if the status is "failed".
     """
     with replacing(RunFolder(run_dir).result) as temporary:
-        temporary.write_text(json.dumps({"status": status} | describe(cfg) | numbers, indent=1) + "\n")
+        temporary.write_text(json.dumps({"status": status} | describe(cfg) | numbers, indent=1, allow_nan=False) + "\n")
 
 
 def record_failure(cfg: DictConfig, error: str) -> None:

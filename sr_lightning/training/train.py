@@ -22,7 +22,7 @@ from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.scoring import ScoredModel, Scorer
 from sr_lightning.loggers import MetricsCSV, Outcome, closing
 from sr_lightning.loggers.base import run_loggers
-from sr_lightning.metrics.protocol import score
+from sr_lightning.metrics.protocol import all_left_out, differs_from_bicubic, score
 from sr_lightning.metrics.psnr_ssim import WINDOW
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
@@ -93,7 +93,7 @@ def train(cfg: DictConfig) -> float:
             best_score = trainer.checkpoint_callback.best_model_score  # None if the latest is the best
             return module.latest["val/psnr"] if best_score is None else best_score.item()
         best = load_network(run.best, allow=cfg.model.network._target_)  # the checks of the config allow it
-        psnr, rows = score_run(scorer, ScoredModel(cfg.name, best.network), sets, images)
+        psnr, rows = score_run(scorer, ScoredModel(cfg.name, best.network, run.best), sets, images)
         result = run_outcome(run, cfg.max_steps, psnr, best.step, rows[0]["protocol"])
         for logger in run_loggers(loggers):
             logger.log_outcome(Outcome(rows, images.comparisons, images.crops, result))
@@ -104,6 +104,8 @@ def train(cfg: DictConfig) -> float:
 def start_run_folder(cfg: DictConfig) -> RunFolder:
     """Write config.yaml, and remove the result.json of an earlier part of the run."""
     run = RunFolder(cfg.run_dir)
+    for left in run.path.glob("**/.*.[0-9]*.tmp"):  # by a killed process of an earlier version
+        left.unlink(missing_ok=True)
     with replacing(run.config) as temporary:
         OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), temporary)
     run.result.unlink(missing_ok=True)
@@ -153,7 +155,7 @@ def preflight(module: SRModule, datamodule: SRDataModule) -> None:
     """Run parts of a validation image and of the first batch through network, scoring and loss, before step 1.
 
     Raises:
-        InputError: Validation images are too small to be scored, or other bad user input.
+        InputError: Validation images are too small to be scored or too flat, or other bad user input.
     """
     datamodule.setup()
     scale, store = module.network.scale, datamodule.val_store
@@ -162,6 +164,9 @@ def preflight(module: SRModule, datamodule: SRDataModule) -> None:
         raise InputError(
             f"validation images need at least {least} x {least} pixels to be scored; remove {', '.join(small)}"
         )
+    images = (datamodule.to_float(WholeImages(store)[i]) for i in range(len(store)))
+    if not any(differs_from_bicubic(image["hr"], scale, module.protocol).item() for image in images):
+        raise InputError(f"validation images: {all_left_out(len(store))}")
     part = max(64, math.ceil(least / scale))  # LR pixels: enough to find faults, and fast for large networks
     image = datamodule.to_float(WholeImages(store)[0])
     module = copy.deepcopy(module)  # leaves the batch norm statistics unchanged

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from sr_lightning.upscale.options import check_options
 from sr_lightning.upscale.plan import check_output, find_inputs, plan
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.devices import DEVICES, PRECISIONS
-from sr_lightning.utils.messages import listing
+from sr_lightning.utils.messages import escape_messages, listing
+from sr_lightning.utils.signals import Interrupted, interruptible
 
 log = logging.getLogger("sr_lightning.upscale")
 
@@ -30,29 +30,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 0; 1 if anything failed; 130 if interrupted.
+        The exit code: 0; 1 if anything failed; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
     """
     options = parser().parse_args(arguments)
     bound_spinning()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("sr_lightning").setLevel(logging.INFO)
+    escape_messages()
     try:
-        failures = run(options)
+        with interruptible():
+            failures = run(options)
     except InputError as error:
         log.error("error: %s", error)
         return 1
     except OSError as error:  # a folder without permission to read, a name that is too long
         log.error("error: %s", f"{error.filename}: {error.strerror}" if error.filename else error)
         return 1
-    except KeyboardInterrupt:
-        log.error("interrupted; the results written so far are complete. To continue, add --exist skip")
-        return 130
+    except Interrupted as stop:
+        way_on = "run the same command again" if options.exist == "skip" else "add --exist skip"
+        log.error("interrupted; the results written so far are complete. To continue, %s", way_on)
+        return int(stop.code)
     return 1 if failures else 0
 
 
 def entry_point() -> None:
-    """Run the command from a shell: SIGTERM ends it like Ctrl-C, without leaving a partial file."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run the command from a shell."""
     sys.exit(main())
 
 

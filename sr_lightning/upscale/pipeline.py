@@ -19,6 +19,7 @@ from sr_lightning.images.formats import PNG_COMPRESSION
 from sr_lightning.images.photo import check_fits, read_photo, write_photo
 from sr_lightning.upscale.plan import Job, is_video
 from sr_lightning.upscale.upscaler import Upscaler
+from sr_lightning.utils.signals import Interrupted
 from sr_lightning.utils.threads import THREADS
 
 log = logging.getLogger("sr_lightning.upscale")
@@ -85,7 +86,7 @@ def upscale_images(net: Upscaler, jobs: Sequence[Job], quality: int, png_compres
                 bar.update(done - bar.n)
                 wait(MAX_PENDING_PIXELS)
             wait(0)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             if unfinished := sum(not writing.done() for _, _, writing in pending):
                 log.warning("interrupted: %d results are still being written", unfinished)
             raise

@@ -220,7 +220,13 @@ class Upscaler:
             sr = super_resolve(self.network, lr[:, :colours])
             if colours < lr.shape[1]:
                 sr = torch.cat([sr, self._bicubic(lr[:, colours:])], dim=1)
-        sr = sr[0, :, inside[0], inside[1]].clamp(0, 1)
+        sr = sr[0, :, inside[0], inside[1]]
+        if not sr.isfinite().all():
+            raise InputError(
+                f"{self.name}: the output in {self.precision} is not finite (NaN or infinite): its training diverged, "
+                "or it needs precision float32"
+            )
+        sr = sr.clamp(0, 1)
         return (sr.mul_(levels).add_(0.5).floor_() if levels > 1 else sr).to(dtype)
 
     @property

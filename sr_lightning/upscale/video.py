@@ -74,9 +74,10 @@ def upscale_video(
         made.metadata.update(_metadata(given))
         made.set_chapters(given.chapters())
         done = 0.0
-        for packet in given.demux(video, *copies):
+        packets = given.demux(video, *copies)
+        while (packet := _read(av, next, packets, None)) is not None:
             if packet.stream is video:
-                for frame in packet.decode():
+                for frame in _read(av, packet.decode):
                     made.mux(recoder.packets(frame))
                     share = max(_share(frame, given), done)
                     progress(share - done)
@@ -199,6 +200,8 @@ def _explained(av: ModuleType, source: Path, target: Path) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
+    except UnicodeDecodeError as error:  # PyAV reads the metadata of the input as UTF-8
+        raise InputError(f"{source}: is damaged, or has metadata that are not UTF-8 ({error})") from error
     except (av.FFmpegError, ValueError) as error:
         if str(source) == getattr(error, "filename", None):
             raise InputError(f"{source}: cannot be read as a video ({error.strerror})") from error
@@ -217,10 +220,18 @@ def _first_frame(av: ModuleType, source: Path) -> Iterator[Any]:
     with av.open(str(source)) as given:
         if given.streams.best("video") is None:
             raise InputError("contains no video")
-        frame = next(given.decode(given.streams.best("video")), None)
+        frame = _read(av, next, given.decode(given.streams.best("video")), None)
         if frame is None:
             raise InputError("none of its frames can be decoded")
         yield frame
+
+
+def _read(av: ModuleType, read: Callable, *arguments: Any) -> Any:
+    """Call a function that reads from the input; its errors are those of the input, not of the result."""
+    try:
+        return read(*arguments)
+    except av.FFmpegError as error:
+        raise InputError(f"is damaged ({error.strerror}); copy it again, or repair it with ffmpeg") from error
 
 
 def _copied(made: Any, stream: Any) -> Any:

@@ -1,32 +1,122 @@
 """Atomic writing of files, and locks for work that one process does at a time."""
 
+import errno
 import logging
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sr_lightning.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: temporary files of killed processes stay
+    fcntl = None
+
 log = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` when the block ends without an error.
 
-    The content is flushed to the disk before the rename, so a killed process leaves the old file or the new one.
+    The content is flushed to the disk before the rename, so a killed process leaves the old file or the new one. The
+    temporary file has a short name in the same folder, and is locked: the first write to that folder by another process
+    removes those of killed writers. A link keeps pointing to the file that is replaced.
+
+    Raises:
+        InputError: The file cannot be written: a full or read-only disk, a folder that was removed, a name that is too
+            long. The earlier file is unchanged. Other errors of the block propagate.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    given, temporary, inside = Path(path), None, False
     try:
+        path = Path(os.path.realpath(given)) if given.is_symlink() else given
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent.absolute())
+        temporary, descriptor = _create_locked(path.parent)
+        inside = True
         yield temporary
+        inside = False
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except InputError:
+        raise
+    except Exception as error:
+        problem = _problem_of_disk(temporary, error) if inside else getattr(error, "strerror", None)
+        if problem is None:
+            raise
+        raise InputError(
+            f"{given} cannot be written: {problem}. Solve that or choose another place, then run again"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, complete or not at all; bytes of names that are no text are escaped.
+
+    Raises:
+        InputError: As of `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _create_locked(folder: Path) -> tuple[Path, int]:
+    """Create a temporary file, locked as long as its descriptor is open; return both."""
+    while True:
+        temporary = folder / f".sr_lightning-{secrets.token_hex(4)}.tmp"
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if fcntl is None:
+            return temporary, descriptor
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)  # `remove_abandoned` of another process came before the lock
+
+
+@cache
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of `replacing` whose writers were killed; once per process and folder."""
+    for path in folder.glob(".sr_lightning-*.tmp") if fcntl is not None else ():
+        with suppress(OSError):  # locked by its writer, renamed or removed meanwhile, not ours to remove
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _problem_of_disk(temporary: Path, error: Exception) -> str | None:
+    """Return the reason why a file could not be written; None if that is not why the writer failed.
+
+    Encoders and torch report a full disk by errors of their own, so some bytes are written to see whether it is one.
+    """
+    if isinstance(error, OSError) and error.errno in FULL:
+        return os.strerror(error.errno)
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(2**16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        return problem.strerror
+    return None
 
 
 @contextmanager

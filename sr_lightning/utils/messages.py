@@ -1,5 +1,7 @@
 """Text of error messages."""
 
+import logging
+import re
 from collections.abc import Sequence
 
 MAX_LISTED = 20  # offenders named in a message
@@ -15,3 +17,24 @@ def listing(offenders: Sequence[object]) -> str:
     """List the first offenders, one per indented line, and the number of the others."""
     more = [f"... and {len(offenders) - MAX_LISTED} more"] if len(offenders) > MAX_LISTED else []
     return "".join(f"\n  {offender}" for offender in [*offenders[:MAX_LISTED], *more])
+
+
+def printable(text: str) -> str:
+    r"""Escape what a terminal would obey or cannot encode: control characters except newlines, bytes that are no text.
+
+    >>> printable("a\x1b[31m.png")
+    'a\\x1b[31m.png'
+    """
+    return re.sub(
+        r"[^\n\t -~\xa0-\ud7ff\ue000-\U0010ffff]", lambda match: match[0].encode("unicode_escape").decode(), text
+    )
+
+
+class _PrintableRecord(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802  logging's name
+        return printable(super().getMessage())
+
+
+def escape_messages() -> None:
+    """Make all messages logged by this process printable: names of files can contain any bytes."""
+    logging.setLogRecordFactory(_PrintableRecord)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from sr_lightning.errors import InputError
 from sr_lightning.utils.atomic_files import replacing
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Timings:
                 seconds, reliable = least_times({name: build(name) for name in names}, budget)
             for path in paths:
                 if reliable or (path.parent == self.shared and not path.exists()):
-                    with suppress(OSError), replacing(path) as temporary:
+                    with suppress(InputError), replacing(path) as temporary:
                         temporary.write_text(json.dumps(facts | {"seconds": seconds}, indent=1))
         return seconds
 

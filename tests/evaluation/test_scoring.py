@@ -23,7 +23,7 @@ from sr_lightning.images.files import read_image
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.metrics.extra import consistency, spectrum
 from sr_lightning.metrics.protocol import Protocol, score
-from sr_lightning.networks import EDSR, FSRCNN, WDSR
+from sr_lightning.networks import EDSR, FSRCNN, WDSR, Bicubic
 from tests.helpers import compose, rows_of
 
 SMALL = ["model=edsr_baseline", "model.network.num_features=8", "model.network.num_blocks=1", "name=edsr"]
@@ -64,6 +64,47 @@ def test_published_weights_are_scored_in_the_given_model(root, published, ensemb
     expected = score(sr, hr[None].float() / 255, 2, Protocol())["psnr"].item()
     assert float(row["psnr_y"]) == pytest.approx(expected, abs=1e-4)
     assert returned == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_flat_image_is_named_once_and_changes_no_score(root, published, caplog):
+    alone = evaluate(config(root, *SMALL, "scale=x2", f"ckpt={published[1]}"))
+    Image.new("RGB", (40, 40)).save(root / "benchmark" / "Mine" / "HR" / "flat.png")
+    caplog.clear()
+    words = ["scale=x2", "report_images=2", "num_comparisons=2"]
+    assert evaluate(config(root, *SMALL, *words, f"ckpt={published[1]}")) == alone
+    assert evaluate(config(root, *SMALL, *words, f"ckpt={published[1]}", "self_ensemble=true")) != alone
+    assert {row["image"] for row in rows_of(root / "run" / "results.csv")} == {"a", "mean"}
+    said = [record.getMessage() for record in caplog.records if "not scored" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith("Mine: 1 of 2 images are not scored") and said[0].endswith("\n  flat")
+    assert "not scored, since bicubic reproduces them" in (root / "run" / "report.html").read_text()
+
+
+def test_a_set_of_flat_images_is_refused(root):
+    Image.new("RGB", (40, 40)).save(root / "benchmark" / "Mine" / "HR" / "a.png")
+    with pytest.raises(InputError, match="Mine: bicubic reproduces all 1 images, so nothing can be scored"):
+        evaluate(config(root, "model=bicubic", "scale=x2"))
+
+
+@pytest.mark.parametrize(("change", "place"), [
+    (lambda value: value * float("nan"), "values in head.weight and"),
+    (lambda value: value * float("inf"), "values in head.weight and"),
+    (lambda value: value * 1e30, "values in the output for a:"),
+])  # fmt: skip
+def test_networks_that_are_not_finite_are_refused_with_file_and_tensor_or_image(root, change, place):
+    network = EDSR(scale=2, num_features=8, num_blocks=1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(change(parameter))
+    scorer = Scorer(Protocol(), Degradation(), {})
+    sets = {"Mine": benchmark_set(root, "Mine", 2)}
+    with pytest.raises(InputError, match=f"best.ckpt: NaN or infinite {place}"):
+        scorer.score_sets([ScoredModel("edsr", network, root / "best.ckpt")], sets)
+
+
+def test_a_measure_that_is_not_defined_is_refused_with_its_image(root):
+    scorer = Scorer(Protocol(), Degradation(), {"ratio": lambda *_: torch.tensor([float("nan")])})
+    with pytest.raises(InputError, match="ratio of bicubic on a is nan: leave it out of measures"):
+        scorer.score_sets([ScoredModel("b", Bicubic(scale=2))], {"Mine": benchmark_set(root, "Mine", 2)})
 
 
 def test_several_published_files_are_named_by_file(root, published):

@@ -276,6 +276,46 @@ def test_unscorable_runs_are_listed_and_stop_no_other(root, tmp_path):
     assert all(f"{runs / name} " in listed for name in found)
 
 
+def test_diverged_runs_are_listed_beside_the_table_and_end_the_command_with_an_error(root, tmp_path):
+    runs = tmp_path / "runs"
+    make_run(runs / "good")
+    checkpoint = make_run(runs / "nan", name="nan") / "checkpoints" / "best.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"] = {key: value * float("nan") for key, value in content["state_dict"].items()}
+    torch.save(content, checkpoint)
+    with pytest.raises(InputError, match=r"1 runs are not in the table:\n.*nan/checkpoints/best.ckpt: NaN or infinite"):
+        board_of(root, tmp_path / "out", runs)
+    rows = rows_of(tmp_path / "out" / "leaderboard.csv")
+    assert [row["model"] for row in rows if row["model"] != "bicubic"] == ["srcnn"]
+    assert "| diverged |" in (tmp_path / "out" / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize("part", ["bicubic", "model"])
+@pytest.mark.parametrize("psnr", [float("inf"), float("nan")])
+def test_stored_scores_of_an_earlier_version_that_are_not_finite_are_computed_again(root, tmp_path, part, psnr):
+    folder = make_run(tmp_path / "runs" / "a")
+    first = board_of(root, tmp_path / "out", tmp_path / "runs")
+    stored = json.loads((folder / "scores.json").read_text())
+    for entry in stored["entries"]:
+        if entry["key"]["kind"] == "scores":
+            del entry["value"]["left_out"]
+            entry["value"][part][-1]["psnr_y"] = psnr
+    (folder / "scores.json").write_text(json.dumps(stored))
+    assert board_of(root, tmp_path / "out", tmp_path / "runs") == first
+    json.loads((folder / "scores.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_stored_scores_remember_which_images_are_not_scored(root, tmp_path):
+    make_run(tmp_path / "runs" / "a")
+    images = shutil.copytree(root, tmp_path / "images")
+    Image.new("RGB", (40, 40)).save(images / "benchmark" / "Set5" / "HR" / "flat.png")
+    boards = [board_of(images, tmp_path / str(i), tmp_path / "runs") for i in range(2)]
+    assert boards[0] == boards[1] == board_of(root, tmp_path / "out", tmp_path / "runs")
+    for i in range(2):
+        notes = json.loads((tmp_path / str(i) / "leaderboard.json").read_text())["notes"]
+        assert "not scored, since bicubic reproduces them: Set5 x2: flat" in notes
+
+
 def test_deviation_of_nan_or_infinity_is_nan():
     assert mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1)))
     assert mean_and_deviation([5.0]) == (5.0, None)

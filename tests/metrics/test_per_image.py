@@ -28,6 +28,32 @@ def test_missing_images_are_refused_with_their_number():
             function()
 
 
+def test_images_left_out_have_no_part_in_the_mean():
+    metric = PerImage(3)
+    metric.update(torch.tensor([1.0, float("inf"), 4.0]), torch.arange(3), torch.tensor([True, False, True]))
+    assert metric.compute().item() == 2.5
+    assert metric.images_left_out() == [1]
+    assert metric.per_image().isnan().tolist() == [False, True, False]
+    metric.reset()
+    metric.update(torch.ones(3), torch.arange(3), torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(InputError, match="bicubic reproduces all 3 images, so nothing can be scored"):
+        metric.compute()
+
+
+def test_score_leaves_out_images_that_bicubic_reproduces_for_every_prediction():
+    hr = unit(photos_of("astronaut", "camera", "gravel", size=48))
+    hr[1] = 0
+    metric = Score(3, 2, Protocol())
+    for sr in (hr * 0.9, hr, hr + 0.1):
+        metric.update(sr, hr, torch.arange(3))
+        expected = score(sr[[0, 2]], hr[[0, 2]], 2, Protocol())
+        assert {name: value.item() for name, value in metric.compute().items()} == {
+            name: values.mean().item() for name, values in expected.items()
+        }
+        assert metric.images_left_out() == [1]
+        metric.reset()
+
+
 def test_an_index_out_of_range_and_unequal_shapes_are_refused():
     metric = PerImage(5)
     with pytest.raises(InputError, match=r"index \[5, -1\] is out of range for a data set of 5 images"):

@@ -13,7 +13,7 @@ from sr_lightning.color import quantize, rgb_to_y
 from sr_lightning.degradations import crop_to_multiple, downscale, upscale
 from sr_lightning.errors import InputError
 from sr_lightning.metrics.per_image import Score
-from sr_lightning.metrics.protocol import Protocol, score
+from sr_lightning.metrics.protocol import Protocol, differs_from_bicubic, score
 from tests.helpers import slow_except
 from tests.oracles import by_channel, daala, unit, wang
 
@@ -33,6 +33,66 @@ def test_an_image_too_small_for_the_border_is_refused_with_its_sizes():
         score(torch.zeros(1, 1, 18, 30), torch.zeros(1, 1, 18, 30), 4, Protocol())
     with pytest.raises(ValueError, match="6 x 30 pixels are 0 x 22 after shaving 4"):
         score(torch.zeros(1, 1, 6, 30), torch.zeros(1, 1, 6, 30), 4, Protocol())
+
+
+@pytest.mark.parametrize("channel", ["y", "rgb", "y709"])
+def test_identical_images_score_at_most_what_one_grey_level_in_one_pixel_gives(channel):
+    hr = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0)).mul(254).round() / 255
+    protocol = Protocol(channel=channel)
+    equal = score(hr, hr, 2, protocol)["psnr"].item()
+    assert equal == pytest.approx(-20 * np.log10(1 / 255) + 10 * np.log10(36 * 36), abs=1e-9)
+    off = hr.clone()
+    off[0, :, 20, 20] += 2 / 255
+    assert score(off, hr, 2, protocol)["psnr"].item() < equal
+
+
+def ramp(rise: float, size: int = 48) -> torch.Tensor:
+    """Gray levels that rise from left to right, rounded to 8 bits, (1, 3, size, size)."""
+    levels = (100 + rise * torch.arange(size)).round() / 255
+    return levels.expand(1, 3, size, size).contiguous()
+
+
+def specks(level: int) -> torch.Tensor:
+    """Black with three bright pixels, (1, 3, 48, 48)."""
+    image = torch.zeros(1, 3, 48, 48)
+    image[0, :, [10, 20, 30], [30, 10, 20]] = level / 255
+    return image
+
+
+def corner() -> torch.Tensor:
+    """Black with a white corner that every border shaves, (1, 3, 48, 48)."""
+    image = torch.zeros(1, 3, 48, 48)
+    image[..., :2, :2] = 1
+    return image
+
+
+NOISE = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+SCORED = {  # image, whether it is scored
+    "black": (torch.zeros(1, 3, 48, 48), False),
+    "white": (torch.ones(1, 3, 48, 48), False),
+    "flat, gray": (torch.full((1, 1, 48, 48), 100 / 255), False),
+    "a ramp": (ramp(1.0), False),
+    "a slow ramp": (ramp(0.3), False),
+    "black, one grey level of noise": (specks(1), False),
+    "black in all that is scored": (corner(), False),
+    "black with three pixels": (specks(9), True),
+    "noise": (NOISE, True),
+    "faint noise": (100 / 255 + NOISE.mul(8).round() / 255, True),
+}
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("name", SCORED)
+def test_images_that_bicubic_reproduces_are_not_scored(name, scale):
+    image, scored = SCORED[name]
+    for protocol in (Protocol(), Protocol(channel="rgb"), Protocol(channel="y709"), Protocol(quantize=False)):
+        assert differs_from_bicubic(image, scale, protocol).tolist() == [scored]
+
+
+def test_every_image_of_the_benchmarks_is_scored(data_root):
+    for dataset in ("Set5", "BSD100"):
+        for path in sorted((data_root / "benchmark" / dataset / "HR").iterdir()):
+            assert differs_from_bicubic(unit(crop_to_multiple(rgb(path), 2)), 2, Protocol()).item(), path.name
 
 
 # --- the protocol

@@ -43,6 +43,14 @@ def test_images_smaller_than_a_patch_are_named_with_a_patch_size_that_fits(comma
     assert "patch_size to 6 or less" in output
 
 
+def test_validation_images_of_one_colour_are_refused(command, folder, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for name in ("black", "grey"):
+        Image.new("RGB", (40, 48), name).save(tmp_path / "flat" / f"{name}.png")
+    output = refused(command, f"data.hr={folder}", f"data.val_hr={tmp_path / 'flat'}")
+    assert "validation images: bicubic reproduces all 2 images, so nothing can be scored" in output
+
+
 def test_unpaired_hr_and_lr_are_named(command, folder, tmp_path):
     lr = tmp_path / "lr"
     lr.mkdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from sr_lightning.checkpoints.checkpoint import load_network
 from sr_lightning.errors import InputError
@@ -55,6 +56,19 @@ def test_best_checkpoint_has_the_best_validation_score(finished):
     best = max(float(row["val/psnr"]) for row in rows_of(finished / "metrics.csv") if row["val/psnr"])
     scored = next(r for r in rows_of(finished / "results.csv") if (r["model"], r["image"]) == ("espcn", "mean"))
     assert float(scored["psnr_y"]) == pytest.approx(best, abs=1e-4)
+
+
+def test_a_flat_validation_image_changes_neither_scores_nor_weights(command, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "flat")
+    Image.new("RGB", (64, 64)).save(tmp_path / "flat" / "black.png")
+    scores, outputs = {}, {}
+    for folder in (pictures, tmp_path / "flat"):
+        run_dir = tmp_path / f"{folder.name}_run"
+        outputs[folder] = run(*command, f"data.val_hr={folder}", f"hydra.run.dir={run_dir}").stdout
+        metrics = [row | {"seconds": None} for row in rows_of(run_dir / "metrics.csv")]
+        scores[folder] = metrics, rows_of(run_dir / "results.csv")
+    assert scores[pictures] == scores[tmp_path / "flat"]
+    assert outputs[tmp_path / "flat"].count("held-out: 1 of 7 images are not scored") == 1
 
 
 def test_checkpoint_describes_its_network(finished):

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,14 +114,14 @@ def test_full_disk_leaves_no_partial_file(folder, tmp_path, command, monkeypatch
 
     def save_some(image, path, **options):
         save(image, path, **options)
-        if "tif" in str(path):
+        if options["format"] == "TIFF":
             Path(path).write_bytes(Path(path).read_bytes()[:100])
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", save_some)
     assert command(folder / "tif.tif", folder / "png.png") == 1
     assert names(tmp_path / "out") == ["png_x2.png"]
-    assert "tif.tif: [Errno 28] No space left on device" in caplog.records[-1].getMessage()
+    assert "out/tif_x2.tif cannot be written: No space left on device" in caplog.records[-1].getMessage()
 
 
 def test_existing_results_are_refused_skipped_or_replaced(folder, tmp_path, command, caplog):
@@ -369,6 +370,25 @@ def test_interrupted_command_leaves_complete_files(folder, tmp_path, command, mo
     for path in (tmp_path / "out").iterdir():
         Image.open(path).load()
     assert len(names(tmp_path / "out")) <= 2
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signal_ends_the_command_with_its_exit_code(folder, tmp_path, command, monkeypatch, caplog, signum, code):
+    from sr_lightning.upscale.upscaler import Upscaler
+
+    monkeypatch.setattr(Upscaler, "upscale", lambda *_: signal.raise_signal(signum))
+    assert command(folder, "--exist", "skip") == code
+    assert "To continue, run the same command again" in caplog.text
+    assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
+
+
+def test_control_characters_and_bytes_in_names_are_escaped(tmp_path, trained):
+    name = b"a\x1b[31m\xff.png"
+    Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(b"no picture")
+    words = ["-m", "sr_lightning.upscale", tmp_path, "-c", trained, "-o", tmp_path / "out"]
+    done = run_command(*words, check=False)
+    assert done.returncode == 1
+    assert "\x1b" not in done.stderr and "a\\x1b[31m\\udcff.png: not an image" in done.stderr
 
 
 def test_out_of_memory_is_reported_and_the_picture_finished(folder, tmp_path, command, monkeypatch, caplog):

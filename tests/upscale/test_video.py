@@ -294,3 +294,17 @@ def test_missing_package_is_one_line(tmp_path, monkeypatch, trained, caplog):
     assert (
         caplog.records[-1].getMessage().endswith("videos need PyAV: pip install 'sr_lightning[video]', or 'av>=18,<20'")
     )
+
+
+def test_damaged_frames_and_metadata_are_those_of_the_input(tmp_path):
+    whole = clip(tmp_path / "a.mp4").read_bytes()
+    start = whole.index(b"mdat") + 4
+    spoilt = whole[:start] + bytes(len(whole[start : start + 4000])) + whole[start + 4000 :]
+    for name, content, message in (
+        ("frames.mp4", spoilt, r"frames.mp4: is damaged \(Invalid data"),
+        ("title.mp4", whole.replace(b"A clip", b"A \xff\xfeip"), "title.mp4: is damaged, or has metadata that are not"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            upscale_video(twice, 2, tmp_path / name, tmp_path / "b.mkv")
+        assert not (tmp_path / "b.mkv").exists()
