@@ -79,7 +79,7 @@ def test_signal_before_or_within_a_validation_leaves_it_to_the_resumed_run(fit, 
 def test_signal_before_the_first_step_leaves_no_directory(command, tmp_path):
     run_dir = tmp_path / "run"
     process = Command(*command, "max_steps=100000", f"hydra.run.dir={run_dir}")
-    while not run_dir.exists():
+    while not (run_dir / ".owner").exists():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGHUP)
     done = process.wait()

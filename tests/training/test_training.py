@@ -82,7 +82,7 @@ def test_checkpoint_naming_another_class_is_refused(finished, tmp_path):
     checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     checkpoint["hyper_parameters"]["model"]["network"] = {"_target_": "subprocess.Popen", "args": ["true"]}
     torch.save(checkpoint, tmp_path / "evil.ckpt")
-    with pytest.raises(InputError, match="not a torch"):
+    with pytest.raises(InputError, match="not one of this project"):
         load_network(tmp_path / "evil.ckpt")
 
 

@@ -355,12 +355,13 @@ def test_processor_time_of_decoding_and_encoding_is_part_of_the_total(folder, co
 
 def test_interrupted_command_leaves_complete_files(folder, tmp_path, command, monkeypatch, caplog):
     from sr_lightning.upscale.upscaler import Upscaler
+    from sr_lightning.utils.signals import Interrupted
 
     done = []
 
     def enlarge(self, image, progress):
         if len(done) == 2:
-            raise KeyboardInterrupt
+            raise Interrupted(signal.SIGINT)
         done.append(image)
         return image
 
