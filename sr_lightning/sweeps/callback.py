@@ -9,6 +9,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
@@ -49,7 +51,7 @@ def prepare(config: DictConfig) -> None:
     if by_scheduler and shutil.which("srun") is None:
         raise InputError("launcher=slurm: there is no srun on this machine; start the sweep on the cluster")
     invocation = SweepInvocation.begin(Path(config.hydra.sweep.dir), None if by_scheduler else visible_devices())
-    atexit.register(print_summary, invocation, config.dry_run)
+    atexit.register(print_summary, invocation, config.dry_run, number_of_cells(config))
     if "submitit" in config.hydra.launcher._target_:  # its jobs write to files only
         threading.Thread(target=print_progress, args=(invocation,), daemon=True).start()
     if "optuna" in sweeper and not config.dry_run:
@@ -58,10 +60,20 @@ def prepare(config: DictConfig) -> None:
         prepare_study(config)
 
 
-def print_summary(invocation: SweepInvocation, dry_run: bool) -> None:
+def number_of_cells(config: DictConfig) -> int | None:
+    """Return the number of cells of a sweep over given values; None for a study, whose trials are not known."""
+    sweeper = config.hydra.sweeper
+    if not sweeper._target_.endswith("BasicSweeper"):
+        return None
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
+
+
+def print_summary(invocation: SweepInvocation, dry_run: bool, number: int | None) -> None:
     """Print a table of all cells: their results, or the estimates of a dry run; nothing without cells."""
     if reports := invocation.reports():
-        print(f"\n{plan(reports) if dry_run else summary(invocation)}", flush=True)
+        print(f"\n{plan(reports) if dry_run else summary(invocation, number)}", flush=True)
 
 
 def print_progress(invocation: SweepInvocation, pause: float = 1.0) -> None:

@@ -105,8 +105,13 @@ class SweepInvocation:
         return [json.loads(path.read_text()) for path in sorted(files)]
 
 
-def summary(invocation: SweepInvocation) -> str:
-    """Format the outcome of every cell as a Markdown table under a line of counts."""
+def summary(invocation: SweepInvocation, number: int | None = None) -> str:
+    """Format the outcome of every cell as a Markdown table under a line of counts.
+
+    Args:
+        invocation: Whose cells are listed.
+        number: Cells of the whole sweep, if known: those that have not begun are counted.
+    """
     reports = invocation.reports()
     for report in reports:
         if report["status"] not in FINAL_STATUSES:
@@ -118,7 +123,12 @@ def summary(invocation: SweepInvocation) -> str:
         formats = {"psnr": "{:.2f}".format, "steps": "{:,d}".format, "seconds": clock}
         shown = ["" if report.get(key) is None else text(report[key]) for key, text in formats.items()]
         lines.append([report["cell"], settings, report["status"], *shown, first_error_line(report)])
-    return f"sweep {relative(invocation.sweep_dir)}: {len(reports)} cells, {counts}\n{table(lines)}"
+    number = max(len(reports), number or 0)
+    if number > len(reports):
+        counts += f", {number - len(reports)} not begun"
+    hint = "" if "interrupted" not in statuses and number == len(reports) else "\nThe same command goes on with the sweep."
+    cells = "1 cell" if number == 1 else f"{number} cells"
+    return f"sweep {relative(invocation.sweep_dir)}: {cells}, {counts}\n{table(lines)}{hint}"
 
 
 def distinguishing_overrides(reports: Sequence[dict[str, Any]]) -> list[str]:

@@ -21,6 +21,7 @@ from sr_lightning.errors import InputError
 PARENT = "SR_LIGHTNING_PARENT"  # in a cell's environment: the process with which it exits
 PRELOADED = {"train.py": ["sr_lightning.training.train"]}  # modules that a sweep imports once for all of its cells
 PAUSE = 0.5  # seconds between two checks that the parent is alive
+GRACE = 30.0  # seconds in which a terminated training can take its step to the end and save
 
 
 @contextmanager
@@ -68,6 +69,8 @@ def exit_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent and (sweep is None or sweep.is_alive()):
             time.sleep(PAUSE)
+        os.kill(os.getpid(), signal.SIGTERM)  # saves at the step reached
+        time.sleep(GRACE)
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)  # with further ranks and loaders
         os._exit(1)
@@ -117,8 +120,8 @@ def _run_command(words: list[str], environment: dict[str, str], log: Path | None
         atexit._run_exitfuncs()  # noqa: SLF001  multiprocessing leaves them out
 
 
-def stop(process: BaseProcess, grace: float = 3.0) -> None:
-    """Terminate the leader of a process group, then kill the group."""
+def stop(process: BaseProcess, grace: float = GRACE) -> None:
+    """Terminate the leader of a process group, which saves its run, then kill the group."""
     if process.is_alive():
         process.terminate()
         process.join(grace)

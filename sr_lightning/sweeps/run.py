@@ -25,6 +25,7 @@ from sr_lightning.sweeps.invocation import SweepInvocation, relative
 from sr_lightning.sweeps.processes import start_command, stop
 from sr_lightning.utils.atomic_files import one_at_a_time
 from sr_lightning.utils.cores import SHARE, usable_cores
+from sr_lightning.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,9 @@ def run_cell(cfg: DictConfig) -> float:
         with one_at_a_time(locks / f"{cell.name}.lock", str(relative(cell))):
             return train_cell(cfg, invocation, cell, report)
     except CellFailed:
+        raise
+    except Interrupted:
+        report("interrupted")
         raise
     except InputError as error:
         report("failed", error=str(error))

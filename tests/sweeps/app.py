@@ -17,6 +17,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.result import write_result
 from sr_lightning.sweeps import run_cell, run_lock
 from sr_lightning.utils.cores import SHARE
+from sr_lightning.utils.signals import handle_signals
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="train")
@@ -44,4 +45,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    handle_signals()
     main()

@@ -140,6 +140,23 @@ def test_no_process_outlives_a_killed_launcher(app):
 
 
 @pytest.mark.slow
+def test_signal_ends_a_sweep_with_a_table_of_all_cells_and_the_same_command_goes_on(app):
+    words, folder = app
+    sweep = folder / "interrupted"
+    words = [*words, "seed=1,4,2,3", f"hydra.sweep.dir={sweep}"]
+    launcher = Command(*words)
+    wait_for(lambda: list(sweep.glob("*seed4_*/checkpoints/last.ckpt")))
+    os.kill(launcher.pid, signal.SIGTERM)
+    done = launcher.wait()
+    assert done.returncode == 143
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "4 cells, 1 finished, 1 interrupted, 2 not begun" in done.stdout
+    assert "The same command goes on with the sweep." in done.stdout
+    assert [report["status"] for report in reports(sweep)] == ["finished", "interrupted"]
+    assert "4 cells, 1 skipped, 1 resumed, 2 finished" in run(*words).stdout
+
+
+@pytest.mark.slow
 def test_preempted_job_is_requeued_and_resumes(app):
     words, folder = app
     sweep = folder / "preempted"
