@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import FINAL_STATUSES, SweepInvocation, plan, summary
+from sr_lightning.utils.signals import handle_signals
 
 
 class Sweeps(Callback):
@@ -51,6 +52,7 @@ def prepare(config: DictConfig) -> None:
     if by_scheduler and shutil.which("srun") is None:
         raise InputError("launcher=slurm: there is no srun on this machine; start the sweep on the cluster")
     invocation = SweepInvocation.begin(Path(config.hydra.sweep.dir), None if by_scheduler else visible_devices())
+    handle_signals(first=invocation.stop_cells)
     atexit.register(print_summary, invocation, config.dry_run, number_of_cells(config))
     if "submitit" in config.hydra.launcher._target_:  # its jobs write to files only
         threading.Thread(target=print_progress, args=(invocation,), daemon=True).start()

@@ -4,11 +4,13 @@ import functools
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sr_lightning.sweeps.processes import PAUSE
+from sr_lightning.sweeps.processes import GRACE, PAUSE
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.markdown import markdown_table
 
@@ -104,6 +106,25 @@ class SweepInvocation:
         files = [path for path in self.directory.glob("*.json") if re.fullmatch(r"\d+", path.stem)]
         return [json.loads(path.read_text()) for path in sorted(files)]
 
+    def stop_cells(self) -> None:
+        """Terminate the trainings of all cells on this machine, and wait until they have saved."""
+        running = [report["process"] for report in self.reports() if report["status"] == "running"]
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline and any(is_alive(process) for process in running):
+            time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    """Return True if a process of this machine exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
 
 def summary(invocation: SweepInvocation, number: int | None = None) -> str:
     """Format the outcome of every cell as a Markdown table under a line of counts.
@@ -126,7 +147,9 @@ def summary(invocation: SweepInvocation, number: int | None = None) -> str:
     number = max(len(reports), number or 0)
     if number > len(reports):
         counts += f", {number - len(reports)} not begun"
-    hint = "" if "interrupted" not in statuses and number == len(reports) else "\nThe same command goes on with the sweep."
+    hint = (
+        "" if "interrupted" not in statuses and number == len(reports) else "\nThe same command goes on with the sweep."
+    )
     cells = "1 cell" if number == 1 else f"{number} cells"
     return f"sweep {relative(invocation.sweep_dir)}: {cells}, {counts}\n{table(lines)}{hint}"
 

@@ -25,7 +25,7 @@ from sr_lightning.sweeps.invocation import SweepInvocation, relative
 from sr_lightning.sweeps.processes import start_command, stop
 from sr_lightning.utils.atomic_files import one_at_a_time
 from sr_lightning.utils.cores import SHARE, usable_cores
-from sr_lightning.utils.signals import Interrupted
+from sr_lightning.utils.signals import ENDING, Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +116,12 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
         report("running", devices=devices, started=time.time())
         place = f" on {'GPU' if count == 1 else 'GPUs'} {', '.join(devices)}" if devices else ""
         log.info("%s: %s%s", cell.name, "resumed" if resume else "started", place)
-        code = run_in_subprocess(cfg, invocation, cell, devices, resume)
+        code = run_in_subprocess(cfg, invocation, cell, devices, resume, report)
         ended = time.time()
     result = read_result(cell)
+    if result is None and code - 128 in ENDING:
+        report("interrupted", ended=ended)
+        raise CellFailed(f"{cell.name}: {Interrupted(code - 128)}")
     if result is None or result["status"] == FAILED:
         error = result["error"] if result else exit_reason(code)
         if result is None:
@@ -139,7 +142,7 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_in_subprocess(
-    cfg: DictConfig, invocation: SweepInvocation, cell: Path, devices: Sequence[str], resume: bool
+    cfg: DictConfig, invocation: SweepInvocation, cell: Path, devices: Sequence[str], resume: bool, report: Reporter
 ) -> int:
     """Train a cell in a subprocess, and wait for it.
 
@@ -149,6 +152,7 @@ def run_in_subprocess(
         cell: The cell's directory.
         devices: The only devices visible to it; if empty, CUDA_VISIBLE_DEVICES is not changed.
         resume: Continue from its last checkpoint.
+        report: Told the number of the process.
 
     Returns:
         The exit code, negative for a signal.
@@ -172,6 +176,7 @@ def run_in_subprocess(
         overrides += ["hydra.job_logging.root.handlers=[console]"]  # redirected to the file
     process = start_command([invocation.facts["command"][0], *flags, *overrides], environment, log_file)
     try:
+        report("running", process=process.pid)
         process.join()
         return process.exitcode
     finally:

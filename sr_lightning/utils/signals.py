@@ -31,14 +31,23 @@ class Interrupted(SystemExit):
         return f"stopped by {signal.Signals(self.signum).name}{f', {self.note}' if self.note else ''}"
 
 
-def handle_signals() -> None:
+def handle_signals(first: Callable[[], Any] | None = None) -> None:
     """From now on, let SIGINT (Ctrl-C), SIGTERM and SIGHUP raise `Interrupted` in the main thread.
 
     The first one restores the default action of all three, so a second one ends the process at once. Signals that the
     process ignores stay ignored: SIGHUP under nohup, SIGINT in a shell's background. In another thread, where Python
     allows no handlers, nothing changes.
+
+    Args:
+        first: Called before the exception is raised.
     """
-    _handle(_interrupt)
+
+    def action(signum: int) -> None:
+        if first is not None:
+            first()
+        _interrupt(signum)
+
+    _handle(action)
 
 
 @contextmanager
