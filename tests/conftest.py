@@ -1,6 +1,7 @@
 """Shared fixtures: real and small images, commands of short trainings, a server, a checkpoint."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from tests.helpers import Server
 # One thread, also in the processes that tests start: results are the same bits on every machine, and on a busy machine
 # no thread waits for another.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Commands of tests get signals even if those who run the tests ignore them, as nohup and a shell's background do.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Times measured in tests are not those of an idle machine: they stay out of the user's cache.
 _cache = tempfile.TemporaryDirectory(prefix="sr_lightning_tests_")

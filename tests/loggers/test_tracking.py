@@ -48,7 +48,7 @@ def resumed_run(command, home, tmp_path_factory):
         patch.setenv("SR_FAIL", "0:17")  # the first call is the preflight's
         words += ["model.loss._target_=tests.training.failing.FailingLoss", f"hydra.run.dir={run_dir}"]
         failed = run(*command, *words, check=False)
-    resumed = run("train.py", f"resume={run_dir}")
+    resumed = run("train.py", f"resume={run_dir}", "allow=tests")
     return run_dir, failed, resumed
 
 

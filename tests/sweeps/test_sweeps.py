@@ -8,13 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps import run_lock
 from sr_lightning.utils.cores import usable_cores
-from tests.helpers import ROOT, Command, metrics_of, run
+from tests.helpers import ROOT, Command, compose, metrics_of, run
 from tests.training.test_resume import assert_same
+
+CHOICES = [f"choices.{name}=null" for name in ("model", "data", "experiment")]  # otherwise known in a job only
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +120,8 @@ def test_same_command_skips_finished_and_retries_failed_cells(app, mixed):
 def test_directory_of_a_run_with_other_settings_is_refused(app, mixed):
     (words, _), (sweep, _) = app, mixed
     (cell,) = sweep.glob("*seed2_*")
-    config = (cell / ".hydra" / "config.yaml").read_text()
-    (cell / "config.yaml").write_text(config.replace("max_steps: 30", "max_steps: 31"))
+    other = OmegaConf.to_container(compose("max_steps=31", *CHOICES), resolve=True)
+    OmegaConf.save(other, cell / "config.yaml")
     done = run(*words, "seed=2", f"hydra.sweep.dir={sweep}", check=False)
     assert done.returncode == 1
     assert "contains a run with other settings; move it away" in done.stdout
