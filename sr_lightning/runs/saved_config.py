@@ -82,10 +82,13 @@ def rename_keys(config: DictConfig) -> None:
 def upgrade_overrides(overrides: list[str]) -> list[str]:
     """Replace earlier names of keys in arguments of a command line, as in scripts written for an earlier version.
 
-    >>> upgrade_overrides(["-m", "num_pictures=0", "++report=3", "scale=x2"])
-    ['-m', 'num_comparisons=0', '++report_images=3', 'scale=x2']
+    A scale is accepted as a number.
+
+    >>> upgrade_overrides(["-m", "num_pictures=0", "++report=3", "scale=2,3"])
+    ['-m', 'num_comparisons=0', '++report_images=3', 'scale=x2,x3']
     """
     names = "|".join(RENAMED_KEYS)
+    overrides = [re.sub(r"(?<=[=,])(?=\d)", "x", o) if re.fullmatch(r"scale=[\dx,]+", o) else o for o in overrides]
     return [re.sub(rf"^(\+*)({names})(?==)", lambda m: m[1] + RENAMED_KEYS[m[2]], override) for override in overrides]
 
 

@@ -1,12 +1,20 @@
 """Checks of a training config, before torch is imported."""
 
+import difflib
+import glob
+import sys
+from collections.abc import Iterable, Mapping
 from functools import partial
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from sr_lightning.data.sources import check_benchmarks, folder_pairs
+from sr_lightning.data.sources import benchmark_folder, check_benchmarks, folder_pairs
 from sr_lightning.errors import InputError, find_input_error, raise_all
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import find_checkpoint
@@ -14,6 +22,7 @@ from sr_lightning.runs.saved_config import config_to_resume
 
 NO_LIMIT = 2**62
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
+NUMBERS_OR_NULL = ("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
 PRECISIONS = (
     *("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", "32", "64", "16", "bf16"),
     *("transformer-engine", "transformer-engine-float16"),
@@ -44,15 +53,102 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         InputError: Names everything that is wrong.
     """
+    check_options(cfg)
+    given = {o.key_or_group: o for o in overrides_of_command()}
     path = None if cfg.resume is not None else OmegaConf.select(cfg, "model.warm_start")
     raise_all(
+        partial(check_kinds, cfg, given.values()),
         partial(check_numbers, cfg),
         partial(check_choices, cfg),
+        partial(check_device, cfg.trainer),
         partial(check_measures, cfg.measures),
         partial(check_benchmarks, cfg.benchmarks),
+        *(partial(benchmark_folder, cfg.data_root, name) for name in named_benchmarks(cfg, given)),
         partial(check_warm_start, path),
         partial(check_data, cfg.data),
     )
+
+
+def overrides_of_command() -> list[Override]:
+    """Parse the overrides of Hydra's running job; none outside a job."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def named_benchmarks(cfg: DictConfig, given: Mapping[str, Override]) -> list[str]:
+    """Return the benchmarks that the command line names; those of conf/ and recipes are scored if they exist."""
+    is_list = isinstance(cfg.benchmarks, ListConfig)
+    return [str(name) for name in cfg.benchmarks] if is_list and "benchmarks" in given else []
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Check that the chosen options are whole, not parts that other options share.
+
+    Raises:
+        InputError: Names an option that is a part.
+    """
+    for group in ("model", "data"):
+        if "_target_" not in cfg[group]:
+            raise InputError(
+                f"{group}={cfg.choices[group]} is a part that other options share: choose an option of --help"
+            )
+
+
+def check_kinds(cfg: DictConfig, overrides: Iterable[Override]) -> None:
+    """Check that a value of the command line is of the same kind as the one it replaces; Hydra accepts any.
+
+    Raises:
+        InputError: Names the values of another kind, and new keys that nothing reads.
+    """
+    if not (overrides := list(overrides)):
+        return
+    groups = HydraConfig.get().runtime.choices
+    options = [o.input_line for o in overrides if o.key_or_group in groups or o.is_delete()]
+    loader = GlobalHydra.instance().config_loader()
+    usual = loader.load_configuration(HydraConfig.get().job.config_name, options, RunMode.RUN)
+    wrong = []
+    for override in overrides:
+        key = override.key_or_group
+        if key in groups or key.startswith("hydra.") or override.is_delete():
+            continue
+        if "." not in key and key not in usual:
+            likely = difflib.get_close_matches(key, [*usual, *groups], 1)
+            wrong.append(f"{key}: there is no such setting{f'; did you mean {likely[0]}?' if likely else ''}")
+            continue
+        was, value = (OmegaConf.select(each, key, throw_on_missing=False) for each in (usual, cfg))
+        if was is not None and value is not None and kind(was) != kind(value):
+            wrong.append(f"{key}={override.get_value_element_as_str()}: give {kind(was)}, such as {was}")
+    if wrong:
+        raise InputError("\n".join(wrong))
+
+
+def kind(value: object) -> str:
+    """Name the kind of a value of a config."""
+    kinds = {bool: "true or false", int | float: "a number", DictConfig: "a group of settings", ListConfig: "a list"}
+    return next((name for type_, name in kinds.items() if isinstance(value, type_)), "a text")
+
+
+def check_device(trainer: DictConfig) -> None:
+    """Check that the devices exist, as far as that is known without torch.
+
+    Raises:
+        InputError: A GPU is requested and there is none.
+    """
+    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
+    if accelerator in ("gpu", "cuda") and lacks_gpu():
+        raise InputError(
+            f"trainer.accelerator={accelerator}: this machine has no GPU; choose trainer=auto or trainer=cpu"
+        )
+    if devices in (-1, "-1") and (accelerator == "cpu" or (accelerator == "auto" and lacks_gpu())):
+        raise InputError(
+            "trainer.devices=-1 means all GPUs, and the run is on the CPU: set trainer.devices=2 and "
+            "trainer.accelerator=cpu for two processes on the CPU, or choose trainer=auto"
+        )
+
+
+def lacks_gpu() -> bool:
+    """Return True if this machine certainly has no GPU: a Linux without its device files."""
+    return sys.platform == "linux" and not any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "kfd", "dxg"))
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -72,6 +168,10 @@ def check_numbers(cfg: DictConfig) -> None:
     every, val_every = cfg.comparisons_every, cfg.val_every
     if isinstance(every, int) and isinstance(val_every, int) and val_every > 0 and every % val_every:
         wrong.append(f"comparisons_every={every} (must be a multiple of val_every={val_every}, or null)")
+    for key in NUMBERS_OR_NULL:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and kind(value) != "a number":
+            wrong.append(f"{key}={value} (must be a number, or null)")
     if wrong:
         raise InputError(f"invalid numbers: {', '.join(wrong)}")
 
@@ -85,6 +185,10 @@ def check_choices(cfg: DictConfig) -> None:
     wrong = []
     if cfg.compile not in (None, True, False):
         wrong.append(f"compile={cfg.compile}: choose true, false, or null to compile if it saves time")
+    loggers = cfg.get("logger") or {}
+    for key in [] if "_target_" in loggers else loggers:
+        if not OmegaConf.is_dict(loggers[key]) or "_target_" not in loggers[key]:
+            wrong.append(f"logger.{key}={loggers[key]}: choose its logger first, such as logger=wandb")
     if str(cfg.trainer.precision) not in PRECISIONS:
         wrong.append(f"trainer.precision={cfg.trainer.precision}: choose auto, or one of {', '.join(PRECISIONS[1:])}")
     if wrong:

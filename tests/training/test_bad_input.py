@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import run, slow_except
+from sr_lightning.errors import InputError
+from sr_lightning.training.checks import check_device, lacks_gpu
+from tests.helpers import compose, run, run_in_new_interpreter, slow_except
 
 
 @pytest.fixture
@@ -146,3 +148,38 @@ def test_small_images_are_skipped_on_request(command, folder, tmp_path):
     words = ("data.patch_size=16", f"data.val_hr={folder}", "data.skip_small=true", "max_steps=10")
     done = run(*command, f"data.hr={folder}", *words, f"hydra.run.dir={tmp_path / 'run'}")
     assert "1 of 7 training images are smaller than a patch" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["benchmarks=[nothing]"], "no test set nothing"),
+        (["data=val_photos"], "data=val_photos is a part that other options share"),
+        (["+logger.notes=x"], "logger.notes=x: choose its logger first, such as logger=wandb"),
+        (["model.optimizer.lr=abc"], "model.optimizer.lr=abc: give a number, such as 0.003"),
+        (["model.ema=x"], "model.ema=x (must be a number, or null)"),
+        (["data.augment=1"], "data.augment=1: give true or false"),
+        (["model.optimizer=3"], "model.optimizer=3: give a group of settings"),
+        (["+max_step=10"], "max_step: there is no such setting; did you mean max_steps?"),
+        (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=-1"], "trainer.devices=-1 means all GPUs"),
+    ],
+)
+def test_wrong_words_are_one_line_before_torch_is_imported(words, message, tmp_path):
+    done = run_in_new_interpreter("train.py", *words, f"hydra.run.dir={tmp_path / 'run'}", check=False)
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert message in line
+    assert not done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not lacks_gpu(), reason="this machine may have a GPU")
+@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
+def test_missing_gpu_is_one_line(trainer):
+    with pytest.raises(InputError, match="GPU"):
+        check_device(compose(f"trainer={trainer}").trainer)
+
+
+def test_scale_may_be_a_number(command, tmp_path):
+    done = run(*command, "scale=3", "dry_run=true")
+    assert "_x3_" in done.stdout
