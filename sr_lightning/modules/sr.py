@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sr_lightning.errors import InputError
 from sr_lightning.inference import to_channels
@@ -156,6 +156,16 @@ class SRModule(pl.LightningModule):
         self.latest |= metrics
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)
+
+    def on_train_start(self) -> None:
+        """Set the learning rates of the next batch: those in a checkpoint are of the schedule before an extension."""
+        for configured in self.trainer.lr_scheduler_configs:
+            schedule = configured.scheduler
+            if isinstance(schedule, LambdaLR):
+                rates = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                schedule._last_lr = [base * share(schedule.last_epoch) for base, share in rates]  # noqa: SLF001
+                for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+                    group["lr"] = rate
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.world_size > 1:  # batch norm statistics differ: each process saw its own part

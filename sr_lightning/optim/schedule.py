@@ -9,7 +9,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from sr_lightning.errors import InputError
 
 
-def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> LambdaLR:
+def warmup_cosine(
+    optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0, begin: int = 0
+) -> LambdaLR:
     """Linear warm-up, then cosine decay to `final` times the learning rate; call `step()` after every batch.
 
     With w = ceil(warmup * total_steps), the learning rate of batch k = 0, 1, ... is multiplied by (k + 1) / (w + 1) for
@@ -22,6 +24,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
         total_steps: Number of batches of the whole training.
         warmup: Warm-up as a share of total_steps, from 0 to below 1.
         final: Final learning rate relative to the peak, 0 to 1.
+        begin: Batch at which the schedule begins, so that batch begin + k has the learning rate given above for k.
 
     Raises:
         InputError: One or more values are out of range.
@@ -34,6 +37,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
     warmup_steps = min(ceil(warmup * total_steps), total_steps - 1)
 
     def share(batch: int) -> float:
+        batch = max(0, batch - begin)
         if batch < warmup_steps:
             return (batch + 1) / (warmup_steps + 1)
         progress = min(1.0, (batch - warmup_steps) / (total_steps - warmup_steps))
@@ -43,7 +47,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
 
 
 def step_decay(
-    optimizer: Optimizer, total_steps: int, milestones: Sequence[float] = (0.5,), gamma: float = 0.5
+    optimizer: Optimizer, total_steps: int, milestones: Sequence[float] = (0.5,), gamma: float = 0.5, begin: int = 0
 ) -> LambdaLR:
     """Multiply the learning rate by `gamma` at each milestone; call `step()` after every batch.
 
@@ -52,6 +56,7 @@ def step_decay(
         total_steps: Number of batches of the whole training.
         milestones: Shares of total_steps, between 0 and 1, so that the shape does not depend on total_steps.
         gamma: Factor above 0.
+        begin: Batch at which the schedule begins.
 
     Raises:
         InputError: A value is out of range.
@@ -61,4 +66,4 @@ def step_decay(
             f"step_decay: out of range: total_steps={total_steps} (1 or more), gamma={gamma} (above 0) or "
             f"milestones={list(milestones)} (shares of total_steps between 0 and 1)"
         )
-    return LambdaLR(optimizer, lambda batch: gamma ** sum(batch >= share * total_steps for share in milestones))
+    return LambdaLR(optimizer, lambda batch: gamma ** sum(batch - begin >= share * total_steps for share in milestones))

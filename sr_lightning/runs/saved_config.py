@@ -1,6 +1,8 @@
 """Saved configs of runs, including those of earlier versions."""
 
+import logging
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.targets import allowed, check_targets
 from sr_lightning.utils.messages import reason
 from sr_lightning.utils.tensor_archive import check_archive, describes_network
+
+log = logging.getLogger(__name__)
 
 # Keys added after the first version, with the value that reproduces the behaviour of earlier versions.
 ADDED_KEYS = {
@@ -95,8 +99,10 @@ def upgrade_overrides(overrides: list[str]) -> list[str]:
 def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """Return the config of the run to resume. Settings given beside `resume` and `allow` must equal the run's.
 
+    `max_steps` alone may be larger: the run is then extended, a cell of a sweep in a directory of its own.
+
     Args:
-        cfg: With `resume`, `run_dir` and `allow`.
+        cfg: With `resume`, `run_dir`, `allow`, `max_steps` and `extend`.
         overrides: Of the command line, "key=value".
 
     Raises:
@@ -115,7 +121,13 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise InputError(f"{run.config} is damaged, it differs from the config in {run.last}: {'; '.join(wrong)}")
     except InputError as error:
         raise InputError(f"resume={cfg.resume}: {error}; start the run again") from error
-    alone = all(re.match(r"\+*(resume|allow)=", override) for override in overrides)
+    keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+    alone = keys <= {"resume", "allow"}
+    if "max_steps" in keys and keys <= {"resume", "allow", "max_steps", "extend"} and cfg.max_steps != saved.max_steps:
+        alone = True
+        extend(saved, cfg, steps_in(run.last))
+        if (run.path.parent / ".sweep").is_dir():
+            cfg.run_dir = cfg.resume = str(copy_for_extension(run, cfg.max_steps))
     if alone:
         check_targets(OmegaConf.to_container(saved), run.config, allowed(cfg))
     elif changed := changed_settings(saved, cfg):
@@ -130,6 +142,66 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             return saved
         cfg.chosen = saved.get("chosen")
         return cfg  # same result, but paths of data and cache may differ
+
+
+def extend(saved: DictConfig, cfg: DictConfig, done: int) -> None:
+    """Change the config of a run so that it trains more steps; a list `extended` records what was done.
+
+    With begin = 0 or the step of an earlier restart, a schedule of `total_steps` becomes, for `extend=stretch`, one of
+    max_steps - begin steps, which applies from the present step on; for `extend=restart`, one of the remaining steps
+    that begins at the present step. `step_decay` and schedules without `total_steps` go on unless `extend` is given.
+
+    Args:
+        saved: Config of the run; changed in place.
+        cfg: `max_steps` and `extend` of the command line.
+        done: Steps of the last checkpoint.
+
+    Raises:
+        InputError: `max_steps` is not larger, or `extend` is missing or another word.
+    """
+    steps, how, command = cfg.max_steps, cfg.extend, f"resume={cfg.resume} max_steps={cfg.max_steps}"
+    if not isinstance(steps, int) or steps <= saved.max_steps:
+        raise InputError(f"{command}: the run has max_steps={saved.max_steps}; give more to extend it, or leave it out")
+    if how not in (None, "stretch", "restart"):
+        raise InputError(f"extend={how}: choose stretch or restart")
+    schedules = [OmegaConf.select(saved, f"model.{name}") for name in ("scheduler", "discriminator_scheduler")]
+    schedules = [schedule for schedule in schedules if schedule is not None and "total_steps" in schedule]
+    if how is None and any(not schedule._target_.endswith(".step_decay") for schedule in schedules):
+        raise InputError(
+            f"{command}: the learning rate depends on the length of the run. Add extend=stretch for the schedule of "
+            f"{steps} steps from step {done} on, or extend=restart for a new one, with its warm-up, of the remaining "
+            f"{steps - done} steps"
+        )
+    with open_dict(saved):
+        for schedule in schedules if how else []:
+            if how == "restart":
+                schedule.begin = done
+            schedule.total_steps = steps - schedule.get("begin", 0)
+        saved.extended = [*saved.get("extended", []), {"step": done, "max_steps": steps, "schedule": how}]
+        saved.max_steps = saved.data.max_steps = steps
+
+
+def copy_for_extension(cell: RunFolder, max_steps: int) -> Path:
+    """Copy what a run resumes from, so that a sweep keeps its cell; return the new directory.
+
+    Raises:
+        InputError: The directory exists.
+    """
+    folder = Path("outputs", f"{cell.path.absolute().name}_to_{max_steps}")
+    if folder.exists():
+        raise InputError(f"{folder} exists: the cell was extended before. resume={folder} goes on with it")
+    folder.mkdir(parents=True)
+    for path in (cell.config, cell.metrics):
+        if path.exists():
+            shutil.copy(path, folder)
+    shutil.copytree(cell.checkpoints, RunFolder(folder).checkpoints)
+    log.info("the sweep keeps its cell %s: the run is extended in %s", cell.path, folder)
+    return folder
+
+
+def steps_in(checkpoint: Path) -> int:
+    """Return the number of batches trained when a checkpoint was written, without importing torch."""
+    return check_archive(checkpoint)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
 
 
 def misfits(saved: dict[str, Any], trained_with: dict[str, Any]) -> Iterator[str]:

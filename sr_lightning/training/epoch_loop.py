@@ -56,6 +56,11 @@ class GroupedEpochLoop(_TrainingEpochLoop):
         loop = trainer.fit_loop.epoch_loop
         trainer.fit_loop.epoch_loop = cls(trainer, every, min_steps=loop.min_steps, max_steps=loop.max_steps)
 
+    def reset(self) -> None:
+        super().reset()
+        if self.batch_progress.current.ready < self.trainer.num_training_batches:
+            self.batch_progress.is_last_batch = False  # of a run that was extended
+
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
         self._groups = self.can_group()

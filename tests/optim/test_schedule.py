@@ -68,3 +68,10 @@ def test_step_decay_drops_at_shares_of_the_training():
 def test_step_decay_refuses_values_out_of_range(settings):
     with pytest.raises(InputError, match="out of range"):
         rates(10, schedule=step_decay, **settings)
+
+
+@pytest.mark.parametrize("schedule", [warmup_cosine, step_decay])
+def test_a_schedule_that_begins_later_is_the_same_schedule_from_there_on(schedule):
+    whole, later = rates(30, schedule=schedule), rates(30, batches=50, schedule=schedule, begin=20)
+    assert later[20:] == whole
+    assert set(later[:20]) == {whole[0]}

@@ -19,7 +19,7 @@ def composed(*overrides):
         ["data_root=/elsewhere", "cache_dir=/tmp"],
         ["logger=wandb", "log_every=7", "save_every=3", "num_comparisons=0", "benchmarks=[]"],
         ["trainer=ddp", "data.num_workers=4", "data.residence=memory"],
-        ["sweep=other", "prune_after=100", "launcher=gpus", "search=optuna"],
+        ["sweep=other", "prune_after=100", "extend=stretch", "launcher=gpus", "search=optuna"],
     ],
 )
 def test_folders_loggers_and_devices_do_not_change_the_cell(words):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
-from tests.helpers import Command, metrics_of, rows_of, run
+from sr_lightning.optim import warmup_cosine
+from tests.helpers import ROOT, Command, metrics_of, rows_of, run
 
 # Checkpoints fall before, on and between validations, and between two logged means.
 OFTEN = ["val_every=20", "save_every=5", "log_every=7", "num_comparisons=0", "model.ema=0.99"]
@@ -147,3 +148,68 @@ def test_resuming_a_folder_without_a_run_is_an_error(command, tmp_path):
     done = run("train.py", f"resume={tmp_path / 'nothing'}", check=False)
     assert done.returncode == 1
     assert "is not the directory of a run" in done.stderr
+
+
+EXTENSIONS = {"stretch": [0, 120], "restart": [60, 60]}
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+    """A finished run of 60 steps."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    run(*command, *OFTEN, "max_steps=60", f"hydra.run.dir={run_dir}")
+    return run_dir
+
+
+@pytest.mark.parametrize("how", EXTENSIONS)
+@pytest.mark.slow
+def test_finished_run_is_extended_with_the_stated_learning_rates_to_the_same_bits(finished, tmp_path, how):
+    whole, killed = (shutil.copytree(finished, tmp_path / name) for name in ("whole", "killed"))
+    run("train.py", f"resume={whole}", "max_steps=120", f"extend={how}")
+    words = ["train.py", f"resume={killed}", "max_steps=120", f"extend={how}"]
+    assert 60 < stop_after_new_checkpoints(words, killed / "checkpoints" / "last.ckpt", 3) < 120
+    run("train.py", f"resume={killed}")
+    one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (whole, killed))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_same(one[part], other[part], part)
+    assert metrics_of(killed) == metrics_of(whole)
+
+    begin, length = EXTENSIONS[how]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-3)
+    share = warmup_cosine(optimizer, length, begin=begin).lr_lambdas[0]
+    rates = {int(row["step"]): float(row["train/learning_rate"]) for row in metrics_of(whole) if row["train/loss"]}
+    assert {step: 3e-3 * share(step - 1) for step in rates if step > 60} == pytest.approx(
+        {step: rate for step, rate in rates.items() if step > 60}, rel=1e-6
+    )
+    assert max(rates) == 119  # the last multiple of log_every
+    (extended,) = one["hyper_parameters"]["extended"]
+    assert extended == {"step": 60, "max_steps": 120, "schedule": how}
+
+
+def test_extending_asks_what_becomes_of_the_schedule_and_changes_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "train.log"}
+    for words, message in {
+        ("max_steps=90",): "Add extend=stretch for the schedule of 90 steps from step 60 on, or extend=restart",
+        ("max_steps=30",): "the run has max_steps=60; give more to extend it",
+        ("max_steps=90", "extend=x"): "extend=x: choose stretch or restart",
+    }.items():
+        done = run("train.py", f"resume={finished}", *words, check=False)
+        assert done.returncode == 1
+        assert message in done.stdout
+        assert "Traceback" not in done.stdout
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "train.log"}
+    assert {path.name for path in before.keys() ^ after.keys()} <= {".lock"}
+    assert all(after[path] == time for path, time in before.items() if path.is_file())
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_its_cell_when_that_is_extended(finished, tmp_path):
+    sweep = tmp_path / "sweep"
+    cell = shutil.copytree(finished, sweep / "cell")
+    (sweep / ".sweep").mkdir()
+    done = run(ROOT / "train.py", f"resume={cell}", "max_steps=80", "extend=stretch", cwd=tmp_path)
+    copy = tmp_path / "outputs" / "cell_to_80"
+    assert "the sweep keeps its cell" in done.stdout
+    assert steps_done(read_checkpoint(copy / "checkpoints" / "last.ckpt")) == 80
+    assert steps_done(read_checkpoint(cell / "checkpoints" / "last.ckpt")) == 60
+    assert (cell / "result.json").read_bytes() == (finished / "result.json").read_bytes()
