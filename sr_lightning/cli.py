@@ -65,7 +65,7 @@ def prepare_command(about: str, name: str) -> None:
     bound_spinning()
     escape_messages()
     handle_signals()
-    sys.argv[1:] = upgrade_overrides(sys.argv[1:])
+    sys.argv[1:] = [name_run(argument) for argument in upgrade_overrides(sys.argv[1:])]
     check_resume(sys.argv[1:])
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return
@@ -88,6 +88,13 @@ def prepare_command(about: str, name: str) -> None:
         f'Shell completion of groups, options and keys: eval "$(python {name}.py -sc install=bash)"'
     )
     sys.exit()
+
+
+def name_run(argument: str) -> str:
+    """Replace the last checkpoint of a run in `resume=` by the run's directory; return other arguments unchanged."""
+    path = Path(argument.removeprefix("resume=").strip("'\""))
+    is_last = argument.startswith("resume=") and path.parts[-2:] == ("checkpoints", "last.ckpt")
+    return argument.replace(str(path), str(path.parents[1])) if is_last else argument
 
 
 def check_resume(arguments: Sequence[str]) -> None:

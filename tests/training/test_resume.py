@@ -186,6 +186,12 @@ def test_finished_run_is_extended_with_the_stated_learning_rates_to_the_same_bit
     assert extended == {"step": 60, "max_steps": 120, "schedule": how}
 
 
+def test_the_last_checkpoint_names_its_run(finished):
+    done = run("train.py", f"resume={finished / 'checkpoints' / 'last.ckpt'}")
+    assert "results.csv" in done.stdout
+    assert not (finished / "checkpoints" / "last.ckpt").is_dir()
+
+
 def test_extending_asks_what_becomes_of_the_schedule_and_changes_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "train.log"}
     for words, message in {
