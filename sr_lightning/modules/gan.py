@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sr_lightning.errors import InputError
 from sr_lightning.losses import Adversarial
-from sr_lightning.modules.sr import SRModule, with_scheduler
-from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD
+from sr_lightning.modules.sr import SRModule, parameters_of, with_scheduler
+from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER
 
 
 class GANModule(SRModule):
@@ -147,11 +147,11 @@ class GANModule(SRModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Record and clip the gradient norm, after Lightning has removed the fp16 loss scale."""
-        super().on_before_optimizer_step(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm([p.grad for p in parameters])
+        self.stopwatch.enter(OPTIMIZER)
+        norm = get_total_norm([p.grad for p in parameters_of(optimizer) if p.grad is not None])
+        self.note_gradients(norm)
         if self.gradient_clip_val is not None:
-            clip_grads_with_norm_(parameters, self.gradient_clip_val, norm)
+            clip_grads_with_norm_(parameters_of(optimizer), self.gradient_clip_val, norm)
         name = "gradient" if optimizer is self.trainer.optimizers[0] else "discriminator_gradient"
         self.running_means.add({f"train/{name}": norm.nan_to_num(0, 0, 0)})
 

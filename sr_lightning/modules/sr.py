@@ -8,10 +8,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from sr_lightning.errors import InputError
+from sr_lightning.errors import DivergedError, InputError
 from sr_lightning.inference import to_channels
 from sr_lightning.losses import WeightedSum
 from sr_lightning.metrics.per_image import Score
@@ -81,6 +82,7 @@ class SRModule(pl.LightningModule):
         self.score: Score | None = None
         self.running_means = RunningMeans()
         self.stopwatch = Stopwatch()
+        self.diverged_at: Tensor | None = None  # first batch whose gradients are not finite; 0: none
 
     def forward(self, lr: Tensor) -> Tensor:
         """Upscale lr (N, 1 or 3, h, w) in [0, 1]; a network with one channel gets luma and returns luma.
@@ -136,14 +138,15 @@ class SRModule(pl.LightningModule):
         """Log the running means every `log_every` batches; `self.log` at each step costs more than a small network.
 
         Raises:
-            FloatingPointError: A mean is NaN or infinite.
+            DivergedError: A mean is NaN or infinite.
         """
         self.running_means.end_batch()
         if (batch_idx + 1) % self.log_every:
             return
+        self.check_gradients()
         metrics = self.running_means.take(self._of_all_processes)
         if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
-            raise FloatingPointError(f"{', '.join(wrong)} at step {batch_idx + 1}: try a smaller learning rate")
+            raise DivergedError(f"{', '.join(wrong)} at step {batch_idx + 1}: try a smaller learning rate")
         self.log_scalars(metrics | self.learning_rates(), batch_idx + 1)
 
     def learning_rates(self) -> dict[str, float]:
@@ -192,6 +195,42 @@ class SRModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.stopwatch.enter(OPTIMIZER)
+        gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
+        self.note_gradients(torch.stack(torch._foreach_norm(gradients)).sum())
+
+    def note_gradients(self, norm: Tensor) -> None:
+        """Note the first batch whose gradients have a norm that is not finite.
+
+        On a GPU this does not wait for the device: the run stops at the next log or save.
+
+        Raises:
+            DivergedError: On a CPU, the norm is NaN or infinite.
+        """
+        if self.trainer.scaler is not None:  # fp16 loss scaling leaves out steps with infinite gradients
+            return
+        step = self.batches_done + 1
+        if norm.device.type != "cpu":
+            noted = 0 if self.diverged_at is None else self.diverged_at
+            self.diverged_at = torch.where(~norm.isfinite() & (noted == 0), step, noted)
+        elif not math.isfinite(norm.item()):
+            self.diverged_at = torch.tensor(step)
+            self.check_gradients()
+
+    def check_gradients(self) -> None:
+        """Stop the run if gradients were not finite.
+
+        Raises:
+            DivergedError: Names the first such batch.
+        """
+        if self.diverged_at is not None and (step := int(self.diverged_at)):
+            sums = self.running_means.sums
+            terms = [f"{name} is {float(total)}" for name, total in sums.items() if not math.isfinite(total)]
+            cause = f" ({', '.join(terms)})" if terms else ""
+            raise DivergedError(
+                f"the gradients of batch {step} are NaN or infinite{cause}; earlier "
+                "checkpoints are kept. Try a smaller learning rate or trainer.gradient_clip_val, or look at the batch: "
+                f"train_batches()[{step - 1}] of the data module"
+            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -215,10 +254,11 @@ class SRModule(pl.LightningModule):
         """Save the running means, unless the weights are NaN or infinite.
 
         Raises:
-            FloatingPointError: The weights are not finite; earlier checkpoints are kept.
+            DivergedError: Gradients or weights are not finite; earlier checkpoints are kept.
         """
-        if not torch.nn.utils.get_total_norm(self.parameters()).isfinite():
-            raise FloatingPointError(
+        self.check_gradients()
+        if not get_total_norm(self.parameters()).isfinite():
+            raise DivergedError(
                 f"the weights are not finite after {self.batches_done} batches and were not saved; earlier checkpoints "
                 "are kept. Try a smaller learning rate"
             )
@@ -254,6 +294,11 @@ class SRModule(pl.LightningModule):
             for prefix, parameters in groups.items()
             if parameters
         ]
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """List the parameters of an optimizer."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def with_scheduler(optimizer: Optimizer, scheduler: Callable[[Optimizer], LRScheduler] | None) -> dict[str, Any]:

@@ -103,6 +103,24 @@ def test_weights_that_are_not_finite_are_not_saved(monkeypatch):
         trained.on_save_checkpoint({})
 
 
+class InfiniteGradient(nn.Module):
+    """Loss that is finite and has an infinite gradient in its third call in training."""
+
+    calls = 0
+
+    def forward(self, sr, hr):
+        self.calls += self.training
+        error = (sr - hr).square().sum()
+        return (error - error.detach()).sqrt() if self.calls == 3 else error
+
+
+def test_gradients_that_are_not_finite_stop_the_run_at_their_step(fit):
+    trained = SRModule(SRCNN(scale=2), InfiniteGradient(), SGD, log_every=100)
+    with pytest.raises(InputError, match="the gradients of batch 3 are NaN or infinite"):
+        fit(trained, 10)
+    assert all(value.isfinite().all() for value in trained.network.state_dict().values())
+
+
 def test_a_decay_out_of_range_is_refused():
     with pytest.raises(InputError, match=r"model\.ema=1\.5 is not between 0 and 1"):
         module(ema=1.5)
