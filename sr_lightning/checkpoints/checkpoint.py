@@ -77,7 +77,7 @@ def checked_fields(checkpoint: dict[str, Any], path: str | Path) -> dict[str, An
 
 def _check_fields(checkpoint: Mapping[str, Any]) -> None:
     config, weights, step = checkpoint["hyper_parameters"], checkpoint["state_dict"], steps_done(checkpoint)
-    if not isinstance(config["name"], str):
+    if not isinstance(config["name"], str | int | float):  # yaml reads name=123 as a number
         raise TypeError("its name is no text")
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise TypeError("its state_dict is no table of weights by name")
@@ -116,7 +116,7 @@ def load_network(path: str | Path, allow: Allow = None) -> Trained:
     if differing := differing_keys(network.state_dict(), weights):
         raise InputError(f"the weights in {path} do not fit its network:{differing}")
     network.load_state_dict(weights)
-    return Trained(network.eval(), config["name"], steps_done(checkpoint), config)
+    return Trained(network.eval(), str(config["name"]), steps_done(checkpoint), config)
 
 
 def load_best(path: str | Path, allow: Allow = None) -> Trained:

@@ -23,6 +23,12 @@ from sr_lightning.runs.saved_config import config_to_resume
 NO_LIMIT = 2**62
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
 NUMBERS_OR_NULL = ("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
+WRONG_KINDS = {  # what cannot stand in place of a value; many settings accept, say, a number or a list
+    "true or false": ("a number", "a text", "a list", "a group of settings"),
+    "a number": ("true or false", "a text", "a group of settings"),
+    "a list": ("true or false", "a text"),
+    "a group of settings": ("true or false", "a number", "a text", "a list"),
+}
 PRECISIONS = (
     *("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", "32", "64", "16", "bf16"),
     *("transformer-engine", "transformer-engine-float16"),
@@ -116,14 +122,16 @@ def check_kinds(cfg: DictConfig, overrides: Iterable[Override]) -> None:
             wrong.append(f"{key}: there is no such setting{f'; did you mean {likely[0]}?' if likely else ''}")
             continue
         was, value = (OmegaConf.select(each, key, throw_on_missing=False) for each in (usual, cfg))
-        if was is not None and value is not None and kind(was) != kind(value):
+        if kind(value) in WRONG_KINDS.get(kind(was), ()) and key != "trainer.devices":  # a number, a list or "auto"
             wrong.append(f"{key}={override.get_value_element_as_str()}: give {kind(was)}, such as {was}")
     if wrong:
         raise InputError("\n".join(wrong))
 
 
 def kind(value: object) -> str:
-    """Name the kind of a value of a config."""
+    """Name the kind of a value of a config; null has none."""
+    if value is None:
+        return ""
     kinds = {bool: "true or false", int | float: "a number", DictConfig: "a group of settings", ListConfig: "a list"}
     return next((name for type_, name in kinds.items() if isinstance(value, type_)), "a text")
 

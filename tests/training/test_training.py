@@ -123,3 +123,9 @@ def test_commands_run_in_new_interpreters(command, pictures, tmp_path):
     done = run_in_new_interpreter("evaluate.py", *words)
     assert len(rows_of(tmp_path / "scored" / "results.csv")) == 14
     assert "report.html" in done.stdout
+
+
+def test_a_name_may_be_a_number(command, tmp_path):
+    run(*command, "name=2026", "max_steps=2", "val_every=2", f"hydra.run.dir={tmp_path}")
+    assert [row["model"] for row in rows_of(tmp_path / "results.csv") if row["image"] == "mean"] == ["bicubic", "2026"]
+    assert load_network(tmp_path).name == "2026"
