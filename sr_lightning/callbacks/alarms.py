@@ -69,6 +69,8 @@ class Alarms(pl.Callback):
                 )
                 log.info("losses at the first step: %s", terms)
             return
+        if "train/d_hr" not in pl_module.latest:  # all batches so far were skipped
+            return
         d_hr, d_sr = pl_module.latest["train/d_hr"], pl_module.latest["train/d_sr"]
         found = {
             "saturated": d_hr - d_sr > self.limits["saturated"],

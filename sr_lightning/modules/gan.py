@@ -90,6 +90,7 @@ class GANModule(SRModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.stopwatch.enter(FORWARD_AND_BACKWARD)
+        self.keep_buffers()
         optimizer, discriminator_optimizer = self.optimizers()
         # Otherwise Lightning adds the second optimizer's steps to global_step.
         discriminator_optimizer._on_before_step = discriminator_optimizer._on_after_step = lambda: None
@@ -149,7 +150,7 @@ class GANModule(SRModule):
         """Record and clip the gradient norm, after Lightning has removed the fp16 loss scale."""
         self.stopwatch.enter(OPTIMIZER)
         norm = get_total_norm([p.grad for p in parameters_of(optimizer) if p.grad is not None])
-        self.note_gradients(norm)
+        self.judge_gradients(optimizer, norm)
         if self.gradient_clip_val is not None:
             clip_grads_with_norm_(parameters_of(optimizer), self.gradient_clip_val, norm)
         name = "gradient" if optimizer is self.trainer.optimizers[0] else "discriminator_gradient"

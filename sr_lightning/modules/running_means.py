@@ -1,5 +1,6 @@
 """Means of logged scalars over batches and processes, saved with the checkpoint."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
+        self._sums_of_counted: dict[str, Tensor | float] = {}
         self._batches = 0
 
     def add(self, values: Mapping[str, Tensor], share: float = 1.0) -> None:
@@ -35,14 +37,20 @@ class RunningMeans:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + share * value.detach()
 
-    def end_batch(self) -> None:
-        """Count a batch."""
-        self._batches += 1
+    def end_batch(self, *, only_finite: bool = False) -> None:
+        """Count a batch; `only_finite`: subtract it instead if one of its values is NaN or infinite."""
+        if only_finite and not all(math.isfinite(total) for total in self.sums.values()):
+            self.sums = {name: self._sums_of_counted.get(name, 0.0) for name in self.sums}
+        else:
+            self._batches += 1
+        self._sums_of_counted = dict(self.sums)
 
     def take(self, gather: Gather) -> dict[str, float]:
-        """Return the means over batches and processes, and start from zero. Collective."""
-        means = {name: total / self._batches for name, total in self._over_processes(self._gathered(gather)).items()}
-        self.sums, self._batches = {}, 0
+        """Return the means over all processes' batches, none without a batch, and start from zero. Collective."""
+        sums, counts = self._gathered(gather)
+        batches = sum(counts) / len(counts)
+        means = {name: total / batches for name, total in self._over_processes(sums).items()} if batches else {}
+        self.sums, self._sums_of_counted, self._batches = {}, {}, 0
         return means
 
     def state_dict(self, gather: Gather) -> dict[str, Any]:
@@ -50,22 +58,26 @@ class RunningMeans:
 
         A resumed run continues with the sums of each process: added to their mean, later values round differently.
         """
-        gathered = self._gathered(gather)
-        state = {"count": self._batches, "sums": self._over_processes(gathered)}
-        return state | ({"of_processes": gathered.tolist()} if len(gathered) > 1 else {})
+        sums, counts = self._gathered(gather)
+        state = {"count": self._batches, "sums": self._over_processes(sums)}
+        return state | ({"of_processes": sums.tolist(), "counts": counts} if len(sums) > 1 else {})
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:
         """Continue with the sums of process `rank`, or with the mean if they are of another number of processes."""
         self._batches, self.sums = state["count"], dict(state["sums"])
         if len(state.get("of_processes", [])) == world_size:
             self.sums = dict(zip(self.sums, state["of_processes"][rank], strict=True))
+            self._batches = state.get("counts", [self._batches] * world_size)[rank]
+        self._sums_of_counted = dict(self.sums)
 
-    def _gathered(self, gather: Gather) -> Tensor:
-        """Return the sums of all processes, (P, K)."""
+    def _gathered(self, gather: Gather) -> tuple[Tensor, list[int]]:
+        """Return the sums of all processes, (P, K), and their numbers of batches."""
         if not self.sums:
-            return torch.empty(1, 0)
+            return torch.empty(1, 0), [self._batches]
         device = next((total.device for total in self.sums.values() if isinstance(total, Tensor)), None)
-        return gather(torch.stack([torch.as_tensor(total, device=device) for total in self.sums.values()]))
+        values = [torch.as_tensor(total, device=device) for total in (*self.sums.values(), float(self._batches))]
+        gathered = gather(torch.stack(values))
+        return gathered[:, :-1], [int(count) for count in gathered[:, -1].tolist()]
 
-    def _over_processes(self, gathered: Tensor) -> dict[str, float]:
-        return dict(zip(self.sums, gathered.mean(0).tolist(), strict=True))
+    def _over_processes(self, sums: Tensor) -> dict[str, float]:
+        return dict(zip(self.sums, sums.mean(0).tolist(), strict=True))

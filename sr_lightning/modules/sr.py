@@ -1,6 +1,7 @@
 """LightningModule that trains a network on a pixel loss."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from sr_lightning.metrics.per_image import Score
 from sr_lightning.metrics.protocol import Protocol, report_left_out
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER, OTHER, Stopwatch
+
+_log = logging.getLogger(__name__)
 
 
 class SRModule(pl.LightningModule):
@@ -39,12 +42,16 @@ class SRModule(pl.LightningModule):
             validated and used from checkpoints. Its decay is at most (1 + k) / (10 + k) at batch k.
         warm_start: Run or checkpoint with the initial weights. Only stored here: `training.train` loads them, unless
             the run is resumed.
+        max_skipped_batches: Number of batches with NaN or infinite gradients that the run may skip, without an update
+            of weights, average, buffers and optimizer; the run stops at the next one. None or 0: at the first. Costs a
+            GPU a wait for each step. With fp16 loss scaling, the scaler skips such steps, without a limit.
 
     Attributes:
         stopwatch: Seconds of training so far, by phase; `callbacks.Progress` starts it.
+        skipped_batches: Numbers of the batches skipped so far, from 1; saved in checkpoints.
 
     Raises:
-        InputError: `ema` is not between 0 and 1.
+        InputError: `ema` is not between 0 and 1, or `max_skipped_batches` is not a number of batches.
     """
 
     monitor: str | None = "val/psnr"  # best.ckpt maximises this value; None: it is the latest checkpoint
@@ -62,6 +69,7 @@ class SRModule(pl.LightningModule):
         protocol: Protocol | None = None,
         ema: float | None = None,
         warm_start: str | None = None,
+        max_skipped_batches: int | None = None,
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -77,6 +85,14 @@ class SRModule(pl.LightningModule):
             )
         self.ema, self.averaged = ema, None
         self.warm_start = warm_start
+        if max_skipped_batches is not None and not (isinstance(max_skipped_batches, int) and max_skipped_batches >= 0):
+            raise InputError(
+                f"model.max_skipped_batches={max_skipped_batches} is not a number of batches: give one such as 10, or "
+                "null to stop at the first batch whose gradients are NaN or infinite"
+            )
+        self.max_skipped_batches = max_skipped_batches or 0
+        self.skipped_batches: list[int] = []
+        self._buffers_before: list[Tensor] | None = None  # buffers after the last optimizer step
         self.compiled: Callable[[Tensor], Tensor] | None = None
         self.latest: dict[str, float] = {}  # the values logged last, for the progress bar
         self.score: Score | None = None
@@ -130,6 +146,7 @@ class SRModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.stopwatch.enter(FORWARD_AND_BACKWARD)
+        self.keep_buffers()
         loss = self.loss_of(batch)
         self.end_of_step(batch_idx)
         return loss
@@ -140,7 +157,7 @@ class SRModule(pl.LightningModule):
         Raises:
             DivergedError: A mean is NaN or infinite.
         """
-        self.running_means.end_batch()
+        self.running_means.end_batch(only_finite=self.may_skip())
         if (batch_idx + 1) % self.log_every:
             return
         self.check_gradients()
@@ -196,7 +213,38 @@ class SRModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.stopwatch.enter(OPTIMIZER)
         gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
-        self.note_gradients(torch.stack(torch._foreach_norm(gradients)).sum())
+        self.judge_gradients(optimizer, torch.stack(torch._foreach_norm(gradients)).sum())
+
+    def keep_buffers(self) -> None:
+        """Keep a copy of the buffers: the next optimizer step may be skipped."""
+        if self.max_skipped_batches and self._buffers_before is None:
+            self._buffers_before = [buffer.clone() for buffer in self.buffers()]
+
+    def judge_gradients(self, optimizer: Optimizer, norm: Tensor) -> None:
+        """Skip the batch, or stop the run, if the norm of its gradients is NaN or infinite.
+
+        Raises:
+            DivergedError: The norm is not finite, and no further batch may be skipped.
+        """
+        if self.trainer.scaler is not None:  # fp16 loss scaling skips steps with infinite gradients
+            return
+        step = self.batches_done + 1
+        if self.may_skip() and step not in self.skipped_batches and not math.isfinite(norm.item()):
+            self.skipped_batches.append(step)
+            if self.trainer.is_global_zero:
+                count = f"{len(self.skipped_batches)} of at most {self.max_skipped_batches}"
+                _log.warning("batch %d is skipped: its gradients are NaN or infinite (%s)", step, count)
+        if step in self.skipped_batches:
+            for parameter in parameters_of(optimizer):
+                parameter.grad = None  # optimizers leave such parameters and their state alone
+            for buffer, before in zip(self.buffers(), self._buffers_before, strict=True):
+                buffer.copy_(before)
+        else:
+            self.note_gradients(norm)
+
+    def may_skip(self) -> bool:
+        """Return True if the batch in progress is skipped when its gradients are not finite, or is already."""
+        return len(self.skipped_batches) < self.max_skipped_batches or self.batches_done + 1 in self.skipped_batches
 
     def note_gradients(self, norm: Tensor) -> None:
         """Note the first batch whose gradients have a norm that is not finite.
@@ -206,8 +254,6 @@ class SRModule(pl.LightningModule):
         Raises:
             DivergedError: On a CPU, the norm is NaN or infinite.
         """
-        if self.trainer.scaler is not None:  # fp16 loss scaling leaves out steps with infinite gradients
-            return
         step = self.batches_done + 1
         if norm.device.type != "cpu":
             noted = 0 if self.diverged_at is None else self.diverged_at
@@ -226,9 +272,10 @@ class SRModule(pl.LightningModule):
             sums = self.running_means.sums
             terms = [f"{name} is {float(total)}" for name, total in sums.items() if not math.isfinite(total)]
             cause = f" ({', '.join(terms)})" if terms else ""
+            skipped = f", after {len(self.skipped_batches)} skipped batches" if self.skipped_batches else ""
             raise DivergedError(
-                f"the gradients of batch {step} are NaN or infinite{cause}; earlier "
-                "checkpoints are kept. Try a smaller learning rate or trainer.gradient_clip_val, or look at the batch: "
+                f"the gradients of batch {step} are NaN or infinite{cause}{skipped}; earlier checkpoints "
+                "are kept. Try a smaller learning rate or trainer.gradient_clip_val, or look at the batch: "
                 f"train_batches()[{step - 1}] of the data module"
             )
 
@@ -237,7 +284,8 @@ class SRModule(pl.LightningModule):
         self.end_of_optimizer_step()
 
     def end_of_optimizer_step(self) -> None:
-        if self.averaged is not None:
+        self._buffers_before = None
+        if self.averaged is not None and self.batches_done + 1 not in self.skipped_batches:
             self.update_average()
         self.stopwatch.enter(OTHER)
 
@@ -263,9 +311,12 @@ class SRModule(pl.LightningModule):
                 "are kept. Try a smaller learning rate"
             )
         checkpoint["recorded"] = self.running_means.state_dict(self._of_all_processes)
+        if self.skipped_batches:
+            checkpoint["skipped_batches"] = self.skipped_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.running_means.load_state_dict(checkpoint["recorded"], self.trainer.global_rank, self.trainer.world_size)
+        self.skipped_batches = list(checkpoint.get("skipped_batches", []))
 
     def _of_all_processes(self, values: Tensor) -> Tensor:
         return self.all_gather(values).view(-1, len(values))  # (K,) -> (P, K)

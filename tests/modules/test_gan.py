@@ -1,6 +1,8 @@
 from functools import partial
+from itertools import pairwise
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
@@ -146,6 +148,28 @@ def test_every_loss_term_and_both_learning_rates_are_logged(fit, monkeypatch):
     rates = {"train/learning_rate", "train/discriminator_learning_rate"}
     assert logged[0][1].keys() == {"train/loss", "train/pixel", "train/adversarial"} | realness | gradients | rates
     assert logged[0][1]["train/pixel"] == logged[0][1]["train/loss"]
+
+
+def test_a_skipped_batch_updates_neither_network(fit):
+    class NaNInTheSecondBatch(nn.Module):
+        calls = 0
+
+        def forward(self, sr, hr):
+            self.calls += 1
+            return (sr - hr).abs().mean() * (torch.nan if self.calls == 2 else 1)
+
+    states = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            states.append({name: value.clone() for name, value in module.state_dict().items()})
+
+    trained = gan(loss=NaNInTheSecondBatch(), log_every=1, max_skipped_batches=1)
+    fit(trained, 3, callbacks=[Keep()])
+    assert trained.skipped_batches == [2]
+    changed = [{name for name in one if not torch.equal(one[name], other[name])} for one, other in pairwise(states)]
+    assert changed[0] == set()
+    assert any(name.startswith("discriminator") for name in changed[1])
 
 
 def test_a_nan_loss_stops_the_run_and_is_named(fit):

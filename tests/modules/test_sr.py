@@ -1,15 +1,18 @@
+import itertools
 from functools import partial
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from sr_lightning.checkpoints.checkpoint import network_weights
-from sr_lightning.errors import InputError
+from sr_lightning.errors import DivergedError, InputError
 from sr_lightning.modules import SRModule
 from sr_lightning.modules.sr import center_crop
-from sr_lightning.networks import SRCNN
+from sr_lightning.networks import SRCNN, MSRResNet
+from sr_lightning.optim import Muon
 
 SGD = partial(torch.optim.SGD, lr=1e-2)
 
@@ -119,6 +122,65 @@ def test_gradients_that_are_not_finite_stop_the_run_at_their_step(fit):
     with pytest.raises(InputError, match="the gradients of batch 3 are NaN or infinite"):
         fit(trained, 10)
     assert all(value.isfinite().all() for value in trained.network.state_dict().values())
+
+
+class SometimesNaN(nn.Module):
+    """Loss that is NaN in its third call in training, and has NaN gradients in its fifth."""
+
+    calls = 0
+
+    def forward(self, sr, hr):
+        self.calls += self.training
+        error = (sr - hr).square().mean()
+        return error * {3: torch.nan}.get(self.calls, 1) + ((error - error.detach()).sqrt() if self.calls == 5 else 0)
+
+
+class States(pl.Callback):
+    """Keep module and optimizer states after each batch."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        states = [module.state_dict(), *(optimizer.state_dict()["state"] for optimizer in trainer.optimizers)]
+        self.states.append([value.clone() for value in tree_leaves(states) if isinstance(value, torch.Tensor)])
+
+    def changed(self):
+        """Return for each batch but the first whether it changed anything."""
+        return [not all(map(torch.equal, one, other)) for one, other in itertools.pairwise(self.states)]
+
+
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.AdamW, lr=1e-3), partial(Muon, lr=1e-3)])
+def test_batches_with_nan_gradients_are_skipped_up_to_the_given_number(fit, caplog, optimizer):
+    def trained(max_skipped):
+        network = MSRResNet(scale=2, num_features=4, num_blocks=1)
+        network.head = nn.Sequential(network.head, nn.BatchNorm2d(4))
+        return SRModule(network, SometimesNaN(), optimizer, log_every=1, ema=0.9, max_skipped_batches=max_skipped)
+
+    skipping, states, logged = trained(2), States(), []
+    skipping.log_scalars = lambda metrics, step: logged.append(metrics)
+    trainer = fit(skipping, 7, callbacks=[states], gradient_clip_val=1.0)
+    assert states.changed() == [True, False, True, False, True, True]
+    assert skipping.skipped_batches == [3, 5]
+    assert [("train/loss" in metrics) for metrics in logged] == [True, True, False, True, True, True, True]
+    assert "batch 5 is skipped: its gradients are NaN or infinite (2 of at most 2)" in caplog.text
+    assert trainer.global_step == 7
+
+    checkpoint = {"recorded": {"count": 0, "sums": {}}}
+    skipping.on_save_checkpoint(checkpoint)
+    resumed = trained(2)
+    resumed.trainer = trainer
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed.skipped_batches == [3, 5]
+
+    with pytest.raises(DivergedError, match="the gradients of batch 5 are NaN or infinite, after 1 skipped batches"):
+        fit(trained(1), 7)
+
+
+@pytest.mark.parametrize("number", [-1, 0.5, "ten"])
+def test_a_limit_of_skipped_batches_that_is_no_number_of_batches_is_refused(number):
+    with pytest.raises(InputError, match=rf"model\.max_skipped_batches={number} is not a number of batches"):
+        module(max_skipped_batches=number)
 
 
 def test_a_decay_out_of_range_is_refused():

@@ -1,5 +1,6 @@
-"""A loss that fails on request: SR_FAIL="RANK:CALL" fails in the process of that rank at that call."""
+"""Losses that fail: on request, or for some batches."""
 
+import math
 import os
 
 from torch import Tensor
@@ -7,6 +8,8 @@ from torch.nn import L1Loss
 
 
 class FailingLoss(L1Loss):
+    """Fails in one process at one call, as given by SR_FAIL="RANK:CALL"."""
+
     calls = 0
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
@@ -15,3 +18,10 @@ class FailingLoss(L1Loss):
         if self.calls == int(call) and os.environ.get("LOCAL_RANK", "0") == rank:
             raise RuntimeError(f"made to fail in process {rank}")
         return super().forward(sr, hr)
+
+
+class SometimesNaN(L1Loss):
+    """NaN for about one batch in ten, depending on its content alone."""
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        return super().forward(sr, hr) * (math.nan if hr.mean() * 1000 % 1 < 0.1 else 1)

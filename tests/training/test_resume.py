@@ -22,6 +22,7 @@ ADVERSARIAL = [
     *("data.patch_size=16", "model.loss.terms.content.weights=random", "~model.loss.terms.content.layers.5_4"),
     *("+model.loss.terms.content.layers.1_2=1", "model.discriminator.num_features=4"),
 ]
+SKIPPING = ["model.loss._target_=tests.training.failing.SometimesNaN", "model.max_skipped_batches=100"]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 TWO_PROCESSES = ["log_every=5", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
@@ -74,7 +75,7 @@ def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
 @pytest.mark.parametrize(
     ("settings", "signals"),
     [
-        (PIXEL, (signal.SIGKILL, signal.SIGINT)),
+        ([*PIXEL, *SKIPPING], (signal.SIGKILL, signal.SIGINT)),
         (ADVERSARIAL, (signal.SIGHUP, signal.SIGKILL)),
         ([*ADVERSARIAL, *TWO_PROCESSES], (signal.SIGKILL, signal.SIGTERM)),
         pytest.param(
@@ -83,7 +84,7 @@ def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
             marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler"),
         ),
     ],
-    ids=["pixel loss", "adversarial", "adversarial in two processes", "compiled"],
+    ids=["pixel loss, with batches skipped", "adversarial", "adversarial in two processes", "compiled"],
 )
 @pytest.mark.slow
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, settings, signals):
@@ -96,7 +97,7 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, 
     stops = []
     for signum in signals:
         stops.append(stop_after_new_checkpoints(words, last, 3, signum))
-        words = ["train.py", f"resume={killed}"]
+        words = ["train.py", f"resume={killed}", *(["allow=tests"] if SKIPPING[0] in settings else [])]
     assert 0 < stops[0] <= stops[-1] < max_steps
     assert stops == sorted(set(stops))
     run(*words)
@@ -107,6 +108,8 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, 
         assert one["global_step"] == steps_done(one)
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
             assert_same(one[part], other[part], part)
+        assert one.get("skipped_batches") == other.get("skipped_batches")
+        assert (SKIPPING[0] in settings) == ("skipped_batches" in one)
     assert steps_done(read_checkpoint(last)) == max_steps
     assert metrics_of(killed) == metrics_of(whole)
     seconds = [float(row["seconds"]) for row in rows_of(killed / "metrics.csv")]
