@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from sr_lightning.evaluation.comparison import save_comparison
+from sr_lightning.images.folder import short_name
 from sr_lightning.inference import in_colour
 from sr_lightning.loggers import log_pictures
 from sr_lightning.networks import Bicubic
@@ -36,6 +37,6 @@ class ValidationPictures(pl.Callback):
         colour = in_colour(sr, lr, scale)
         bicubic = Bicubic(scale=scale).to(lr.device)(lr)
         name = trainer.datamodule.val_store.names[index]
-        path = self.folder / name / f"step_{step:07d}.png"
+        path = self.folder / short_name(name) / f"step_{step:07d}.png"
         save_comparison(path, lr[0], {"bicubic": bicubic[0], f"step {step}": colour[0]}, hr[0])
         log_pictures(pl_module.loggers, {f"val/{name}": path}, step)

@@ -4,14 +4,15 @@ The config names these functions. They look at file names only; the contents are
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from sr_lightning.errors import InputError
-from sr_lightning.images.folder import image_files
+from sr_lightning.images.folder import distinct, image_files, possible_names
 from sr_lightning.images.zip_member import ZipMember
 from sr_lightning.utils.messages import listing
 
@@ -32,6 +33,7 @@ TRAIN_PHOTOS = {
 }
 HELD_OUT_PHOTOS = {"astronaut": "astronaut.png", "chelsea": "chelsea.png", "coffee": "coffee.png"}
 PHOTOS = TRAIN_PHOTOS | HELD_OUT_PHOTOS
+MEAN = "mean"  # name of the row of means in tables of scores
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Pair:
     """One image of a data set.
 
     Attributes:
-        name: Used in tables and error messages: the stem of the HR file.
+        name: Used in tables, pictures and error messages: the stem of the HR file; its whole name, if needed with the
+            folder's, if another image of the list has the same stem, or if the stem is that of the row of means.
         hr: The high-resolution file, on disk or in a zip archive.
         lr: The matching low-resolution file; None if LR is made from HR.
     """
@@ -74,7 +77,7 @@ def image_folder(
     if not files:
         raise InputError(f"{', '.join(folders)}: no image left, all are excluded")
     if lr is None:
-        return [Pair(file.stem, file) for file in files]
+        return _named([Pair(file.stem, file) for file in files])
     return _pair_up(files, image_files(lr), excluded, scale)
 
 
@@ -109,7 +112,7 @@ def split_folder(
         raise InputError(f"{hr}: {len(pairs)} image cannot be split; add images, or give a folder for validation")
     count = min(max(round(fraction * len(pairs)), 1), len(pairs) - 1)
     # A file's place in the order of hashes, not the hash itself, so that the share is exact.
-    by_hash = sorted(range(len(pairs)), key=lambda i: hashlib.sha256(pairs[i].name.encode()).digest())
+    by_hash = sorted(range(len(pairs)), key=lambda i: hashlib.sha256(os.fsencode(pairs[i].hr.stem)).digest())
     held_out = set(by_hash[:count])
     return [pair for i, pair in enumerate(pairs) if (i in held_out) == (part == "val")]
 
@@ -247,4 +250,10 @@ def _pair_up(hr_files: Sequence[Path], lr_files: Sequence[Path], excluded: set[s
     if problems:
         names = f"<stem> or <stem>x{scale or '<scale>'}"
         raise InputError(f"HR and LR files do not match one to one; LR is named {names}:{listing(problems)}")
-    return [Pair(file.stem, file, found[file.stem]) for file in hr_files]
+    return _named([Pair(file.stem, file, found[file.stem]) for file in hr_files])
+
+
+def _named(pairs: Sequence[Pair]) -> list[Pair]:
+    """Give images of one list different names; none is called "mean", as the row of means is."""
+    names = distinct([[name for name in possible_names(pair.hr) if name != MEAN] for pair in pairs])
+    return [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]

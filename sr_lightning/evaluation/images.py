@@ -10,6 +10,7 @@ from torch import Tensor
 from sr_lightning.color import to_uint8
 from sr_lightning.evaluation.comparison import save_comparison
 from sr_lightning.evaluation.report import Versions, save_versions
+from sr_lightning.images.folder import short_name
 from sr_lightning.inference import in_colour
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class EvaluationImages:
     ) -> None:
         psnr = f"psnr_{sample.protocol.channel}"
         captioned = {f"{name} {rows[name][psnr]:.2f} dB": sr[0] for name, sr in colour.items()}
-        path = self.run_dir / "pictures" / f"{dataset}_x{scale}_{sample.name}.png"
+        path = self.run_dir / "pictures" / f"{dataset}_x{scale}_{short_name(sample.name)}.png"
         low, *crops, high = save_comparison(path, sample.lr[0], captioned, sample.hr[0])
         self.comparisons.append(path)
         place = {"dataset": dataset, "scale": scale, "image": sample.name, "lr": low, "hr": high}

@@ -1,5 +1,9 @@
-"""Image files of a folder. Imports neither Pillow nor torch, so that paths are checked early."""
+"""Image files of a folder and their names. Imports neither Pillow nor torch, so that paths are checked early."""
 
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from sr_lightning.errors import InputError
@@ -22,3 +26,40 @@ def image_files(folder: str | Path) -> list[Path]:
     if not files:
         raise InputError(f"{folder}: no image in this folder; {looked_for}, not in subfolders")
     return sorted(files)
+
+
+def possible_names(file: Path) -> list[str]:
+    """List names for an image, the shortest first: stem, file name, folder and file name.
+
+    >>> possible_names(Path("photos/a.png"))
+    ['a', 'a.png', 'photos_a.png']
+    """
+    return [file.stem, file.name, f"{file.parent.name}_{file.name}"]
+
+
+def distinct(choices: Sequence[Sequence[str]]) -> list[str]:
+    """Select the first of each element's names that no other element has; the last if all are taken.
+
+    >>> distinct([["a", "a.png"], ["b", "b.png"], ["a", "a.jpg"]])
+    ['a.png', 'b', 'a.jpg']
+    """
+    chosen = [0] * len(choices)
+    while True:
+        names = [names[i] for names, i in zip(choices, chosen, strict=True)]
+        times = Counter(names)
+        longer = [times[name] > 1 and i + 1 < len(c) for name, i, c in zip(names, chosen, choices, strict=True)]
+        if not any(longer):
+            return names
+        chosen = [i + more for i, more in zip(chosen, longer, strict=True)]
+
+
+def short_name(name: str, limit: int = 160) -> str:
+    """Shorten a name to `limit` bytes for use in file names, most of which are limited to 255; a hash replaces the end.
+
+    >>> short_name("a" * 300, 16)
+    'aaaaaaa-98835646'
+    """
+    data = os.fsencode(name)
+    if len(data) <= limit:
+        return name
+    return os.fsdecode(data[: limit - 9]) + "-" + hashlib.sha256(data).hexdigest()[:8]

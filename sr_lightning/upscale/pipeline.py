@@ -1,6 +1,7 @@
 """Upscaling of many files: reading and writing run in threads while the network computes."""
 
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -10,13 +11,12 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sr_lightning.errors import InputError
 from sr_lightning.images.formats import PNG_COMPRESSION
-from sr_lightning.images.photo import check_fits, read_photo, write_photo
+from sr_lightning.images.photo import DeepPhoto, Photo, check_fits, read_photo, write_photo
 from sr_lightning.upscale.plan import Job, is_video
 from sr_lightning.upscale.upscaler import Upscaler
 from sr_lightning.utils.signals import Interrupted
@@ -56,20 +56,24 @@ def upscale_images(net: Upscaler, jobs: Sequence[Job], quality: int, png_compres
     seconds: dict[str, list[float]] = {"decoding": [], "encoding": []}  # of the processor
     start = time.process_time()
 
-    def read(job: Job) -> Image.Image:
+    def read(job: Job) -> Photo:
         with timed(seconds["decoding"]):
             photo = read_photo(job.source)
             check_fits(job.target, photo, net.scale)
         return photo
 
-    def write(job: Job, photo: Image.Image) -> None:
+    def write(job: Job, photo: Photo) -> None:
         with timed(seconds["encoding"]):
             write_photo(job.target, photo, quality, png_compression)
         log.info("%s -> %s, %dx%d", job.source, job.target, *photo.size)
 
-    def compute(job: Job, photo: Image.Image, done: int) -> None:
-        result = net.upscale(photo, progress_until(bar, done))
-        pending.append((result.width * result.height, job, writers.submit(write, job, result)))
+    def compute(job: Job, photo: Photo, done: int) -> None:
+        progress = progress_until(bar, done)
+        if isinstance(photo, DeepPhoto):
+            result = DeepPhoto(net.upscale(photo.pixels, progress), photo.info)
+        else:
+            result = net.upscale(photo, progress)
+        pending.append((math.prod(result.size), job, writers.submit(write, job, result)))
 
     def wait(pixels: int) -> None:
         """Wait until at most this many pixels are pending."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sr_lightning.errors import InputError
+from sr_lightning.images.folder import distinct, possible_names
 from sr_lightning.images.formats import (
     IMAGE_SUFFIXES,
     UPSCALE_SUFFIXES,
@@ -19,6 +20,7 @@ from sr_lightning.images.formats import (
 from sr_lightning.utils.messages import listing
 
 log = logging.getLogger("sr_lightning.upscale")
+MAX_NAME = 255  # bytes of a file name, on most file systems
 
 
 class Job(NamedTuple):
@@ -70,26 +72,32 @@ def plan(sources: Sequence[Path], out: Path, scale: int, image_format: str | Non
 
     Args:
         sources: The inputs.
-        out: The folder of the results; for one input, the result itself if its name has the suffix of a format.
+        out: The folder of the results, such as `<stem>_x2.png`, or `<name>_x2.png` where two would be equal; for one
+            input, the result itself if its name has the suffix of a format.
         scale: The factor, in the names of results.
         image_format: Suffix of image results, without a dot; None: as the input, or png if that cannot be written.
         exist: "skip" leaves out existing results, "error" refuses them, "overwrite" replaces them.
 
     Raises:
-        InputError: Results share a name, a result is an input, or results exist and `exist` is "error".
+        InputError: Results share a name, a result is an input, a name is too long, or results exist and `exist` is
+            "error".
     """
     if names_a_file(out):
         jobs = [single_job(sources, out, image_format)]
     else:
-        jobs = [Job(source, out / f"{source.stem}_x{scale}{result_suffix(source, image_format)}") for source in sources]
+        endings = [f"_x{scale}{result_suffix(source, image_format)}" for source in sources]
+        choices = [[name + end for name in possible_names(s)] for s, end in zip(sources, endings, strict=True)]
+        jobs = [Job(source, out / name) for source, name in zip(sources, distinct(choices), strict=True)]
     given = {source.resolve() for source in sources}
     times = Counter(job.target for job in jobs)
     problems = [f"{job.source} -> {job.target}, as from another input" for job in jobs if times[job.target] > 1]
     problems += [f"{job.source} -> {job.target}, which is an input" for job in jobs if job.target.resolve() in given]
+    too_long = [job for job in jobs if len(os.fsencode(job.target.name)) > MAX_NAME]
+    problems += [f"{job.source}: its name is too long for one that ends in _x{scale}" for job in too_long]
     if problems:
         raise InputError(
-            "results would overwrite one another or an input; rename these inputs, or upscale them with different -o:"
-            + listing(problems)
+            f"results would overwrite one another or an input, or have names of over {MAX_NAME} bytes; rename these "
+            "inputs, or upscale them with different -o:" + listing(problems)
         )
     existing = {job.target for job in jobs if job.target.exists()}
     if existing and exist == "error":

@@ -99,6 +99,19 @@ def test_split_has_every_image_once_in_the_given_share(tmp_path):
     assert val == split_folder(hr, part="val", fraction=0.2)
 
 
+def test_images_of_one_stem_have_different_names(tmp_path):
+    one, other = touch(tmp_path / "one", "a.png", "a.jpg", "b.png", "mean.png"), touch(tmp_path / "other", "a.png")
+    assert [pair.name for pair in image_folder(one)] == ["a.jpg", "a.png", "b", "mean.png"]
+    names = [pair.name for pair in image_folder([str(one), str(other)])]
+    assert names == ["a.jpg", "one_a.png", "b", "mean.png", "other_a.png"]
+
+
+def test_names_of_any_bytes_are_listed_and_split(tmp_path):
+    touch(tmp_path, "\udcff.png", "a\nb.png", "ä.png", "n" * 251 + ".png")
+    train, val = (split_folder(tmp_path, part=part, fraction=0.5) for part in ("train", "val"))
+    assert {pair.name for pair in (*train, *val)} == {"\udcff", "a\nb", "ä", "n" * 251}
+
+
 def test_split_depends_on_stems_and_survives_additions(tmp_path):
     stems = [f"image{i}" for i in range(40)]
     png, jpg = touch(tmp_path / "a", *(f"{s}.png" for s in stems)), touch(tmp_path / "b", *(f"{s}.jpg" for s in stems))

@@ -1,6 +1,8 @@
 """The command evaluate.py: its output, files and errors."""
 
+import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +46,26 @@ def test_checkpoint_alone_is_enough(checkpoint, benchmarks, tmp_path):
     assert {row["protocol"] for row in rows} == {"y_shave-scale_8bit_ssim-wang_lr-made"}
     assert f"{float(rows[-1]['psnr_y']):.2f}" in done.stdout
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"Mine_x2_colour.png", "Mine_x2_gray.png"}
+
+
+@pytest.mark.slow
+def test_images_of_any_name_have_rows_and_pictures_of_their_own(tmp_path):
+    folder = tmp_path / "benchmark" / "Odd" / "HR"
+    folder.mkdir(parents=True)
+    long = "n" * 251
+    rng = np.random.default_rng(2)
+    for name in ("a.png", "a.bmp", "mean.png", f"{long}.png", "\udcff.png"):
+        content = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (20, 20), dtype=np.uint8)).save(content, Path(name).suffix[1:])
+        (folder / name).write_bytes(content.getvalue())
+    evaluate(
+        *("model=bicubic", "scale=x2", "benchmarks=[Odd]", f"data_root={tmp_path}", f"hydra.run.dir={tmp_path / 'out'}")
+    )
+    names = [row["image"] for row in rows_of(tmp_path / "out" / "results.csv")]
+    assert names == ["a.bmp", "a.png", "mean.png", long, r"\udcff", "mean"]
+    pictures = {path.name for path in (tmp_path / "out" / "pictures").iterdir()}
+    assert len(pictures) == 5
+    assert {"Odd_x2_a.bmp.png", "Odd_x2_a.png.png", "Odd_x2_\udcff.png"} < pictures
 
 
 @pytest.mark.slow

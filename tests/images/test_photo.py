@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from sr_lightning.errors import InputError
-from sr_lightning.images.photo import as_photo, check_fits, read_photo, write_photo
+from sr_lightning.images.photo import DeepPhoto, as_photo, check_fits, read_photo, write_photo
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -181,10 +181,80 @@ def png_of_16_bits(colour):
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_16_bit_colour_is_reduced_to_8_with_a_warning(tmp_path, caplog):
+def tiff_of_16_bits(colour, order):
+    """An uncompressed TIFF, by the standard: "<" little-endian, ">" big-endian; bits per channel lie at byte 8."""
+    height, width, channels = colour.shape
+    data = colour.astype(f"{order}u2").tobytes()
+    tags = [
+        *((256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, 8), (259, 3, 1, 1), (262, 3, 1, 2)),
+        *((273, 4, 1, 14), (277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, len(data))),
+    ]
+    short = f"{order}HHIHH"
+    entries = [struct.pack(short, *tag, 0) if tag[1:3] == (3, 1) else struct.pack(f"{order}HHII", *tag) for tag in tags]
+    start = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 14 + len(data))
+    bits = struct.pack(f"{order}3H", 16, 16, 16)
+    return start + bits + data + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+DEEP = np.random.default_rng(16).integers(0, 65536, (67, 5, 4)).astype(np.uint16)
+
+
+def test_16_bit_colour_is_read_from_png_and_tiff_of_either_byte_order(tmp_path):
+    colour = DEEP[..., :3]
+    (tmp_path / "deep.png").write_bytes(png_of_16_bits(colour))
+    for name, order in (("little.tif", "<"), ("big.tif", ">")):
+        (tmp_path / name).write_bytes(tiff_of_16_bits(colour, order))
+    for name in ("deep.png", "little.tif", "big.tif"):
+        photo = read_photo(tmp_path / name)
+        assert isinstance(photo, DeepPhoto), name
+        assert (photo.pixels == colour).all(), name
+        assert photo.size == (5, 67)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_is_written_to_png_with_its_metadata(tmp_path, channels):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    info = {"icc_profile": profile, "dpi": (300, 300), "text": {"Author": "me"}, "exif": exif(1, "png")}
+    photo = DeepPhoto(DEEP[..., :channels], info)
+    for level in (0, 9):
+        write_photo(tmp_path / "deep.png", photo, png_compression=level)
+        again = read_photo(tmp_path / "deep.png")
+        assert (again.pixels == photo.pixels).all()
+        assert again.info["icc_profile"] == profile
+        assert again.info["text"] == {"Author": "me"}
+        assert b"Kamera" in again.info["exif"]
+        assert again.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+
+
+def test_another_decoder_reads_the_same_16_bits(tmp_path):
+    av = pytest.importorskip("av", reason="av is an extra")
+    write_photo(tmp_path / "deep.png", DeepPhoto(DEEP))
+    with av.open(tmp_path / "deep.png") as container:
+        frame = next(container.decode(video=0))
+    assert frame.format.name == "rgba64be"
+    assert (frame.to_ndarray() == DEEP).all()
+
+
+def test_16_bit_colour_is_rounded_for_formats_of_8_bits_with_a_warning(tmp_path, caplog):
+    photo = DeepPhoto(DEEP[..., :3])
+    for name in ("a.tif", "a.bmp"):
+        write_photo(tmp_path / name, photo)
+        assert f"{name}: 16-bit colour is written to PNG only, so the result has 8 bits" in caplog.text
+        assert (np.asarray(Image.open(tmp_path / name)) == np.rint(photo.pixels / 257)).all()
+    check_fits(tmp_path / "a.jpg", photo, 2)
+    with pytest.raises(InputError, match="cannot store the image's transparency"):
+        check_fits(tmp_path / "a.jpg", DeepPhoto(DEEP), 2)
+
+
+def test_a_turned_image_of_16_bit_colour_is_read_upright(tmp_path):
+    write_photo(tmp_path / "turned.png", DeepPhoto(DEEP[..., :3], {"exif": exif(6, "png")}))
+    assert (read_photo(tmp_path / "turned.png").pixels == np.rot90(DEEP[..., :3], -1)).all()
+
+
+def test_16_bit_colour_for_use_in_python_has_8_bits_with_a_warning(tmp_path, caplog):
     (tmp_path / "deep.png").write_bytes(png_of_16_bits(COLOUR.astype(np.uint16) * 256 + 77))
-    photo = read_photo(tmp_path / "deep.png")
-    assert (np.asarray(photo) == COLOUR).all()
+    with Image.open(tmp_path / "deep.png") as image:
+        assert (np.asarray(as_photo(image, "deep.png")) == COLOUR).all()
     assert "deep.png: 16 bits per channel, of which Pillow reads 8: the result has 8" in caplog.text
 
 

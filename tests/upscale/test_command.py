@@ -157,11 +157,18 @@ def test_names_state_the_scale_and_keep_the_suffix():
     ]
 
 
+def test_inputs_of_one_name_get_results_of_different_names():
+    assert jobs("a/p.png", "b/p.png", "q.png") == ["a_p.png_x3.png", "b_p.png_x3.png", "q_x3.png"]
+    assert jobs("p.png", "p.jpg", "p.png.gif", "q.png", suffix="webp") == [
+        *("_p.png_x3.webp", "p.jpg_x3.webp", "p.png.gif_x3.webp", "q_x3.webp")
+    ]
+
+
 @pytest.mark.parametrize(
     ("sources", "options", "message"),
     [
-        (("a/p.png", "b/p.png", "c.png"), {}, "a/p.png -> out/p_x3.png, as from another input\n  b/p.png"),
-        (("p.png", "p.jpg"), {"suffix": "webp"}, "p.jpg -> out/p_x3.webp"),
+        (("c/a/p.png", "d/a/p.png"), {}, "c/a/p.png -> out/a_p.png_x3.png, as from another input\n  d/a/p.png"),
+        (("p.png", "p" * 250 + ".png"), {}, f"{'p' * 250}.png: its name is too long for one that ends in _x3"),
         (("p.png", "p_x3.png"), {"out": "."}, "p.png -> p_x3.png, which is an input"),
         (("p.png", "q.png"), {"out": "big.png"}, "2 inputs cannot become one file; give a folder"),
         (("p.png",), {"out": "big.png", "suffix": "jpg"}, "big.png and --format jpg name different formats"),
@@ -177,8 +184,8 @@ def test_colliding_results_are_refused(sources, options, message):
 
 
 def test_refusal_comes_before_any_computation(folder, tmp_path, command, caplog):
-    inputs = [folder / "png.png", folder / "sub"]
-    Image.new("RGB", (4, 4)).save(folder / "sub" / "png.jpg")
+    inputs = [folder / "png.png", folder / f"{'n' * 250}.png"]
+    Image.new("RGB", (4, 4)).save(inputs[1])
     assert command(*inputs, "--format", "png") == 1
     assert "results would overwrite one another" in caplog.text
     assert not (tmp_path / "out").exists()
