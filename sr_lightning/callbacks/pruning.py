@@ -6,10 +6,13 @@ from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
+from omegaconf.errors import OmegaConfBaseException
 
+from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import validation_psnr
 from sr_lightning.runs.saved_config import read_config
+from sr_lightning.utils.messages import reason
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +71,12 @@ class Pruning(pl.Callback):
     def _terms_of(self, run: RunFolder) -> list[Any]:
         """Return the settings that two cells must have in common to be compared."""
         if run.path not in self._terms:
-            cfg = read_config(run.config)
-            self._terms[run.path] = [cfg.choices.data, cfg.scale, cfg.max_steps, cfg.protocol]
+            try:
+                cfg = read_config(run.config)
+                self._terms[run.path] = [cfg.choices.data, cfg.scale, cfg.max_steps, cfg.protocol]
+            except (InputError, OmegaConfBaseException, AttributeError) as error:
+                log.warning("%s is not compared with: %s", run.path, reason(error))
+                self._terms[run.path] = []
         return self._terms[run.path]
 
 

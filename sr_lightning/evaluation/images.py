@@ -40,6 +40,13 @@ class EvaluationImages:
         self.versions: list[Versions] = []
         self._seen: dict[tuple[str, int], int] = {}
 
+    def forget(self, scale: int) -> None:
+        """Start again with the images of a scale."""
+        kept = [i for i, crop in enumerate(self.crops) if crop["scale"] != scale]
+        self.comparisons, self.crops = [self.comparisons[i] for i in kept], [self.crops[i] for i in kept]
+        self.versions = [version for version in self.versions if version.scale != scale]
+        self._seen = {key: count for key, count in self._seen.items() if key[1] != scale}
+
     @torch.inference_mode()
     def add(
         self,

@@ -60,7 +60,15 @@ class ScoredModel:
 
 
 class NotFiniteError(InputError):
-    """Weights or outputs of a network are infinite or NaN."""
+    """Weights or outputs of a network are infinite or NaN.
+
+    Attributes:
+        model: Its name.
+    """
+
+    def __init__(self, message: str, model: str) -> None:
+        super().__init__(message)
+        self.model = model
 
 
 def check_finite(model: ScoredModel, values: Mapping[str, Tensor]) -> None:
@@ -73,7 +81,8 @@ def check_finite(model: ScoredModel, values: Mapping[str, Tensor]) -> None:
         others = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
         raise NotFiniteError(
             f"{model.source or model.name}: NaN or infinite values in {wrong[0]}{others}: its training diverged. "
-            "Use an earlier checkpoint, or train with a smaller learning rate"
+            "Use an earlier checkpoint, or train with a smaller learning rate",
+            model.name,
         )
 
 

@@ -19,7 +19,7 @@ from sr_lightning.evaluation.scoring import NotFiniteError, Scorer
 from sr_lightning.leaderboard.costs import MEASURED, Costs
 from sr_lightning.leaderboard.plots import plot_costs, plot_validation, styles
 from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
-from sr_lightning.leaderboard.scores import Failed, Rows, Scores
+from sr_lightning.leaderboard.scores import DIVERGED, Failed, Rows, Scores
 from sr_lightning.leaderboard.table import (
     for_page,
     make_row,
@@ -38,7 +38,6 @@ from sr_lightning.utils.messages import listing
 
 log = logging.getLogger(__name__)
 
-DIVERGED = "diverged"  # status of a run whose network is not finite
 BICUBIC = {"_target_": "sr_lightning.networks.Bicubic"}
 
 

@@ -14,7 +14,7 @@ from sr_lightning.checkpoints.checkpoint import load_network
 from sr_lightning.data.sources import Pair
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.images import EvaluationImages
-from sr_lightning.evaluation.scoring import ScoredModel, Scorer
+from sr_lightning.evaluation.scoring import NotFiniteError, ScoredModel, Scorer
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.leaderboard.runs import Run
 from sr_lightning.leaderboard.score_cache import ScoreCache
@@ -22,6 +22,7 @@ from sr_lightning.metrics.protocol import report_left_out
 
 log = logging.getLogger(__name__)
 
+DIVERGED = "diverged"  # status of a run whose network is not finite
 Rows = list[dict[str, Any]]
 Failed = dict[Path, tuple[str, str]]  # a run's directory -> its status, and the reason why it is not in the table
 
@@ -81,7 +82,8 @@ class Scores:
         Args:
             scale: The factor of all runs.
             runs: Name -> run.
-            failed: Directory -> status and reason; runs whose checkpoints cannot be read are added.
+            failed: Directory -> status and reason; runs are added whose checkpoints cannot be read, or whose weights or
+                outputs are not finite.
             images: Writes the pictures.
 
         Returns:
@@ -96,9 +98,14 @@ class Scores:
                 models.append(ScoredModel(name, self._load(run), run.checkpoint))
             except InputError as error:
                 failed[run.directory] = "not scored", str(error)
-        if not models:
-            return []
-        rows = self.scorer.score_sets(models, self.sets[scale], images)
+        rows: Rows = []
+        while models and not rows:
+            try:
+                rows = self.scorer.score_sets(models, self.sets[scale], images)
+            except NotFiniteError as error:
+                failed[runs[error.model].directory] = DIVERGED, str(error)
+                models = [model for model in models if model.name != error.model]
+                images.forget(scale)
         for model in models:
             for benchmark in self.sets[scale]:
                 self._cache(runs[model.name], benchmark, [r for r in rows if r["dataset"] == benchmark], model.name)

@@ -194,6 +194,9 @@ def check_choices(cfg: DictConfig) -> None:
     if cfg.compile not in (None, True, False):
         wrong.append(f"compile={cfg.compile}: choose true, false, or null to compile if it saves time")
     loggers = cfg.get("logger") or {}
+    if loggers and not OmegaConf.is_dict(loggers):
+        wrong.append(f"logger={loggers}: choose one of conf/logger, such as logger=wandb, or null")
+        loggers = {}
     for key in [] if "_target_" in loggers else loggers:
         if not OmegaConf.is_dict(loggers[key]) or "_target_" not in loggers[key]:
             wrong.append(f"logger.{key}={loggers[key]}: choose its logger first, such as logger=wandb")

@@ -290,6 +290,22 @@ def test_diverged_runs_are_listed_beside_the_table_and_end_the_command_with_an_e
     assert "| diverged |" in (tmp_path / "out" / "leaderboard.md").read_text()
 
 
+def test_a_run_with_outputs_of_nan_leaves_the_pictures_of_the_others(root, tmp_path):
+    runs = tmp_path / "runs"
+    make_run(runs / "good")
+    checkpoint = make_run(runs / "nan", name="nan") / "checkpoints" / "best.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"] = {key: value.sign() * 3e38 for key, value in content["state_dict"].items()}
+    torch.save(content, checkpoint)
+    with pytest.raises(InputError, match=r"nan/checkpoints/best.ckpt: NaN or infinite values in the output for"):
+        board_of(root, tmp_path / "out", runs, "num_comparisons=1")
+    alone = board_of(root, tmp_path / "alone", runs / "good", "num_comparisons=1")
+    assert rows_of(tmp_path / "out" / "leaderboard.csv") == rows_of(tmp_path / "alone" / "leaderboard.csv")
+    for path in (tmp_path / "alone" / "pictures").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "alone")).read_bytes()
+    assert len(alone) > 0
+
+
 @pytest.mark.parametrize("part", ["bicubic", "model"])
 @pytest.mark.parametrize("psnr", [float("inf"), float("nan")])
 def test_stored_scores_of_an_earlier_version_that_are_not_finite_are_computed_again(root, tmp_path, part, psnr):

@@ -46,6 +46,18 @@ def test_few_rivals_or_another_scale_do_not_prune(tmp_path):
     assert mine.is_hopeless(20)
 
 
+@pytest.mark.parametrize("config", ["scale: [", "choices: 3\nscale: 2\n", "choices: {data: demo}\n", "3"])
+def test_a_rival_with_a_damaged_config_is_left_out(tmp_path, caplog, config):
+    for i in range(MIN_RIVALS):
+        cell(tmp_path, f"rival{i}", [30.0, 40.0])
+    damaged = cell(tmp_path, "damaged", [30.0, 40.0])
+    (damaged / "config.yaml").write_text(config)
+    mine = Pruning(cell(tmp_path, "mine", [29.0, 29.0]), after=10)
+    assert mine.is_hopeless(20)
+    assert mine.is_hopeless(20)
+    assert caplog.text.count(f"{damaged} is not compared with: ") == 1
+
+
 @pytest.mark.slow
 def test_pruned_cell_is_marked_and_resumes_without_pruning(command, tmp_path, monkeypatch):
     run_dir = tmp_path / "sweep" / "mine"
