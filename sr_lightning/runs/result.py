@@ -1,13 +1,16 @@
 """result.json: the outcome of a run, written last. Sweeps and tables read it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.messages import reason
 
 FINISHED, PRUNED, FAILED = "finished", "pruned", "failed"
 
@@ -33,11 +36,25 @@ def write_result(run_dir: str | Path, status: str, cfg: DictConfig, **numbers: A
 
 def record_failure(cfg: DictConfig, error: str) -> None:
     """Write result.json of a run that raised, unless another of its processes has written it."""
-    if read_result(cfg.run_dir) is None:
+    if not RunFolder(cfg.run_dir).result.is_file():
         write_result(cfg.run_dir, FAILED, cfg, error=error)
 
 
 def read_result(run_dir: str | Path) -> dict[str, Any] | None:
-    """Read result.json; None if the run has not ended."""
+    """Read result.json; None if the run has not ended.
+
+    Raises:
+        InputError: The file is damaged, or its PSNR is not finite.
+    """
     path = RunFolder(run_dir).result
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+            raise ValueError("it has no status")
+        if not math.isfinite(result.get("psnr", 0.0)):
+            raise ValueError(f"psnr is {result['psnr']}")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as the result of a run: {reason(error)}") from error
+    return result

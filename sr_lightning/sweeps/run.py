@@ -104,7 +104,7 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
     if run.config.exists() and (changed := changed_settings(read_config(run.config), cfg)):
         lines = "".join(f"\n  {line}" for line in changed)
         raise InputError(f"{relative(cell)} contains a run with other settings; move it away:{lines}")
-    result = read_result(cell)
+    result = undamaged_result(cell)
     if result and (result["status"] == FINISHED or (result["status"] == PRUNED and cfg.prune_after is not None)):
         log.info("%s: already %s, %.2f dB", cell.name, result["status"], result["psnr"])
         report("skipped", **numbers(result))
@@ -134,6 +134,15 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
     report(status, **numbers(result), ended=ended)
     log.info("%s: %s, %.2f dB", cell.name, result["status"], result["psnr"])
     return result["psnr"]
+
+
+def undamaged_result(cell: Path) -> dict[str, Any] | None:
+    """Read result.json of a cell; None, with a line in the log, if it is damaged: the cell's run then rewrites it."""
+    try:
+        return read_result(cell)
+    except InputError as error:
+        log.warning("%s; it is written again", error)
+        return None
 
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:

@@ -114,6 +114,12 @@ def test_same_command_skips_finished_and_retries_failed_cells(app, mixed):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert "already finished, 30.10 dB" in done.stdout
     assert [report["psnr"] for report in reports(sweep) if report["status"] != "failed"] == [30.1, 30.2, 30.3]
+    (damaged,) = sweep.glob("*seed3_*/result.json")
+    result = damaged.read_bytes()
+    damaged.write_bytes(result[:20])
+    done = run(*words, "seed=3", f"hydra.sweep.dir={sweep}")
+    assert "result.json cannot be read as the result of a run" in done.stdout
+    assert damaged.read_bytes() == result
 
 
 @pytest.mark.slow
