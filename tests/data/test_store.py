@@ -17,7 +17,9 @@ from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.data.store import ImageStore, verify
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.scoring import load_sample
 from sr_lightning.images.files import read_image, write_image
+from sr_lightning.metrics import Protocol
 from tests.helpers import Command
 
 
@@ -78,6 +80,63 @@ def test_given_lr_is_stored_unchanged(tmp_path):
     for i in range(2):
         np.testing.assert_array_equal(store.lr(i), lr_planes[i])
     np.testing.assert_array_equal(store.hr(0), planes[0][:, :8, :10])
+
+
+def imresize(image, scale, factors=None):
+    """MATLAB's `imresize(image, 1/scale)` with its border mirrored, in float64; other factors stretch the image.
+
+    Its size is rounded up, its scale is kept: output i is at input (i + 0.5) * scale - 0.5, also at the end.
+    """
+    for axis in (1, 2):
+        side = image.shape[axis]
+        factor = scale if factors is None else side / -(-side // scale)
+        centers = (np.arange(-(-side // scale)) + 0.5) * factor - 0.5
+        taps = np.floor(centers - 2 * factor)[:, None] + np.arange(int(4 * factor) + 2)
+        distance = np.abs(centers[:, None] - taps) / factor
+        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+        weights = np.where(distance <= 1, near, np.where(distance <= 2, far, 0))
+        weights /= weights.sum(axis=1, keepdims=True)
+        mirrored = np.r_[:side, :side][np.mod(taps, 2 * side).astype(int)]
+        mirrored = np.where(np.mod(taps, 2 * side) < side, mirrored, side - 1 - mirrored)
+        lines = np.einsum("op,op...->o...", weights, np.moveaxis(image, axis, 0)[mirrored].astype(float))
+        image = np.moveaxis(np.floor(np.clip(lines, 0, 255) + 0.5).astype(np.uint8), 0, axis)
+    return image
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_part_common_to_hr_and_lr_of_a_size_rounded_up_is_used(data_root, tmp_path, scale):
+    source = read_image(data_root / "benchmark" / "Set5" / "HR" / "bird.png")
+    hr = source[:, : 40 * scale + 1, : 50 * scale + scale - 1]
+    write_image(tmp_path / "hr.png", hr)
+    lr = imresize(hr, scale)
+    assert lr.shape == (3, 41, 51)
+    write_image(tmp_path / "lr.png", lr)
+    pair = Pair("a", tmp_path / "hr.png", tmp_path / "lr.png")
+    store = ImageStore.open([pair], scale, None, tmp_path / "cache")
+    np.testing.assert_array_equal(store.hr(0), hr[:, : 40 * scale, : 50 * scale])
+    np.testing.assert_array_equal(store.lr(0), lr[:, :40, :50])
+    made = Bicubic()(torch.from_numpy(np.ascontiguousarray(store.hr(0))), scale).numpy()
+    np.testing.assert_array_equal(
+        made[:, :38, :48], lr[:, :38, :48]
+    )  # aligned: only the border depends on what was cropped
+    sample = load_sample(pair, scale, Protocol(), None)
+    np.testing.assert_array_equal((sample.lr[0] * 255).round().byte().numpy(), lr[:, :40, :50])
+    assert sample.hr.shape == (1, 3, 40 * scale, 50 * scale)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_lr_of_a_size_rounded_up_that_is_not_aligned_is_refused(data_root, tmp_path, scale):
+    source = read_image(data_root / "benchmark" / "Set5" / "HR" / "bird.png")
+    hr = source[:, : 40 * scale + 1, : 50 * scale]
+    write_image(tmp_path / "hr.png", hr)
+    write_image(tmp_path / "lr.png", imresize(hr, scale, factors="stretched"))
+    pair = Pair("a", tmp_path / "hr.png", tmp_path / "lr.png")
+    message = rf"lr\.png: 41x50 was not made by the factor {scale} from {40 * scale + 1}x{50 * scale}: .*not aligned"
+    with pytest.raises(InputError, match=message):
+        ImageStore.open([pair], scale, None, tmp_path / "cache")
+    with pytest.raises(InputError, match=message):
+        load_sample(pair, scale, Protocol(), None)
 
 
 def test_gray_is_repeated(tmp_path):
