@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sr_lightning.data import store as store_module
-from sr_lightning.data.datamodule import TrainBatches
+from sr_lightning.data.datamodule import SRDataModule, TrainBatches
 from sr_lightning.data.patches import PatchSampler
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.data.store import ImageStore, verify
@@ -556,6 +556,20 @@ def test_all_unreadable_entries_are_named_at_once(tmp_path):
         *(["lr", f"{i:03}.png"] for i in (2, 4)),
     ]
     assert stores(tmp_path / "cache") == []
+
+
+def test_unreadable_entries_are_all_named_where_small_images_are_left_out(tmp_path):
+    train, _ = images(tmp_path / "train", *[(64, 64)] * 3)
+    val, _ = images(tmp_path / "val", (64, 64))
+    train[0].hr.write_bytes(b"no image")
+    for pair in (train[2], val[0]):
+        pair.hr.write_bytes(pair.hr.read_bytes()[:2000])
+    settings = {"patch_size": 8, "batch_size": 1, "max_steps": 1, "seed": 0, "cache_dir": tmp_path / "cache"}
+    datamodule = SRDataModule(train, val, scale=2, degradation=Bicubic(), skip_small=True, **settings)
+    with pytest.raises(InputError) as caught:
+        datamodule.setup()
+    for name in ("train/000.png", "train/002.png", "val/000.png"):
+        assert f"{name}: " in str(caught.value)
 
 
 def test_images_smaller_than_a_patch_are_all_named(tmp_path):
