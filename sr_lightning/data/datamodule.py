@@ -199,7 +199,10 @@ class SRDataModule(pl.LightningDataModule):
         self.train, self.val = ([replace(pair, lr=None) for pair in pairs] for pairs in (self.train, self.val))
 
     def _skip_small(self) -> None:
-        sizes = in_threads(image_size, [pair.hr for pair in self.train])
+        try:
+            sizes = list(in_threads(image_size, [pair.hr for pair in self.train]))
+        except InputError:  # opening the store names all unusable files
+            return
         large = [min(size) // self.scale >= self.patch_size for size in sizes]
         if not all(large):
             log.info("%d of %d training images are smaller than a patch", large.count(False), len(large))

@@ -6,8 +6,10 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,11 +17,12 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
+from torch.nn.functional import interpolate, mse_loss
 from tqdm import tqdm
 
 from sr_lightning.data.sources import Pair
-from sr_lightning.degradations import crop_to_multiple
-from sr_lightning.errors import InputError
+from sr_lightning.degradations.bicubic import crop_to_multiple, downscale
+from sr_lightning.errors import InputError, raise_all
 from sr_lightning.images.files import image_size, read_image
 from sr_lightning.images.zip_member import ZipMember
 from sr_lightning.utils.atomic_files import one_at_a_time, replacing
@@ -52,6 +55,8 @@ class Degradation(Protocol):
 class ImageStore:
     """Images of a data set, HR cropped to a multiple of the scale, with their LR.
 
+    A pickle has the path of the pixels, not the pixels: workers started by spawn or forkserver map the same pages.
+
     Attributes:
         names: Names of the N images.
         scale: The factor.
@@ -60,6 +65,7 @@ class ImageStore:
             by memory, up to a third slower.
         hr_sizes, lr_sizes: (N, 2) int64, height and width.
         hr_starts, lr_starts: (N,) int64, index in `pixels` at which each image starts.
+        file: The file of the pixels; None if they are only in memory.
     """
 
     names: tuple[str, ...]
@@ -69,6 +75,7 @@ class ImageStore:
     lr_sizes: np.ndarray
     hr_starts: np.ndarray
     lr_starts: np.ndarray
+    file: Path | None = None
 
     @classmethod
     def open(
@@ -85,7 +92,7 @@ class ImageStore:
         others wait; the unfinished store of a killed process is ignored.
 
         Args:
-            pairs: The images. HR may be larger than LR times the scale by less than the scale, and is cropped.
+            pairs: The images. Of HR that is no multiple of the scale, the part that both show is stored (`crop_lr`).
             scale: The factor.
             degradation: Makes LR of whole cropped HR images for pairs without LR; None if every pair has LR.
             cache_dir: Folder of the stores.
@@ -102,23 +109,37 @@ class ImageStore:
         if degradation is None and (bare := [pair.name for pair in pairs if pair.lr is None]):
             raise InputError(f"{len(bare)} images have no LR file, and no degradation is given:{listing(bare)}")
         cache_dir = _writable(Path(cache_dir).expanduser())
-        folder = cache_dir / _key(pairs, scale, degradation, cache_dir)
-        sizes = _read_index(folder)
-        if sizes is None:
-            _remove_stale_partials(cache_dir)
-            with one_at_a_time(f"{folder}.lock", f"the decoded images in {folder}"):
-                sizes = _read_index(folder)  # another process may have built it meanwhile
-                if sizes is None:
-                    sizes = _build(folder, pairs, scale, degradation)
+        try:
+            with _naming_all(pairs, scale):
+                folder = cache_dir / _key(pairs, scale, degradation, cache_dir)
+            index = _read_index(folder, len(pairs), scale)
+            if index is None:
+                _remove_stale_partials(cache_dir)
+                with one_at_a_time(f"{folder}.lock", f"the decoded images in {folder}"):
+                    index = _read_index(folder, len(pairs), scale)  # another process may have built it meanwhile
+                    if index is None:
+                        index = _build(folder, pairs, scale, degradation)
+        except OSError as error:
+            raise InputError(
+                f"{error.filename or cache_dir}: the decoded images cannot be stored ({error.strerror}); make space or "
+                "remove what is in the way, or set another cache_dir"
+            ) from error
+        sizes = np.array(index["hr_sizes"])
         hr_starts, lr_starts, _ = _layout(sizes, scale)
         file = folder / "pixels"
         if residence == "memory":
             pixels = np.fromfile(file, np.uint8)
             pixels.flags.writeable = False
         else:
-            pixels = np.asarray(np.memmap(file, np.uint8, mode="r"))  # views of a plain array are cheaper to make
+            pixels = _map(file)
         names = tuple(pair.name for pair in pairs)
-        return cls(names, scale, pixels, sizes, sizes // scale, hr_starts, lr_starts)
+        return cls(names, scale, pixels, sizes, sizes // scale, hr_starts, lr_starts, file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) if self.file is None else vars(self) | {"pixels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state if state["file"] is None else state | {"pixels": _map(state["file"])})
 
     def __len__(self) -> int:
         return len(self.names)
@@ -155,6 +176,37 @@ class ImageStore:
         )
 
 
+def verify(pairs: Sequence[Pair], scale: int, degradation: Degradation | None, cache_dir: str | Path) -> bool:
+    """Compare all pixels of a store with their checksum, and remove the store if they differ.
+
+    `ImageStore.open`, with the same arguments, compares only what is cheap, the checksum of the index and the number of
+    bytes. It decodes the images of a removed store again.
+
+    Returns:
+        False if the store was damaged, or made by an earlier version, without a checksum. True if it is whole, or there
+        is none.
+
+    Raises:
+        InputError: Files of the images are missing.
+    """
+    folder = Path(cache_dir).expanduser() / _key(pairs, scale, degradation, None)
+    if not os.path.lexists(folder):
+        return True
+    with one_at_a_time(f"{folder}.lock", f"the decoded images in {folder}"):
+        index = _read_index(folder, len(pairs), scale)
+        if index is not None and "sha256" in index:
+            with (folder / "pixels").open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == index["sha256"]:
+                    return True
+        log.warning("%s is damaged or has no checksum: it is removed, and the images are decoded again", folder)
+        _remove(folder)
+    return False
+
+
+def _map(file: Path) -> np.ndarray:
+    return np.asarray(np.memmap(file, np.uint8, mode="r"))  # views of a plain array are cheaper to make
+
+
 def _layout(hr_sizes: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the start of HR and of LR of each image, both (N,), and the size of all in bytes."""
     hr_bytes = 3 * hr_sizes.prod(axis=1)
@@ -163,8 +215,11 @@ def _layout(hr_sizes: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray, i
     return lr_starts - hr_bytes, lr_starts, int(ends[-1])
 
 
-def _key(pairs: Sequence[Pair], scale: int, degradation: Degradation | None, cache_dir: Path) -> str:
-    """Key of the store: a hash of everything that its bytes depend on, but not of paths and file names."""
+def _key(pairs: Sequence[Pair], scale: int, degradation: Degradation | None, cache_dir: Path | None) -> str:
+    """Key of the store: a hash of everything that its bytes depend on, but not of paths and file names.
+
+    Digests of files that are cached in `cache_dir` are not computed; None computes all.
+    """
     files = [file for pair in pairs for file in (pair.hr, pair.lr) if file is not None]
     digest = _digests(files, cache_dir)
     made = any(pair.lr is None for pair in pairs)
@@ -177,10 +232,10 @@ def _key(pairs: Sequence[Pair], scale: int, degradation: Degradation | None, cac
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _digests(files: Sequence[Path | ZipMember], cache_dir: Path) -> dict[Path | ZipMember, str]:
+def _digests(files: Sequence[Path | ZipMember], cache_dir: Path | None) -> dict[Path | ZipMember, str]:
     """Hash the content of files; digests are cached by path, size and mtime so that a start does not read gigabytes."""
-    memory = cache_dir / "digests.json"
-    known = _load_digests(memory)
+    memory = None if cache_dir is None else cache_dir / "digests.json"
+    known = {} if memory is None else _load_digests(memory)
     stamps, missing = {}, []
     for file in files:
         try:
@@ -200,18 +255,36 @@ def _digests(files: Sequence[Path | ZipMember], cache_dir: Path) -> dict[Path | 
         # A file changed just now could change again within one tick of the file system's clock.
         if abs(now - stamps[file][2]) > 2_000_000_000
     }
-    if fresh:
-        with FileLock(f"{memory}.lock"), replacing(memory) as temporary:
-            temporary.write_text(json.dumps(_load_digests(memory) | fresh))
+    if fresh and memory is not None:
+        _save_digests(memory, fresh)
     return {file: found[file] if file in found else known[path][2] for file, (path, *_) in stamps.items()}
 
 
 def _load_digests(memory: Path) -> dict[str, list]:
-    """Load absolute path -> [bytes, mtime in ns, digest]."""
+    """Load absolute path -> [bytes, mtime in ns, digest]; lost and damaged entries are left out and computed again."""
     try:
-        return json.loads(memory.read_text())
-    except (FileNotFoundError, ValueError):  # lost digests are computed again
-        return {}
+        known = json.loads(memory.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        known = None
+    if isinstance(known, dict):
+        return {path: entry for path, entry in known.items() if _is_digest_entry(entry)}
+    if os.path.lexists(memory):
+        log.warning("%s is damaged: the digests of all files are computed again", memory)
+        _remove(memory)
+    return {}
+
+
+def _is_digest_entry(entry: object) -> bool:
+    return isinstance(entry, list) and [type(part) for part in entry] == [int, int, str]
+
+
+def _save_digests(memory: Path, fresh: dict[str, list]) -> None:
+    """Add digests to the known ones. A failure only makes the next start longer."""
+    try:
+        with FileLock(f"{memory}.lock"), replacing(memory) as temporary:
+            temporary.write_text(json.dumps(_load_digests(memory) | fresh))
+    except (OSError, InputError) as error:
+        log.warning("the digests of the files are computed again by the next start: %s", error)
 
 
 def _digest(file: Path | ZipMember) -> str:
@@ -221,26 +294,44 @@ def _digest(file: Path | ZipMember) -> str:
         raise InputError(f"{file}: {error.strerror}") from None
 
 
-def _read_index(folder: Path) -> np.ndarray | None:
-    """Read the HR sizes, (N, 2) int64, of a complete store; None if there is none."""
+def _read_index(folder: Path, images: int, scale: int) -> dict[str, Any] | None:
+    """Read the index of a store; None if there is no store, or it is damaged as far as its index and length tell."""
     try:
-        index = json.loads((folder / "index.json").read_text())
-        whole = (folder / "pixels").stat().st_size == index["bytes"]
-    except FileNotFoundError:
+        index = json.loads((folder / "index.json").read_bytes())
+        sizes = np.array(index["hr_sizes"])
+        whole = sizes.dtype == np.int64 and sizes.shape == (images, 2) and sizes.min() >= scale
+        whole = whole and not (sizes % scale).any() and _layout(sizes, scale)[2] == index["bytes"]
+        whole = whole and (folder / "pixels").stat().st_size == index["bytes"]
+        if whole and "checksum" in index:  # stores of earlier versions have none
+            whole = index["checksum"] == _checksum(folder.name, index)
+        return index if whole else None
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None
-    if not whole:
-        log.warning("%s is damaged: the images are decoded again", folder)
-        return None
-    return np.array(index["hr_sizes"], dtype=np.int64)
 
 
-def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degradation | None) -> np.ndarray:
-    """Decode all images into `folder`; the caller holds its lock. Returns the HR sizes, (N, 2) int64."""
+def _checksum(key: str, index: dict[str, Any]) -> str:
+    """Hash an index, with the key of its store."""
+    content = [key, *(index[name] for name in ("scale", "bytes", "hr_sizes", "sha256"))]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@contextmanager
+def _naming_all(pairs: Sequence[Pair], scale: int) -> Iterator[None]:
+    """If a file cannot be used, read all files completely, so that one message names every such file."""
     try:
-        sizes = np.array(list(in_threads(lambda pair: _hr_size(pair, scale), pairs)), dtype=np.int64)
-    except InputError:  # a bad header: read all files completely, so that the message names other damage as well
+        yield
+    except InputError:
+        log.info("a file cannot be used: reading all files to name all such files")
         all(in_threads(lambda pair: _check(pair, scale), pairs))
         raise
+
+
+def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degradation | None) -> dict[str, Any]:
+    """Decode all images into `folder`; the caller holds its lock. Returns the index."""
+    if os.path.lexists(folder):
+        log.warning("%s is damaged: the images are decoded again", folder)
+    with _naming_all(pairs, scale):
+        sizes = np.array(list(in_threads(lambda pair: _hr_size(pair, scale), pairs)), dtype=np.int64)
     total = _layout(sizes, scale)[2]
     free = shutil.disk_usage(folder.parent).free
     if total > free:
@@ -250,43 +341,93 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
     def load(job: tuple[Pair, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return _load(*job, scale, degradation)
 
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    unfinished = folder.with_suffix(".partial")
+    _remove(unfinished)
+    unfinished.mkdir()
     try:
-        with (partial / "pixels").open("wb") as file:
+        digest = hashlib.sha256()
+        with (unfinished / "pixels").open("wb") as file:
             images = in_threads(load, zip(pairs, sizes, strict=True))
-            for hr, lr in tqdm(images, desc="decoding images", total=len(pairs), disable=None):
-                file.write(np.ascontiguousarray(hr.transpose(1, 2, 0)).data)
-                file.write(np.ascontiguousarray(lr.transpose(1, 2, 0)).data)
+            for pair_of_images in tqdm(images, desc="decoding images", total=len(pairs), disable=None):
+                for image in pair_of_images:  # HR, LR
+                    interleaved = np.ascontiguousarray(image.transpose(1, 2, 0)).data
+                    file.write(interleaved)
+                    digest.update(interleaved)
             file.flush()
             os.fsync(file.fileno())
-        index = {"scale": scale, "bytes": total, "hr_sizes": sizes.tolist()}
-        with replacing(partial / "index.json") as temporary:
+        index = {"scale": scale, "bytes": total, "hr_sizes": sizes.tolist(), "sha256": digest.hexdigest()}
+        index["checksum"] = _checksum(folder.name, index)
+        with replacing(unfinished / "index.json") as temporary:
             temporary.write_text(json.dumps(index))
-        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
-        partial.replace(folder)
+        _remove(folder)  # a damaged one
+        unfinished.replace(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return sizes
+        _remove(unfinished)
+    return index
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder or file, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _check(pair: Pair, scale: int) -> bool:
-    """Decode both files of a pair; return True or raise InputError."""
+    """Decode both files of a pair; return True, or raise InputError with all that is wrong."""
+    _read_pair(pair)
     _hr_size(pair, scale)
-    for file in (pair.hr, pair.lr):
-        if file is not None:
-            read_image(file)
     return True
+
+
+def crop_lr(lr: Tensor, hr: Tensor, scale: int, pair: Pair) -> Tensor:
+    """Crop LR to the part that HR, cropped to a multiple of the scale, shows.
+
+    MATLAB's `imresize(hr, 1/scale)` rounds sizes up and keeps the scale, so that the last row and column go beyond HR.
+    Other tools stretch HR to the rounded size, which moves LR pixels by up to one pixel against HR.
+
+    Args:
+        lr: uint8 (1 or 3, h, w), HR's size divided by the scale, rounded down or up.
+        hr: uint8 (1 or 3, H, W), not cropped.
+        scale: The factor.
+        pair: Named in the message.
+
+    Raises:
+        InputError: LR is more like a stretched HR.
+    """
+    height, width = (side // scale for side in hr.shape[-2:])
+    cropped = lr[..., :height, :width]
+    if cropped.shape == lr.shape:
+        return lr
+    hr_gray, lr_gray, cropped_gray = (image.double().mean(dim=0)[None, None] for image in (hr, lr, cropped))
+    aligned = downscale(crop_to_multiple(hr_gray, scale), scale)
+    stretched = interpolate(hr_gray, size=lr.shape[-2:], mode="bicubic", antialias=True)
+    if mse_loss(stretched, lr_gray) < mse_loss(aligned, cropped_gray):
+        raise InputError(
+            f"{pair.lr}: {lr.shape[-2]}x{lr.shape[-1]} was not made by the factor {scale} from "
+            f"{hr.shape[-2]}x{hr.shape[-1]}: its pixels are not aligned with those of {pair.hr}; "
+            f"crop HR to a multiple of {scale} and make LR again"
+        )
+    return cropped
+
+
+def _read_pair(pair: Pair) -> list[np.ndarray]:
+    """Read HR and, if there is a file of it, LR, uint8 (3, H, W) each; gray is repeated."""
+    images: list[np.ndarray] = []
+    files = (file for file in (pair.hr, pair.lr) if file is not None)
+    raise_all(*(partial(lambda file: images.append(read_image(file)), file) for file in files))
+    return [image if len(image) == 3 else np.repeat(image, 3, axis=0) for image in images]
 
 
 def _hr_size(pair: Pair, scale: int) -> tuple[int, int]:
     """Read height and width of the cropped HR from the headers, and check that LR matches."""
     height, width = image_size(pair.hr)
-    expected = height // scale, width // scale
+    expected, rounded_up = (height // scale, width // scale), (-(-height // scale), -(-width // scale))
     if min(expected) == 0:
         raise InputError(f"{pair.hr}: {height}x{width} has no pixel left at scale {scale}; exclude it")
-    if pair.lr is not None and (lr := image_size(pair.lr)) != expected:
+    lr = expected if pair.lr is None else image_size(pair.lr)
+    if not (lr[0] in (expected[0], rounded_up[0]) and lr[1] in (expected[1], rounded_up[1])):
         raise InputError(
             f"{pair.lr}: {lr[0]}x{lr[1]}, but HR of {height}x{width} at scale {scale} has LR of "
             f"{expected[0]}x{expected[1]}; is it the LR of {pair.hr}, and of this scale?"
@@ -298,27 +439,23 @@ def _load(
     pair: Pair, hr_size: np.ndarray, scale: int, degradation: Degradation | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Load cropped HR and LR, uint8 (3, H, W) and (3, H/scale, W/scale)."""
-    hr = np.ascontiguousarray(crop_to_multiple(_read_rgb(pair.hr), scale))
-    lr = degradation(torch.from_numpy(hr), scale).numpy() if pair.lr is None else _read_rgb(pair.lr)
+    whole, *lr_file = (torch.from_numpy(image) for image in _read_pair(pair))
+    hr = crop_to_multiple(whole, scale).contiguous()
+    lr = crop_lr(lr_file[0], whole, scale, pair) if lr_file else degradation(hr, scale)
+    hr, lr = hr.numpy(), lr.numpy()
     for file, image, size in ((pair.hr, hr, hr_size), (pair.lr or degradation, lr, hr_size // scale)):
         if image.dtype != np.uint8 or image.shape != (3, *size):
             raise InputError(f"{file}: has {image.dtype} of {image.shape}, expected uint8 of {(3, *size.tolist())}")
     return hr, lr
 
 
-def _read_rgb(path: Path | ZipMember) -> np.ndarray:
-    """Read an image as (3, H, W) uint8; gray is repeated."""
-    image = read_image(path)
-    return image if len(image) == 3 else np.repeat(image, 3, axis=0)
-
-
 def _remove_stale_partials(cache_dir: Path) -> None:
     """Delete the unfinished stores of killed processes."""
-    for partial in cache_dir.glob("*.partial"):
+    for unfinished in cache_dir.glob("*.partial"):
         try:
-            with FileLock(partial.with_suffix(".lock"), timeout=0):
-                shutil.rmtree(partial)
-        except Timeout:  # still being built
+            with FileLock(unfinished.with_suffix(".lock"), timeout=0):
+                _remove(unfinished)
+        except (Timeout, OSError):  # still being built, or its lock is damaged
             continue
 
 

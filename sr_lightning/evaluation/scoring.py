@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sr_lightning.color import quantize, rgb_to_y
 from sr_lightning.data.sources import Pair
+from sr_lightning.data.store import crop_lr
 from sr_lightning.degradations.bicubic import crop_to_multiple, downscale
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.images import EvaluationImages
@@ -102,13 +103,12 @@ def load_sample(pair: Pair, scale: int, protocol: Protocol, degradation: Any) ->
         lr, protocol = degradation(hr, scale), replace(protocol, lr_source=degradation.lr_source)
     else:
         lr = torch.from_numpy(read_image(pair.lr))
-        height, width = (side * scale for side in lr.shape[-2:])
-        if not (0 <= hr.shape[-2] - height < scale and 0 <= hr.shape[-1] - width < scale):
+        if any(abs(high - scale * low) >= scale for high, low in zip(hr.shape[1:], lr.shape[1:], strict=True)):
             raise InputError(
                 f"{pair.lr} ({lr.shape[-2]}x{lr.shape[-1]}) is not {pair.hr} ({hr.shape[-2]}x{hr.shape[-1]}) "
                 f"reduced by {scale}: give LR files made at x{scale} from these HR files"
             )
-        hr = hr[:, :height, :width]
+        lr, hr = crop_lr(lr, hr, scale, pair), crop_to_multiple(hr, scale)
     return Sample(pair.name, lr[None].float().mul_(1 / 255), hr[None].float().mul_(1 / 255), protocol)
 
 

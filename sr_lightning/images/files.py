@@ -1,6 +1,8 @@
 """Image files as uint8 arrays of planes, and back."""
 
 import io
+import math
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sr_lightning.errors import InputError
 from sr_lightning.images.exif import swaps_sides, upright_transpose
+from sr_lightning.images.formats import MAX_PIXELS_PER_BYTE
 from sr_lightning.images.modes import (
     GRAY_MODES,
     check_integer,
@@ -21,6 +24,7 @@ from sr_lightning.images.modes import (
     to_8_bits,
     to_16_bit_gray,
 )
+from sr_lightning.images.truncation import load_whole
 from sr_lightning.images.zip_member import ZipMember
 from sr_lightning.utils.atomic_files import replacing
 
@@ -39,13 +43,13 @@ def read_image(path: str | Path | ZipMember) -> np.ndarray:
         uint8 planes, contiguous: (3, H, W), or (1, H, W) for a grayscale file.
 
     Raises:
-        InputError: The file is missing, no image, damaged, animated, transparent, floating point, or too large for
-            Pillow.
+        InputError: The file is missing, no image, damaged, truncated, animated, transparent, floating point, or too
+            large.
     """
     with open_image(path) as image:
         check_single_image(image, path, "save the one you want as PNG")
         transpose = upright_transpose(image)
-        image.load()
+        load_whole(image, path)
         image = _to_gray_or_rgb(image, path)
         if transpose is not None:
             image = image.transpose(transpose)
@@ -96,10 +100,15 @@ def format_of(path: Path) -> str | None:
 
 @contextmanager
 def open_image(path: str | Path | ZipMember) -> Iterator[Image.Image]:
-    """Open an image file and read its header; errors of Pillow within the block become InputErrors."""
+    """Open an image file and read its header; errors of Pillow within the block become InputErrors.
+
+    Sizes that the file cannot hold, or above the limit, are refused before anything is decoded.
+    """
     try:
+        _set_limit()
         source = io.BytesIO(path.read_bytes()) if isinstance(path, ZipMember) else path
         with _no_pillow_warnings, Image.open(source) as image:
+            _check_holds(path, image)
             yield image
     except (InputError, MemoryError):
         raise
@@ -114,10 +123,29 @@ def open_image(path: str | Path | ZipMember) -> Iterator[Image.Image]:
     except Image.DecompressionBombError:
         limit = 2 * Image.MAX_IMAGE_PIXELS
         raise InputError(
-            f"{path}: more than {limit:,} pixels, Pillow's limit against malicious files; split it into smaller images"
+            f"{path}: more than {limit:,} pixels, the limit against malicious files; set the environment variable "
+            "SR_MAX_PIXELS to a larger number, or split it into smaller images"
         ) from None
     except Exception as error:  # decoders raise nearly anything on damaged files: SyntaxError, struct.error, ...
         raise InputError(f"{path}: cannot be decoded ({error}); copy it again, convert it or remove it") from error
+
+
+def _set_limit() -> None:
+    """Set Pillow's limit of pixels from SR_MAX_PIXELS."""
+    if text := os.environ.get("SR_MAX_PIXELS"):
+        if not text.isdecimal():
+            raise InputError(f"SR_MAX_PIXELS={text}: give a number of pixels, such as 1000000000")
+        Image.MAX_IMAGE_PIXELS = (int(text) + 1) // 2  # Pillow warns above it, refuses above twice
+
+
+def _check_holds(path: str | Path | ZipMember, image: Image.Image) -> None:
+    """Refuse an image whose header says more pixels than its file can hold."""
+    length = (Path(path) if isinstance(path, str) else path).stat().st_size
+    if image.width * image.height > length * MAX_PIXELS_PER_BYTE.get(image.format, math.inf):
+        raise InputError(
+            f"{path}: {image.width}x{image.height} pixels cannot be in {length:,} bytes: damaged or malicious; "
+            "copy it again or remove it"
+        )
 
 
 def _to_gray_or_rgb(image: Image.Image, path: str | Path | ZipMember) -> Image.Image:

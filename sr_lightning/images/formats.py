@@ -21,6 +21,10 @@ SUPPORTS_16_BITS = ("PNG", "TIFF", "PPM")
 MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels
 MAX_BYTES = {"BMP": 2**32 - 2**16, "TIFF": 2**32 - 2**16}  # their offsets have 32 bits
 
+# Pixels that one byte of a file can stand for, in formats that bound it. Deflate makes 1032 bytes of one, LZW fewer;
+# a unit of JPEG, at most 32x32 pixels, takes at least a bit.
+MAX_PIXELS_PER_BYTE = {"GIF": 8256, "JPEG": 8256, "MPO": 8256, "PNG": 8256, "PPM": 8}
+
 # Compression of PNG, 0 (none) to 9. With Pillow's own default, 6, photos and their enlargements are 1 to 11 % smaller,
 # but take three to four times as long, which is as long as a small network (docs/upscale.md).
 PNG_COMPRESSION = 2

@@ -30,6 +30,7 @@ from sr_lightning.images.modes import (
     to_8_bits,
     to_16_bit_gray,
 )
+from sr_lightning.images.truncation import load_whole
 from sr_lightning.utils.atomic_files import replacing
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def as_photo(image: Image.Image, name: str = "the image", *, warn: bool = True) 
     if has_16_bits(image) and "transparency" in image.info:
         log.warning("%s: one 16-bit gray value stands for transparency, which is dropped", name)
     exif = exif_to_keep(image, name)  # before the file is read and closed
-    image.load()
+    load_whole(image, name)
     info = _metadata(image) | {"exif": exif}
     upright = upright_copy(image)
     info["xmp"] = upright.info.get("xmp")  # without orientation

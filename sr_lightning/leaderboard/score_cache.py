@@ -48,9 +48,11 @@ class ScoreCache:
     def _read(self) -> list[dict[str, Any]]:
         try:
             content = json.loads(self.path.read_text())
-            return content["entries"] if content["checkpoint"] == self.fingerprint else []
+            if content["checkpoint"] != self.fingerprint:
+                return []
+            return [{"key": entry["key"], "value": entry["value"]} for entry in content["entries"]]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log.warning("%s cannot be read, its scores will be computed again: %s", self.path, error)
             return []

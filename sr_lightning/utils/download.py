@@ -1,17 +1,15 @@
 """Downloads and archives: a file or folder is complete and verified, or it does not exist."""
 
-import gzip
 import hashlib
 import logging
-import lzma
 import os
 import shutil
 import ssl
 import tarfile
 import time
 import zipfile
-import zlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from http.client import HTTPException, InvalidURL
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
@@ -21,22 +19,13 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from sr_lightning.errors import InputError
-from sr_lightning.utils.atomic_files import one_at_a_time
+from sr_lightning.utils.atomic_files import FULL, one_at_a_time
+from sr_lightning.utils.messages import reason
 
 log = logging.getLogger(__name__)
 
 RETRIES = 4  # in a row without a new byte; pauses of 1, 2, 4, 8 s
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes worth a retry
-BROKEN = (
-    EOFError,
-    RuntimeError,  # an encrypted zip
-    NotImplementedError,  # an unknown compression
-    gzip.BadGzipFile,
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def download(
@@ -105,7 +94,8 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
         `folder`.
 
     Raises:
-        InputError: Not a zip or tar file, damaged, with members that point outside the folder, or a full disk.
+        InputError: Not a zip or tar file, damaged, with members that point outside the folder or cannot be unpacked, or
+            a full disk.
     """
     archive, folder = Path(archive), Path(folder)
     temporary = folder.with_name(f".{folder.name}.extracting")
@@ -113,24 +103,23 @@ def extract(archive: str | Path, folder: str | Path) -> Path:
         if folder.is_dir() and any(folder.iterdir()):
             return folder
         shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
-        temporary.mkdir()
         try:
-            if zipfile.is_zipfile(archive):
-                _unzip(archive, temporary)
-            elif tarfile.is_tarfile(archive):
-                _untar(archive, temporary)
-            else:
-                raise InputError(f"{archive} is neither a zip nor a tar file. Delete it and download it again")
-            content = temporary
-            while len(inside := [entry for entry in content.iterdir() if entry.name != "__MACOSX"]) == 1:
-                if not inside[0].is_dir():
-                    break
-                content = inside[0]
-            if folder.is_dir():
-                folder.rmdir()  # empty; Windows cannot replace a folder
-            content.replace(folder)
-        except BROKEN as error:
-            raise InputError(f"{archive} cannot be unpacked ({error}). Delete it and download it again") from error
+            with _naming(archive):
+                temporary.mkdir()
+                if zipfile.is_zipfile(archive):
+                    _unzip(archive, temporary)
+                elif tarfile.is_tarfile(archive):
+                    _untar(archive, temporary)
+                else:
+                    raise InputError(f"{archive} is neither a zip nor a tar file. Delete it and download it again")
+                content = temporary
+                while len(inside := [entry for entry in content.iterdir() if entry.name != "__MACOSX"]) == 1:
+                    if not inside[0].is_dir():
+                        break
+                    content = inside[0]
+                if folder.is_dir():
+                    folder.rmdir()  # empty; Windows cannot replace a folder
+                content.replace(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -149,6 +138,8 @@ def _alone(path: Path) -> AbstractContextManager[None]:
 
 def _mismatch(path: Path, sha256: str | None, md5: str | None, size: int | None) -> str | None:
     """Describe the mismatch of a file with its expected size or digest, cheapest check first; None without one."""
+    if path.is_dir():
+        return "a folder, not a file"
     length = path.stat().st_size
     if size is not None and length != size:
         return f"expected {size} bytes, got {length}"
@@ -252,13 +243,29 @@ def _refuse_escapes(archive: Path, names: list[str]) -> None:
         raise InputError(f"{archive} has members outside of its folder, nothing was unpacked: {', '.join(bad[:5])}")
 
 
+@contextmanager
+def _naming(archive: Path, member: str | None = None) -> Iterator[None]:
+    """Turn errors of unpacking into InputErrors that name the archive and the member."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # damaged archives raise nearly anything: EOFError, RuntimeError, UnicodeError, ...
+        named = f"{archive}" if member is None else f"{archive}: its member {member}"
+        problem, way_out = reason(error), "Delete the archive and download it again, or unpack it by hand"
+        if isinstance(error, OSError) and error.strerror:
+            problem, way_out = error.strerror, "Solve that, then run again" if error.errno in FULL else way_out
+        raise InputError(f"{named} cannot be unpacked ({problem}). {way_out}") from error
+
+
 def _unzip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         _refuse_escapes(archive, [member.filename for member in members])
         _need_space(folder, sum(member.file_size for member in members), f"unpacking {archive}")
         for member in tqdm(members, desc=f"unpacking {archive.name}", disable=None):
-            file.extract(member, folder)
+            with _naming(archive, member.filename):
+                file.extract(member, folder)
 
 
 def _untar(archive: Path, folder: Path) -> None:
@@ -267,4 +274,5 @@ def _untar(archive: Path, folder: Path) -> None:
         _refuse_escapes(archive, [member.name for member in members])
         _need_space(folder, sum(member.size for member in members), f"unpacking {archive}")
         for member in tqdm(members, desc=f"unpacking {archive.name}", disable=None):
-            file.extract(member, folder, filter="data")  # refuses devices, and links out of the folder
+            with _naming(archive, member.name):
+                file.extract(member, folder, filter="data")  # refuses devices, and links out of the folder

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
+from textwrap import indent
 
 MAX_LISTED = 20  # offenders named in a message
 
@@ -14,9 +15,9 @@ def reason(error: Exception) -> str:
 
 
 def listing(offenders: Sequence[object]) -> str:
-    """List the first offenders, one per indented line, and the number of the others."""
+    """List the first offenders, each on indented lines, and the number of the others."""
     more = [f"... and {len(offenders) - MAX_LISTED} more"] if len(offenders) > MAX_LISTED else []
-    return "".join(f"\n  {offender}" for offender in [*offenders[:MAX_LISTED], *more])
+    return "".join(f"\n{indent(str(offender), '  ')}" for offender in [*offenders[:MAX_LISTED], *more])
 
 
 def printable(text: str) -> str:

@@ -140,7 +140,7 @@ def read_times(paths: Sequence[Path], names: Sequence[str]) -> dict[str, float] 
     for path in paths:
         try:
             seconds = {name: float(json.loads(path.read_text())["seconds"][name]) for name in names}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
         if all(0 < value < math.inf for value in seconds.values()):
             return seconds

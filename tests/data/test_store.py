@@ -1,7 +1,9 @@
 """The image store: its content, its name, and builders that race, are killed or run out of space."""
 
+import json
 import multiprocessing
 import os
+import pickle
 import shutil
 
 import numpy as np
@@ -9,11 +11,15 @@ import pytest
 import torch
 
 from sr_lightning.data import store as store_module
+from sr_lightning.data.datamodule import SRDataModule, TrainBatches
+from sr_lightning.data.patches import PatchSampler
 from sr_lightning.data.sources import Pair, benchmark_set
-from sr_lightning.data.store import ImageStore
+from sr_lightning.data.store import ImageStore, verify
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.scoring import load_sample
 from sr_lightning.images.files import read_image, write_image
+from sr_lightning.metrics import Protocol
 from tests.helpers import Command
 
 
@@ -76,6 +82,63 @@ def test_given_lr_is_stored_unchanged(tmp_path):
     np.testing.assert_array_equal(store.hr(0), planes[0][:, :8, :10])
 
 
+def imresize(image, scale, factors=None):
+    """MATLAB's `imresize(image, 1/scale)` with its border mirrored, in float64; other factors stretch the image.
+
+    Its size is rounded up, its scale is kept: output i is at input (i + 0.5) * scale - 0.5, also at the end.
+    """
+    for axis in (1, 2):
+        side = image.shape[axis]
+        factor = scale if factors is None else side / -(-side // scale)
+        centers = (np.arange(-(-side // scale)) + 0.5) * factor - 0.5
+        taps = np.floor(centers - 2 * factor)[:, None] + np.arange(int(4 * factor) + 2)
+        distance = np.abs(centers[:, None] - taps) / factor
+        near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+        far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+        weights = np.where(distance <= 1, near, np.where(distance <= 2, far, 0))
+        weights /= weights.sum(axis=1, keepdims=True)
+        mirrored = np.r_[:side, :side][np.mod(taps, 2 * side).astype(int)]
+        mirrored = np.where(np.mod(taps, 2 * side) < side, mirrored, side - 1 - mirrored)
+        lines = np.einsum("op,op...->o...", weights, np.moveaxis(image, axis, 0)[mirrored].astype(float))
+        image = np.moveaxis(np.floor(np.clip(lines, 0, 255) + 0.5).astype(np.uint8), 0, axis)
+    return image
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_part_common_to_hr_and_lr_of_a_size_rounded_up_is_used(data_root, tmp_path, scale):
+    source = read_image(data_root / "benchmark" / "Set5" / "HR" / "bird.png")
+    hr = source[:, : 40 * scale + 1, : 50 * scale + scale - 1]
+    write_image(tmp_path / "hr.png", hr)
+    lr = imresize(hr, scale)
+    assert lr.shape == (3, 41, 51)
+    write_image(tmp_path / "lr.png", lr)
+    pair = Pair("a", tmp_path / "hr.png", tmp_path / "lr.png")
+    store = ImageStore.open([pair], scale, None, tmp_path / "cache")
+    np.testing.assert_array_equal(store.hr(0), hr[:, : 40 * scale, : 50 * scale])
+    np.testing.assert_array_equal(store.lr(0), lr[:, :40, :50])
+    made = Bicubic()(torch.from_numpy(np.ascontiguousarray(store.hr(0))), scale).numpy()
+    np.testing.assert_array_equal(
+        made[:, :38, :48], lr[:, :38, :48]
+    )  # aligned: only the border depends on what was cropped
+    sample = load_sample(pair, scale, Protocol(), None)
+    np.testing.assert_array_equal((sample.lr[0] * 255).round().byte().numpy(), lr[:, :40, :50])
+    assert sample.hr.shape == (1, 3, 40 * scale, 50 * scale)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_lr_of_a_size_rounded_up_that_is_not_aligned_is_refused(data_root, tmp_path, scale):
+    source = read_image(data_root / "benchmark" / "Set5" / "HR" / "bird.png")
+    hr = source[:, : 40 * scale + 1, : 50 * scale]
+    write_image(tmp_path / "hr.png", hr)
+    write_image(tmp_path / "lr.png", imresize(hr, scale, factors="stretched"))
+    pair = Pair("a", tmp_path / "hr.png", tmp_path / "lr.png")
+    message = rf"lr\.png: 41x50 was not made by the factor {scale} from {40 * scale + 1}x{50 * scale}: .*not aligned"
+    with pytest.raises(InputError, match=message):
+        ImageStore.open([pair], scale, None, tmp_path / "cache")
+    with pytest.raises(InputError, match=message):
+        load_sample(pair, scale, Protocol(), None)
+
+
 def test_gray_is_repeated(tmp_path):
     gray = np.random.default_rng(0).integers(0, 256, (1, 8, 8), dtype=np.uint8)
     write_image(tmp_path / "a.png", gray)
@@ -127,7 +190,9 @@ def test_wrong_arguments_are_refused(tmp_path):
         ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache", "disk")
     with pytest.raises(InputError, match=r"1 images have no LR file, and no degradation is given:\n  000"):
         ImageStore.open(pairs, 2, None, tmp_path / "cache")
-    with pytest.raises(InputError, match=r"(?s)2 of 2 files .*absent\.png: No such file.*gone\.png: No such file"):
+    with pytest.raises(
+        InputError, match=r"(?s)1 of 1 images .*\n  \S*absent\.png: no such file\n  \S*gone\.png: no such file"
+    ):
         ImageStore.open([Pair("a", tmp_path / "absent.png", tmp_path / "gone.png")], 2, None, tmp_path / "cache")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot create this folder .*set another cache_dir"):
@@ -337,6 +402,174 @@ def test_truncated_store_is_rebuilt(tmp_path, caplog):
     store = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     np.testing.assert_array_equal(store.hr(0), planes[0])
     assert "is damaged: the images are decoded again" in caplog.text
+
+
+def edited(content):
+    """A change of some values of index.json, its checksum left as it was."""
+    return lambda store: (store / "index.json").write_text(
+        json.dumps(json.loads((store / "index.json").read_text()) | content)
+    )
+
+
+def linked_to_nothing(store):
+    shutil.rmtree(store)
+    store.symlink_to("absent")
+
+
+def replaced_by_a_file(store):
+    shutil.rmtree(store)
+    store.touch()
+
+
+def folder_in_place_of(name):
+    return lambda store: ((store / name).unlink(), (store / name).mkdir())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda store, text=text: (store / "index.json").write_bytes(text) for text in (b"", b"{}", b"[1]", b"\xff")),
+        *(
+            edited(content)
+            for content in ({"hr_sizes": [[4, 12], [8, 8]]}, {"hr_sizes": "8x8"}, {"hr_sizes": [[8], 8]})
+        ),
+        *(edited(content) for content in ({"checksum": 0}, {"hr_sizes": [[8, 8]], "bytes": 240}, {"bytes": None})),
+        lambda store: (store / "index.json").write_text("[" * 100_000),
+        lambda store: (store / "index.json").unlink(),
+        lambda store: (store / "pixels").unlink(),
+        lambda store: (store / "pixels").write_bytes(bytes(479)),
+        folder_in_place_of("index.json"),
+        folder_in_place_of("pixels"),
+        linked_to_nothing,
+        replaced_by_a_file,
+    ],
+)
+def test_damaged_store_is_rebuilt_with_one_line(tmp_path, caplog, damage):
+    pairs, planes = images(tmp_path / "hr", (8, 8), (8, 8))
+    ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    damage(tmp_path / "cache" / stores(tmp_path / "cache")[0])
+    for _ in range(2):  # the second finds it whole
+        store = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+        for i in range(2):
+            np.testing.assert_array_equal(store.hr(i), planes[i])
+        assert caplog.text.count("WARNING") == caplog.text.count("is damaged: the images are decoded again") == 1
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b"\xff", b"[" * 100_000, None])
+def test_damaged_digests_are_computed_again_with_one_line(tmp_path, caplog, content):
+    pairs, _ = images(tmp_path / "hr", (8, 8))
+    age(tmp_path / "hr")
+    memory = tmp_path / "cache" / "digests.json"
+    memory.parent.mkdir()
+    if content is None:
+        memory.mkdir()
+    else:
+        memory.write_bytes(content)
+    ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    assert caplog.text.count("WARNING") == caplog.text.count("digests.json is damaged") == 1
+    assert len(json.loads(memory.read_text())) == 1
+
+
+@pytest.mark.parametrize("entry", [None, [], [1, 2], "abc", {"a": 1}, [1, 2, 3], [None, None, None]])
+def test_damaged_entries_of_digests_are_computed_again(tmp_path, entry):
+    pairs, _ = images(tmp_path / "hr", (8, 8))
+    age(tmp_path / "hr")
+    ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    memory = tmp_path / "cache" / "digests.json"
+    whole = json.loads(memory.read_text())
+    memory.write_text(json.dumps(dict.fromkeys(whole, entry)))
+    ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    assert json.loads(memory.read_text()) == whole and len(stores(tmp_path / "cache")) == 1
+
+
+def test_entry_of_the_cache_that_cannot_be_replaced_is_named(tmp_path):
+    pairs, _ = images(tmp_path / "hr", (8, 8))
+    ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    store = tmp_path / "cache" / stores(tmp_path / "cache")[0]
+    shutil.rmtree(store)
+    lock = store.with_suffix(".lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    with pytest.raises(InputError, match=rf"{lock}: the decoded images cannot be stored .*remove what is in the way"):
+        ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+
+
+def test_wrong_pixels_are_found_by_verify_and_decoded_again(tmp_path, caplog):
+    pairs, planes = images(tmp_path / "hr", (8, 8))
+    arguments = (pairs, 2, FirstPixel(), tmp_path / "cache")
+    assert verify(*arguments)  # no store yet
+    ImageStore.open(*arguments)
+    assert verify(*arguments) and not caplog.text
+    (pixels,) = (tmp_path / "cache").glob("*/pixels")
+    content = pixels.read_bytes()
+    pixels.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert not verify(*arguments)
+    assert f"{pixels.parent} is damaged or has no checksum: it is removed" in caplog.text
+    np.testing.assert_array_equal(ImageStore.open(*arguments).hr(0), planes[0])
+    assert verify(*arguments)
+
+
+def test_store_of_an_earlier_version_is_used_until_verified(tmp_path, caplog, monkeypatch):
+    pairs, planes = images(tmp_path / "hr", (8, 8))
+    arguments = (pairs, 2, FirstPixel(), tmp_path / "cache")
+    ImageStore.open(*arguments)
+    (index,) = (tmp_path / "cache").glob("*/index.json")
+    index.write_text('{"scale": 2, "bytes": 240, "hr_sizes": [[8, 8]]}')
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_build", None)
+        np.testing.assert_array_equal(ImageStore.open(*arguments).hr(0), planes[0])
+    assert not caplog.text
+    assert not verify(*arguments)
+    ImageStore.open(*arguments)
+    assert verify(*arguments)
+
+
+@pytest.mark.parametrize("residence", ["mmap", "memory"])
+def test_started_workers_map_the_pixels(tmp_path, residence):
+    pairs, planes = images(tmp_path / "hr", (200, 300), (200, 300))
+    store = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache", residence)
+    sampler = PatchSampler(store, patch_size=8, batch_size=4, seed=0)
+    content = pickle.dumps(TrainBatches(store, sampler))
+    assert len(content) < 5000 < store.pixels.nbytes
+    copied = pickle.loads(content)
+    np.testing.assert_array_equal(copied.store.hr(1), planes[1])
+    assert isinstance(copied.store.pixels.base, np.memmap) and not copied.store.pixels.flags.writeable
+    assert torch.equal(copied[5]["hr"], TrainBatches(store, sampler)[5]["hr"])
+
+
+def test_all_unreadable_entries_are_named_at_once(tmp_path):
+    pairs, _ = images(tmp_path / "hr", *[(64, 64)] * 5)
+    lr_pairs, _ = images(tmp_path / "lr", *[(32, 32)] * 5)
+    pairs = [Pair(hr.name, hr.hr, lr.hr) for hr, lr in zip(pairs, lr_pairs, strict=True)]
+    for file in (pairs[0].hr, pairs[1].hr):
+        file.unlink()
+    pairs[0].hr.symlink_to("absent")
+    pairs[1].hr.mkdir()
+    for file in (pairs[2].hr, pairs[2].lr, pairs[4].lr):
+        file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(InputError) as caught:
+        ImageStore.open(pairs, 2, None, tmp_path / "cache")
+    message = str(caught.value)
+    assert message.startswith("4 of 5 images cannot be used:")
+    assert [line.split(": ")[0].split("/")[-2:] for line in message.splitlines()[1:]] == [
+        *(["hr", f"{i:03}.png"] for i in range(3)),
+        *(["lr", f"{i:03}.png"] for i in (2, 4)),
+    ]
+    assert stores(tmp_path / "cache") == []
+
+
+def test_unreadable_entries_are_all_named_where_small_images_are_left_out(tmp_path):
+    train, _ = images(tmp_path / "train", *[(64, 64)] * 3)
+    val, _ = images(tmp_path / "val", (64, 64))
+    train[0].hr.write_bytes(b"no image")
+    for pair in (train[2], val[0]):
+        pair.hr.write_bytes(pair.hr.read_bytes()[:2000])
+    settings = {"patch_size": 8, "batch_size": 1, "max_steps": 1, "seed": 0, "cache_dir": tmp_path / "cache"}
+    datamodule = SRDataModule(train, val, scale=2, degradation=Bicubic(), skip_small=True, **settings)
+    with pytest.raises(InputError) as caught:
+        datamodule.setup()
+    for name in ("train/000.png", "train/002.png", "val/000.png"):
+        assert f"{name}: " in str(caught.value)
 
 
 def test_images_smaller_than_a_patch_are_all_named(tmp_path):

@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size, read_image, write_image
@@ -181,8 +181,125 @@ def test_large_images_pass_without_a_warning_and_larger_ones_are_refused(tmp_pat
         assert read_image(tmp_path / "a.png").shape == (3, 5, 7)
         assert image_size(tmp_path / "a.png") == (5, 7)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15)
-        with pytest.raises(InputError, match=r"a\.png: more than 30 pixels"):
+        with pytest.raises(InputError, match=r"a\.png: more than 30 pixels.* SR_MAX_PIXELS"):
             read_image(tmp_path / "a.png")
+        monkeypatch.setenv("SR_MAX_PIXELS", "35")
+        assert read_image(tmp_path / "a.png").shape == (3, 5, 7)
+        monkeypatch.setenv("SR_MAX_PIXELS", "1e9")
+        with pytest.raises(InputError, match=r"^SR_MAX_PIXELS=1e9: give a number of pixels"):
+            read_image(tmp_path / "a.png")
+
+
+def jpeg(pixels, **options):
+    content = io.BytesIO()
+    Image.fromarray(pixels, "CMYK" if pixels.shape[2:] == (4,) else None).save(content, "JPEG", **options)
+    return content.getvalue()
+
+
+def png(rows, width, height, interlace=0):
+    """8-bit gray PNG from the given bytes of filtered rows."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlace)
+    chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+# By a file of their own: interlaced pixels, a JPEG header of another size
+ADAM7 = b"".join(b"\0" + bytes([5] * n) for n in (1, 1, *[2] * 3, *[4] * 6, *[8] * 4))  # rows of 8x8 pixels
+LARGE_JPEG = jpeg(RGB).replace(struct.pack(">HH", 5, 7), struct.pack(">HH", 13_000, 13_000))
+
+
+@pytest.mark.parametrize("pixels", [48, 63], ids=["half", "last row"])
+@pytest.mark.parametrize("level", [0, 7])
+def test_png_whose_data_end_early_is_truncated(tmp_path, pixels, level):
+    rows = (b"\0" + bytes([level] * 8)) * 8
+    (tmp_path / "a.png").write_bytes(png(rows, 8, 8))
+    assert (read_image(tmp_path / "a.png") == level).all()
+    (tmp_path / "a.png").write_bytes(png(rows[: pixels // 9 * 9], 8, 8))
+    with pytest.raises(InputError, match=r"a\.png: truncated, its data end before the last pixel; copy it again"):
+        read_image(tmp_path / "a.png")
+
+
+def test_interlaced_png_whose_data_end_early_is_truncated(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(ADAM7, 8, 8, interlace=1))
+    assert (read_image(tmp_path / "a.png") == 5).all()
+    for length in (2, 25, len(ADAM7) - 9):
+        (tmp_path / "a.png").write_bytes(png(ADAM7[:length], 8, 8, interlace=1))
+        with pytest.raises(InputError, match=r"a\.png: .*truncated"):
+            read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"quality": 90, "subsampling": subsampling} for subsampling in (0, 1, 2)),
+        {"progressive": True},
+        {"restart_marker_blocks": 3},
+        {"restart_marker_blocks": 3, "progressive": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("colours", ["gray", "rgb", "cmyk"])
+def test_jpeg_cut_anywhere_and_closed_is_truncated(tmp_path, options, colours):
+    rows, columns = np.mgrid[:70, :90]
+    pixels = np.stack([127 + 120 * np.sin(rows * (0.3 + c) + columns * 0.2) for c in range(4)], axis=-1).astype(
+        np.uint8
+    )
+    pixels = {"gray": pixels[..., 0], "rgb": pixels[..., :3], "cmyk": pixels}[colours]
+    content = jpeg(pixels, **options)
+    (tmp_path / "a.jpg").write_bytes(content)
+    whole = read_image(tmp_path / "a.jpg")
+    start = content.index(b"\xff\xda") + 14
+    for length in range(start, len(content) - 2, 61):
+        (tmp_path / "a.jpg").write_bytes(content[:length] + b"\xff\xd9")
+        try:
+            read = read_image(tmp_path / "a.jpg")
+        except InputError:
+            continue
+        assert (read == whole)[:, :-16, :-16].all() and (read != whole).mean() < 0.05  # in the last block
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}], ids=str)
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_flat_images_are_whole(tmp_path, level, options):
+    (tmp_path / "a.jpg").write_bytes(jpeg(np.full((40, 50, 3), level, np.uint8), **options))
+    assert (read_image(tmp_path / "a.jpg") == level).all()
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = Image.new("L", (9, 8), level).convert(mode, dither=Image.Dither.NONE)
+        if "A" in mode:
+            image.putalpha(255)
+        assert len(np.unique(read_image(save(tmp_path / "a.png", image)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.png", png(bytes(2), 1, 170_000_000)),
+        ("a.jpg", LARGE_JPEG),
+        (
+            "a.gif",
+            b"GIF89a" + struct.pack("<HHBBB", 13_000, 13_000, 0, 0, 0) + b",\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;",
+        ),
+        ("a.pgm", b"P5 13000 13000 255\n" + bytes(100)),
+    ],
+)
+def test_more_pixels_than_a_file_can_hold_are_refused_before_decoding(tmp_path, monkeypatch, name, content):
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    message = rf"{name}: \d+x\d+ pixels cannot be in {len(content):,} bytes: damaged or malicious"
+    for read in (read_image, image_size):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / name)
+
+
+def test_densest_files_are_read(tmp_path):
+    white = Image.new("1", (16_000, 8_000), 1)
+    assert image_size(save(tmp_path / "a.png", white, compress_level=9)) == (8_000, 16_000)
+    (tmp_path / "a.jpg").write_bytes(jpeg(np.zeros((4000, 4000), np.uint8), progressive=True, optimize=True))
+    assert image_size(tmp_path / "a.jpg") == (4000, 4000)
 
 
 def test_threads_leave_warning_filters_unchanged(tmp_path):

@@ -234,9 +234,14 @@ def test_scores_of_other_checkpoints_or_images_are_not_used(root, tmp_path):
 def test_damaged_score_file_is_rebuilt(root, tmp_path):
     folder = make_run(tmp_path / "runs" / "a")
     first = board_of(root, tmp_path / "out", tmp_path / "runs")
-    (folder / "scores.json").write_text('{"checkpoint": ')
-    assert board_of(root, tmp_path / "out", tmp_path / "runs") == first
-    assert json.loads((folder / "scores.json").read_text())["entries"]
+    file, whole = folder / "scores.json", json.loads((folder / "scores.json").read_text())
+    for damaged in (
+        '{"checkpoint": ',
+        *(json.dumps(whole | {"entries": entries}) for entries in ([1], [{}], {"a": 1})),
+    ):
+        file.write_text(damaged)
+        assert board_of(root, tmp_path / "out", tmp_path / "runs") == first
+        assert json.loads(file.read_text())["entries"] == whole["entries"]
 
 
 def test_unscorable_runs_are_listed_and_stop_no_other(root, tmp_path):

@@ -257,9 +257,69 @@ def test_damaged_archive_is_named_and_leaves_no_file(tmp_path):
     damaged = bytearray(archive.read_bytes())
     damaged[200] ^= 1  # inside the second file
     archive.write_bytes(damaged)
-    with pytest.raises(InputError, match=r"a.zip cannot be unpacked \(Bad CRC"):
+    with pytest.raises(InputError, match=r"a.zip: its member 2.png cannot be unpacked \(Bad CRC"):
         extract(archive, tmp_path / "set")
     assert left_behind(tmp_path) == ["a.zip"]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("names", "member"),
+    [
+        (("a", "a/b"), "a/b"),
+        (("a/b", "a"), "a"),
+        (("1.png", "n" * 300), "n" * 300),
+        (("1.png", "n" * 300 + "/a"), "nnn/a"),
+    ],
+    ids=["file as folder", "folder as file", "long name", "long folder"],
+)
+def test_member_that_cannot_be_unpacked_is_named(tmp_path, kind, names, member):
+    archive = pack(tmp_path / kind, dict.fromkeys(names, b"one"))
+    with pytest.raises(
+        InputError, match=rf"^{archive}: its member \S*{member} cannot be unpacked \(.*unpack it by hand"
+    ):
+        extract(archive, tmp_path / "set")
+    assert left_behind(tmp_path) == [kind]
+
+
+def test_names_of_any_bytes_are_unpacked_or_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.addfile(tarfile.TarInfo(os.fsdecode(b"\xff.png")))
+    assert list(tree(extract(tmp_path / "a.tar", tmp_path / "tar"))) == [os.fsdecode(b"\xff.png")]
+    archive = pack(tmp_path / "a.zip", {"\xe9.png": b"one", "2.png": b"two"})
+    archive.write_bytes(archive.read_bytes().replace("\xe9.png".encode(), b"\xff\xfe.png"))
+    with pytest.raises(InputError, match=r"a\.zip cannot be unpacked \('utf-8' codec"):
+        extract(archive, tmp_path / "zip")
+
+
+@pytest.mark.parametrize("link", ["absent", "link"])
+def test_link_to_nothing_in_an_archive_is_named(tmp_path, link):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        info = tarfile.TarInfo("link")
+        info.type, info.linkname = tarfile.LNKTYPE, link
+        file.addfile(info)
+    with pytest.raises(InputError, match=r"a\.tar: its member link cannot be unpacked"):
+        extract(tmp_path / "a.tar", tmp_path / "set")
+    assert left_behind(tmp_path) == ["a.tar"]
+
+
+def test_full_disk_while_unpacking_names_the_member(tmp_path, monkeypatch):
+    archive = pack(tmp_path / "a.zip", {"1.png": b"one"})
+    monkeypatch.setattr(zipfile.ZipFile, "extract", lambda *args: os.write(os.open("/dev/full", os.O_WRONLY), b"one"))
+    with pytest.raises(
+        InputError, match=r"1\.png cannot be unpacked \(No space left on device\)\. Solve that, then run"
+    ):
+        extract(archive, tmp_path / "set")
+
+
+def test_file_or_folder_in_the_way_is_named(server, tmp_path):
+    archive = pack(tmp_path / "a.zip", {"1.png": b"one", "2.png": b"two"})
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"a\.zip cannot be unpacked \(Not a directory"):
+        extract(archive, tmp_path / "file")
+    (tmp_path / "set.zip").mkdir()
+    with pytest.raises(InputError, match=r"set\.zip: a folder, not a file\. Delete or replace it"):
+        download(f"{server.url}/set.zip", tmp_path / "set.zip")
 
 
 def test_file_that_is_no_archive_is_an_error(tmp_path):

@@ -83,7 +83,11 @@ def test_processes_measure_one_after_the_other(tmp_path):
     assert not any(together)
 
 
-@pytest.mark.parametrize("seconds", ['{"a": "x"}', '{"b": 1.0}', '{"a": NaN}', '{"a": 0}', "[]", "{"])
+@pytest.mark.parametrize(
+    "seconds",
+    ['{"a": "x"}', '{"b": 1.0}', '{"a": NaN}', '{"a": 0}', f'{{"a": 1{"0" * 400}}}', "[]", "{", "[" * 100_000],
+    ids=lambda seconds: seconds[:10],
+)
 def test_an_unreadable_file_is_measured_again(seconds, tmp_path, monkeypatch):
     clock = Clock(monkeypatch, a=[1.0])
     Timings(tmp_path).seconds({}, ["a"], clock.build, 0.0)
