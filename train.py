@@ -26,9 +26,11 @@ def main(cfg: DictConfig) -> float:
     if in_sweep():
         return run_cell(cfg)
     with run_lock(cfg.run_dir):
-        from sr_lightning.training.checks import checked
+        from sr_lightning.training.checks import checked, finished_score
 
         cfg = checked(cfg)  # before torch is imported: wrong input is named at once
+        if (psnr := finished_score(cfg)) is not None:
+            return psnr
         from sr_lightning.training.train import train
 
         return train(cfg)

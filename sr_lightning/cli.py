@@ -150,5 +150,9 @@ def how_to_go_on(cfg: DictConfig, stop: Interrupted) -> str:
 
 def resume_override(run_dir: str) -> str:
     """Return the argument that resumes a run, quoted for Hydra and for a shell where necessary."""
-    path = str(relative(Path(run_dir)))
-    return f"resume={path}" if re.fullmatch(r"[\w./-]+", path) else shlex.quote(f"resume={quoted(path)}")
+    return shlex.quote(f"resume={hydra_value(str(relative(Path(run_dir))))}")
+
+
+def hydra_value(text: str) -> str:
+    """Quote a text for Hydra's command line where necessary."""
+    return text if re.fullmatch(r"[\w./-]+", text) else quoted(text)

@@ -1,7 +1,10 @@
-"""Progress of training: a bar on a terminal, a log line per validation, and where the time went."""
+"""Progress of training: a bar on a terminal, lines in the log, and where the time went."""
 
 import logging
 import sys
+import time
+from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
 from tqdm import tqdm
@@ -12,29 +15,37 @@ from sr_lightning.utils.stopwatch import OTHER, VALIDATION, Stopwatch
 log = logging.getLogger(__name__)
 
 
+QUIET = 30  # seconds without a line, after which one is logged if there is no bar
+
+
 class Progress(pl.Callback):
     """Show loss, PSNR, patches per second and time left; save the seconds of training so far in checkpoints.
 
-    At the end, log and send to the loggers the patches per second, and the shares of the time by phase (`Stopwatch`).
+    Validations are logged. Without a terminal, a line is logged every 30 seconds as well, also within a validation. At
+    the end, log and send to the loggers the patches per second, and the shares of the time by phase (`Stopwatch`).
 
     Args:
         max_steps: Batches of the whole training.
         batch_size: Patches in a batch, over all processes.
+        bicubic: Returns the PSNR of bicubic on the validation images in dB; called in the first validation.
     """
 
-    def __init__(self, max_steps: int, batch_size: int) -> None:
-        self.max_steps, self.batch_size = max_steps, batch_size
+    def __init__(self, max_steps: int, batch_size: int, bicubic: Callable[[], float] | None = None) -> None:
+        self.max_steps, self.batch_size, self.bicubic = max_steps, batch_size, bicubic
+        self.bicubic_psnr: float | None = None
+        self.best_step: int | None = None  # unknown in checkpoints of earlier versions
         self.stopwatch = Stopwatch()
+        self.last_line = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.stopwatch = pl_module.stopwatch
 
-    def state_dict(self) -> dict[str, float]:
-        """Return the seconds of training and validation so far, over all resumed parts."""
-        return {"seconds": self.stopwatch.total}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds of training and validation, over all resumed parts, and the step of the best score."""
+        return {"seconds": self.stopwatch.total, "best_step": self.best_step}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.stopwatch.earlier = state_dict["seconds"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.stopwatch.earlier, self.best_step = state_dict["seconds"], state_dict.get("best_step")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.first = pl_module.batches_done
@@ -48,30 +59,47 @@ class Progress(pl.Callback):
         )
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        done = batch_idx + 1
         if not self.bar.disable:
-            done = batch_idx + 1
-            self.bar.set_postfix_str(self._summary(pl_module, done), refresh=False)
+            self.bar.set_postfix_str(self._summary(trainer, pl_module, done), refresh=False)
             self.bar.update(done - self.bar.n)
+        elif self._is_quiet(trainer):
+            self._log_step(trainer, pl_module, done)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopwatch.enter(VALIDATION)
+        if trainer.is_global_zero and self.bicubic_psnr is None and self.bicubic is not None:
+            self.bicubic_psnr = self.bicubic()
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int, *_: Any) -> None:
+        if not sys.stderr.isatty() and self._is_quiet(trainer):
+            self._log("validating: %d of %d images", batch_idx + 1, int(sum(trainer.num_val_batches)))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopwatch.enter(OTHER)
-        psnr = pl_module.latest["val/psnr"]
+        psnr, done = pl_module.latest["val/psnr"], pl_module.batches_done
         if trainer.sanity_checking:
-            log.info("step 0  psnr %.2f dB: the initial weights", psnr)
+            if trainer.is_global_zero:
+                self._log("step 0  val %.2f dB: the initial weights", psnr)
             return
-        before = trainer.checkpoint_callback.best_model_score  # includes the part before a resume; None at first
-        best = psnr if before is None else max(psnr, before.item())
-        done = pl_module.batches_done
-        left = self.stopwatch.elapsed / max(done - self.first, 1) * (self.max_steps - done)
+        before = best_score(trainer)
+        if before is None or psnr > before:
+            self.best_step = done
         if trainer.is_global_zero:
-            with tqdm.external_write_mode():
-                log.info(
-                    "step %d/%d  %s  best %.2f dB  %s left",
-                    *(done, self.max_steps, self._summary(pl_module, done), best, tqdm.format_interval(left)),
-                )
+            self._log_step(trainer, pl_module, done)
+
+    def _is_quiet(self, trainer: pl.Trainer) -> bool:
+        return trainer.is_global_zero and time.monotonic() - self.last_line > QUIET
+
+    def _log_step(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
+        left = self.stopwatch.elapsed / max(done - self.first, 1) * (self.max_steps - done)
+        summary = self._summary(trainer, module, done)
+        self._log("step %d/%d  %s  %s left", done, self.max_steps, summary, tqdm.format_interval(left))
+
+    def _log(self, text: str, *values: Any) -> None:
+        self.last_line = time.monotonic()
+        with tqdm.external_write_mode():
+            log.info(text, *values)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar.close()
@@ -93,8 +121,19 @@ class Progress(pl.Callback):
         for logger in run_loggers(module.loggers):
             logger.log_summary(summary | {"time/patches_per_second": rate})
 
-    def _summary(self, module: pl.LightningModule, done: int) -> str:
-        rate = (done - self.first) * self.batch_size / self.stopwatch.elapsed
+    def _summary(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> str:
+        """Format the latest values: loss, PSNR on the validation images beside that of bicubic and the best, speed."""
         parts = [f"loss {module.latest['train/loss']:.5f}"] if "train/loss" in module.latest else []
-        parts += [f"psnr {module.latest['val/psnr']:.2f} dB"] if "val/psnr" in module.latest else []
+        if (psnr := module.latest.get("val/psnr")) is not None:
+            best = max(psnr, best_score(trainer) or psnr)
+            place = "" if self.best_step is None else f" at {self.best_step}"
+            others = [] if self.bicubic_psnr is None else [f"bicubic {self.bicubic_psnr:.2f}"]
+            parts.append(f"val {psnr:.2f} dB ({', '.join([*others, f'best {best:.2f}{place}'])})")
+        rate = (done - self.first) * self.batch_size / self.stopwatch.elapsed
         return "  ".join([*parts, f"{rate:,.0f} patches/s"])
+
+
+def best_score(trainer: pl.Trainer) -> float | None:
+    """Return the best score so far, the part before a resume included; None before the first validation."""
+    best = trainer.checkpoint_callback.best_model_score
+    return None if best is None else best.item()

@@ -87,6 +87,13 @@ def check_finite(model: ScoredModel, values: Mapping[str, Tensor]) -> None:
         )
 
 
+def output_to_score(network: nn.Module, lr: Tensor, protocol: Protocol) -> Tensor:
+    """Apply a network to lr (N, 3, h, w) in the channels that the protocol scores: its own for luma, else RGB."""
+    if protocol.channel != "y":
+        return super_resolve(network, lr)
+    return network(to_channels(lr, network.num_channels))
+
+
 def load_sample(pair: Pair, scale: int, protocol: Protocol, degradation: Any) -> Sample:
     """Read one image as the protocol requires.
 
@@ -221,10 +228,7 @@ class Scorer:
             outputs, rows = {}, {}
             for model in models:
                 scale = model.network.scale
-                if protocol.channel != "y":
-                    sr = super_resolve(model.network, sample.lr)
-                else:
-                    sr = model.network(to_channels(sample.lr, model.network.num_channels))
+                sr = output_to_score(model.network, sample.lr, protocol)
                 check_finite(model, {f"the output for {sample.name}": sr})
                 row: Row = {"image": sample.name}
                 scores = score(sr, sample.hr, scale, protocol)

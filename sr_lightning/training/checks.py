@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import logging
 import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -14,13 +15,24 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from sr_lightning.cli import resume_override
 from sr_lightning.data.sources import benchmark_folder, check_benchmarks, folder_pairs
 from sr_lightning.errors import InputError, find_input_error, raise_all
 from sr_lightning.metrics.measure_names import check_measures
-from sr_lightning.runs.folder import find_checkpoint
-from sr_lightning.runs.saved_config import config_to_resume
+from sr_lightning.runs.folder import RunFolder, find_checkpoint
+from sr_lightning.runs.result import FINISHED, read_result
+from sr_lightning.runs.saved_config import config_to_resume, read_config
+
+log = logging.getLogger(__name__)
 
 NO_LIMIT = 2**62
+SCORED = (
+    "benchmarks",
+    "measures",
+    "num_comparisons",
+    "report_images",
+    "data_root",
+)  # settings of the scoring at the end
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
 NUMBERS_OR_NULL = ("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
 WRONG_KINDS = {  # what cannot stand in place of a value; many settings accept, say, a number or a list
@@ -51,6 +63,33 @@ def checked(cfg: DictConfig) -> DictConfig:
         cfg = config_to_resume(cfg, HydraConfig.get().overrides.task)
     check_settings(cfg)
     return cfg
+
+
+def finished_score(cfg: DictConfig) -> float | None:
+    """Return the PSNR in dB of a resumed run that has nothing left to train or to score, with a line in the log.
+
+    Args:
+        cfg: As returned by `checked`.
+    """
+    run = RunFolder(cfg.run_dir)
+    if cfg.resume is None or not (run.best.is_file() and run.results.is_file()):
+        return None
+    try:
+        result = read_result(run.path) or {}
+    except InputError:  # a damaged result is written again
+        return None
+    saved = read_config(run.config)
+    if result.get("status") != FINISHED or result["steps"] < cfg.max_steps:
+        return None
+    if any(saved.get(key) != cfg.get(key) for key in SCORED):
+        return None
+    log.info(
+        "nothing is left to train: all %s steps are done, best %.2f dB at step %s. To train longer: python train.py %s "
+        "max_steps=%d extend=stretch",
+        *(f"{result['steps']:,}", result["psnr"], result.get("best_step"), resume_override(cfg.run_dir)),
+        2 * cfg.max_steps,
+    )
+    return result["psnr"]
 
 
 def check_settings(cfg: DictConfig) -> None:

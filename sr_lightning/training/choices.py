@@ -69,7 +69,6 @@ def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
     if cfg.compile:
         trial.check_compilation(precision, "compile=true")
     compiled = trial.compiles(precision) if cfg.compile is None else cfg.compile
-    log.info("%s%s, %d of %d threads", precision, ", compiled" if compiled else "", threads, trial.limit)
     return {"precision": precision, "threads": threads, "compile": compiled, "processor": processor()}
 
 

@@ -27,8 +27,9 @@ from sr_lightning.metrics.psnr_ssim import WINDOW
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.result import FINISHED, PRUNED, write_result
-from sr_lightning.sweeps.processes import is_cell
+from sr_lightning.sweeps.processes import is_cell, process_rank
 from sr_lightning.training.choices import choose
+from sr_lightning.training.introduction import BicubicScore, conclude, introduce
 from sr_lightning.training.trainer import build_trainer, silence_lightning
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.cores import limit_threads
@@ -77,13 +78,17 @@ def train(cfg: DictConfig) -> float:
         module.compile_training()
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=True))  # a checkpoint describes its network
     run = start_run_folder(cfg)
+    bicubic = BicubicScore(datamodule, module.protocol)
+    if process_rank() == 0:
+        done = steps_done(read_checkpoint(run.last)) if cfg.resume else 0
+        introduce(cfg, module, datamodule, sets, bicubic.known(), done)
     loggers = build_loggers(cfg.get("logger"), run)
     with closing(loggers):
         trainer = build_trainer(
             OmegaConf.merge(cfg.trainer, {"precision": cfg.chosen.precision}),
             module,
             loggers,
-            build_callbacks(cfg, run),
+            build_callbacks(cfg, run, bicubic),
             **{key: cfg[key] for key in ("run_dir", "max_steps", "val_every", "save_every")},
         )
         if cfg.resume is None or not is_trained(read_checkpoint(run.last), cfg.max_steps):
@@ -98,6 +103,7 @@ def train(cfg: DictConfig) -> float:
         for logger in run_loggers(loggers):
             logger.log_outcome(Outcome(rows, images.comparisons, images.crops, result))
         write_result(run.path, cfg=cfg, **result)
+        conclude(cfg, result, bicubic.value())
         return psnr
 
 
@@ -121,9 +127,9 @@ def build_loggers(settings: DictConfig | None, run: RunFolder) -> list[Logger]:
     return loggers
 
 
-def build_callbacks(cfg: DictConfig, run: RunFolder) -> list[pl.Callback]:
+def build_callbacks(cfg: DictConfig, run: RunFolder, bicubic: BicubicScore) -> list[pl.Callback]:
     """Build the progress callback and those that the config enables: validation pictures, pruning."""
-    callbacks: list[pl.Callback] = [Progress(cfg.max_steps, cfg.data.batch_size)]
+    callbacks: list[pl.Callback] = [Progress(cfg.max_steps, cfg.data.batch_size, bicubic.value)]
     if cfg.comparisons_every is not None:
         callbacks.append(ValidationPictures(run.pictures / "validation", cfg.comparisons_every, cfg.num_comparisons))
     if is_cell() and cfg.prune_after is not None:
