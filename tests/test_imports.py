@@ -22,7 +22,7 @@ LAYERS = (
     {"evaluation", "export", "modules", "network_costs", "upscale"},
     {"loggers", "models", "sweeps"},
     {"callbacks", "cli", "leaderboard"},
-    {"training"},
+    {"check", "training"},
 )
 NO_FRAMEWORK = {"color", "degradations", "images", "inference", "losses", "metrics", "networks", "optim"}
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}

@@ -49,6 +49,14 @@ class Pair:
     lr: Path | None = None
 
 
+class UnpairedError(InputError):
+    """Missing or unmatched files. `pairs` are the complete ones."""
+
+    def __init__(self, message: str, pairs: Sequence[Pair]) -> None:
+        super().__init__(message)
+        self.pairs = list(pairs)
+
+
 def image_folder(
     hr: str | Path | Sequence[str],
     lr: str | Path | None = None,
@@ -210,12 +218,17 @@ def benchmark_folder(root: str | Path, name: str) -> Path:
     found = benchmark_path(root, name)
     folder = found.parent
     if not (found / "HR").is_dir():
-        there = sorted(path.parent.name for path in folder.glob("*/HR"))
+        there = benchmark_names(root)
         choices = f"available: {', '.join(there)}" if there else "it has no <name>/HR at all"
         raise InputError(
             f"{folder}: no test set {name} ({choices}); set data_root to the folder that contains `benchmark`"
         )
     return found
+
+
+def benchmark_names(root: str | Path) -> list[str]:
+    """List the test sets below a data root."""
+    return sorted(path.parent.name for path in benchmark_path(root, "").glob("*/HR"))
 
 
 def benchmark_path(root: str | Path, name: str) -> Path:
@@ -244,7 +257,9 @@ def _pair_up(hr_files: Sequence[Path], lr_files: Sequence[Path], excluded: set[s
         elif owner not in excluded:
             problems.append(f"{file}: LR without HR")
     problems += [f"{file}: HR without LR" for stem, file in stems.items() if stem not in found]
+    pairs = [Pair(file.stem, file, found[file.stem]) for file in hr_files if file.stem in found]
     if problems:
         names = f"<stem> or <stem>x{scale or '<scale>'}"
-        raise InputError(f"HR and LR files do not match one to one; LR is named {names}:{listing(problems)}")
-    return [Pair(file.stem, file, found[file.stem]) for file in hr_files]
+        message = f"HR and LR files do not match one to one; LR is named {names}:{listing(problems)}"
+        raise UnpairedError(message, pairs)
+    return pairs

@@ -1,5 +1,6 @@
 """Image files of a folder. Imports neither Pillow nor torch, so that paths are checked early."""
 
+from collections import Counter
 from pathlib import Path
 
 from sr_lightning.errors import InputError
@@ -16,9 +17,21 @@ def image_files(folder: str | Path) -> list[Path]:
     looked_for = f"looked for {' '.join(IMAGE_SUFFIXES)}"
     if not folder.is_dir():
         raise InputError(f"{folder}: {'a file' if folder.exists() else 'no such folder'}; {looked_for} in a folder")
-    files = [
-        file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    ]
+    files = [file for file in folder.iterdir() if _is_image(file)]
     if not files:
-        raise InputError(f"{folder}: no image in this folder; {looked_for}, not in subfolders")
+        others = ignored_files(folder)
+        raise InputError(
+            f"{folder}: no image in this folder{f' but {others}' if others else ''}; {looked_for}, not in subfolders"
+        )
     return sorted(files)
+
+
+def ignored_files(folder: str | Path) -> str:
+    """Count the files of a folder that `image_files` leaves out, by kind: "3 .txt, 1 .DS_Store"; empty without any."""
+    files = [file for file in Path(folder).iterdir() if not _is_image(file) and not file.is_dir()]
+    kinds = Counter(file.suffix.lower() or file.name for file in files)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
