@@ -106,6 +106,8 @@ def find_copies(described: Sequence[tuple[Tensor, Corners]]) -> list[Copy]:
     image_of = torch.repeat_interleave(torch.tensor([len(one.places) for one in corners]))
     descriptors = torch.cat([one.descriptors for one in corners])
     copies: dict[tuple[int, int], Copy] = {}
+    if len(descriptors) == 0:
+        return []
     for symmetry, first, second in _matches(descriptors, image_of):
         for one, other in _groups(image_of[first], image_of[second], len(images), MATCHES):
             a, b = first[one], second[one]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sr_lightning.data.copies import WORKING_SIDE, Corners, describe, find_copies
 from sr_lightning.data.lr_origin import MATLAB, mismatch, origin
 from sr_lightning.data.sources import Pair
+from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
 from sr_lightning.images.folder import ignored_files, image_files
@@ -23,6 +24,7 @@ from sr_lightning.utils.threads import in_threads
 TRAINING = "training"
 VALIDATION = "validation"
 UNKNOWN = "unknown"
+QUICK, MIDDLE = 20, 96  # images of a set, and LR pixels of each, that are compared before a run
 
 
 @dataclass(frozen=True)
@@ -204,3 +206,40 @@ def examine_folders(sets: Mapping[str, Sequence[Pair]]) -> list[Finding]:
             if ignored and used > len(image_files(folder)) / 2:
                 findings.append(Finding(False, place, str(folder), f"ignored: {ignored}"))
     return findings
+
+
+def quick_findings(sets: Mapping[str, tuple[ImageStore, Sequence[Pair]]]) -> list[Finding]:
+    """Find what is found in well under a second: equal images in two sets, LR that is not of its HR, ignored files.
+
+    Args:
+        sets: Name -> the decoded images, and their files. The LR of up to QUICK of them is compared with HR.
+    """
+    findings = examine_folders({place: pairs for place, (_, pairs) in sets.items()})
+    first: dict[bytes, tuple[str, ImageStore, int]] = {}
+    for place, (store, pairs) in sets.items():
+        for index, pair in enumerate(pairs):
+            other_place, *other = first.setdefault(_rows(store, index), (place, store, index))
+            if other_place != place and np.array_equal(other[0].hr(other[1]), store.hr(index)):
+                findings.append(Finding(True, f"{other_place}, {place}", str(pair.hr), "is in both sets"))
+        with_lr = [index for index, pair in enumerate(pairs) if pair.lr is not None]
+        for index in with_lr[:: -(-len(with_lr) // QUICK) or 1]:
+            if problem := mismatch(*_middle(store, index), store.scale):
+                findings.append(Finding(True, place, str(pairs[index].lr), problem))
+    return findings
+
+
+def _rows(store: ImageStore, index: int) -> bytes:
+    """Return size and a few rows of HR: different for different images, equal for equal ones."""
+    hr = store.hr(index)
+    return f"{hr.shape}".encode() + hr[:, :: hr.shape[1] // 4 + 1].tobytes()
+
+
+def _middle(store: ImageStore, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the middle of HR and LR, up to MIDDLE pixels of LR a side."""
+    hr, lr = store.hr(index), store.lr(index)
+    starts = [max(0, (side - MIDDLE) // 2) for side in lr.shape[1:]]
+    parts = []
+    for image, factor in ((hr, store.scale), (lr, 1)):
+        top, left = (factor * start for start in starts)
+        parts.append(np.array(image[:, top : top + factor * MIDDLE, left : left + factor * MIDDLE]))
+    return parts[0], parts[1]
