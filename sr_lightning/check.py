@@ -104,7 +104,7 @@ def check(overrides: Sequence[str], folders: Sequence[str]) -> int:
     patch_size = 1 if folders or cfg.data.skip_small else cfg.data.patch_size
     images, of_two = examine(sets, cfg.scale, patch_size)
     findings += [finding for image in images for finding in image.findings] + of_two + examine_folders(sets)
-    print(printable(f"{markdown_table(summary(images))}\n\n{report(findings)}"))
+    print(f"{markdown_table(summary(images))}\n\n{report(findings)}")
     return int(any(finding.is_error for finding in findings))
 
 
@@ -168,12 +168,17 @@ def report(findings: Sequence["Finding"]) -> str:
     rows = []
     for (is_error, place, _), equal in shown.items():
         level = "error" if is_error else "warning"
-        rows += [[level, place, finding.image, finding.text] for finding in equal[:MAX_LISTED]]
+        rows += [[level, place, one_line(finding.image), one_line(finding.text)] for finding in equal[:MAX_LISTED]]
         if len(equal) > MAX_LISTED:
             rows.append([level, place, "...", f"and {len(equal) - MAX_LISTED} more"])
     table = [markdown_table([["", "set", "image", "finding"], *rows]), ""] if rows else []
     errors = sum(finding.is_error for finding in findings)
     return "\n".join([*table, f"errors: {errors}, warnings: {len(findings) - errors}"])
+
+
+def one_line(text: str) -> str:
+    """Escape the control characters of a text, also newlines."""
+    return printable(text).replace("\n", "\\n")
 
 
 if __name__ == "__main__":

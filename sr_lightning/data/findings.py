@@ -24,7 +24,8 @@ from sr_lightning.utils.threads import in_threads
 TRAINING = "training"
 VALIDATION = "validation"
 UNKNOWN = "unknown"
-QUICK, MIDDLE = 20, 96  # images of a set, and LR pixels of each, that are compared before a run
+QUICK, MIDDLE = 20, 96  # images of a set, and LR pixels of each, that are compared with HR before a run
+MANY = 5000  # images of a set, more than which are not compared before a run
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def quick_findings(sets: Mapping[str, tuple[ImageStore, Sequence[Pair]]]) -> lis
     findings = examine_folders({place: pairs for place, (_, pairs) in sets.items()})
     first: dict[bytes, tuple[str, ImageStore, int]] = {}
     for place, (store, pairs) in sets.items():
-        for index, pair in enumerate(pairs):
+        for index, pair in enumerate(pairs if len(pairs) <= MANY else ()):
             other_place, *other = first.setdefault(_rows(store, index), (place, store, index))
             if other_place != place and np.array_equal(other[0].hr(other[1]), store.hr(index)):
                 findings.append(Finding(True, f"{other_place}, {place}", str(pair.hr), "is in both sets"))

@@ -1,4 +1,4 @@
-"""What is quick to find about images, before the first step of a run."""
+"""Findings before the first step of a run: what is quick to find about images."""
 
 import logging
 
