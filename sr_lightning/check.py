@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ from sr_lightning.data.sources import (
     image_folder,
 )
 from sr_lightning.errors import InputError, find_input_error, raise_all
+from sr_lightning.runs.saved_config import upgrade_overrides
+from sr_lightning.training.checks import check_numbers
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.markdown import markdown_table
 from sr_lightning.utils.messages import MAX_LISTED, printable
@@ -48,6 +50,9 @@ example:
   python -m sr_lightning.check photos/train photos/test"""
 
 
+ListImages = Callable[[], tuple[list[Pair], ...]]  # the images of one or several sets
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible():
             return check([word for word in words if "=" in word], [word for word in words if "=" not in word])
-    except InputError as error:
+    except (InputError, OmegaConfBaseException) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except Interrupted as stop:
@@ -84,23 +89,11 @@ def check(overrides: Sequence[str], folders: Sequence[str]) -> int:
         raise InputError(f"give settings or folders, not both: {' '.join(folders)} has no `=`")
     cfg = settings(overrides)
     sources = dict(sources_of_folders(folders) if folders else sources_of_training(cfg, overrides))
-    sets: dict[str, list[Pair]] = {}
-    wrong: dict[str, InputError] = {}
-    for names, list_pairs in sources.items():
-        try:
-            sets |= zip(names, list_pairs(), strict=True)
-        except Exception as error:
-            if (cause := find_input_error(error)) is None:
-                raise
-            wrong[", ".join(names)] = cause
-            if isinstance(cause, UnpairedError):
-                sets[names[0]] = cause.pairs
-    if "training" not in sets:
-        raise InputError("\n".join(map(str, wrong.values())))
+    sets, unpaired = list_images(sources)
 
     from sr_lightning.data.findings import Finding, examine, examine_folders, summary  # imports torch
 
-    findings = [Finding(True, at, "", line.strip()) for at, error in wrong.items() for line in str(error).splitlines()]
+    findings = [Finding(True, at, "", line.strip()) for at, error in unpaired.items() for line in error.splitlines()]
     patch_size = 1 if folders or cfg.data.skip_small else cfg.data.patch_size
     images, of_two = examine(sets, cfg.scale, patch_size)
     findings += [finding for image in images for finding in image.findings] + of_two + examine_folders(sets)
@@ -108,16 +101,37 @@ def check(overrides: Sequence[str], folders: Sequence[str]) -> int:
     return int(any(finding.is_error for finding in findings))
 
 
-Source = tuple[tuple[str, ...], Callable[[], tuple[list[Pair], ...]]]  # names of sets, and the function that lists them
+def list_images(sources: Mapping[tuple[str, ...], ListImages]) -> tuple[dict[str, list[Pair]], dict[str, str]]:
+    """Return the images of each set, of incomplete sets those that are complete; and sets -> message about the others.
+
+    Raises:
+        InputError: Sets that do not exist.
+    """
+    sets, unpaired, missing = {}, {}, []
+    for names, list_pairs in sources.items():
+        try:
+            sets |= zip(names, list_pairs(), strict=True)
+        except Exception as error:
+            cause = find_input_error(error)
+            if cause is None:
+                raise
+            if isinstance(cause, UnpairedError):
+                sets[names[0]] = cause.pairs
+                unpaired[", ".join(names)] = str(cause)
+            else:
+                missing.append(str(cause))
+    if missing:
+        raise InputError("\n".join(missing))
+    return sets, unpaired
 
 
-def sources_of_folders(folders: Sequence[str]) -> Iterator[Source]:
+def sources_of_folders(folders: Sequence[str]) -> Iterator[tuple[tuple[str, ...], ListImages]]:
     """Yield the first folder as training images, the others as test sets."""
     for name, folder in zip(("training", *folders[1:]), folders, strict=True):
         yield (name,), lambda folder=folder: (image_folder(folder),)
 
 
-def sources_of_training(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[Source]:
+def sources_of_training(cfg: DictConfig, overrides: Sequence[str]) -> Iterator[tuple[tuple[str, ...], ListImages]]:
     """Yield training, validation and test sets; the latter as given, or all that exist.
 
     Raises:
@@ -154,8 +168,9 @@ def settings(overrides: Sequence[str]) -> DictConfig:
     """
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", overrides=["name=check", "run_dir=null", *overrides])
-        return OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+            cfg = compose("train", overrides=["name=check", "run_dir=null", *upgrade_overrides(overrides)])
+        check_numbers(cfg)
+        return cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(str(error).partition("\nConfig search path")[0]) from None
 

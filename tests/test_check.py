@@ -141,6 +141,8 @@ def test_folders_are_compared_with_the_first(capsys, folders, photos):
         (["data=demo", "benchmarks=[Set0]"], "no test set Set0"),
         (["data=demo", "benchmarks=Set5"], "give a list"),
         (["data=div2k", "data_root=nowhere"], "DIV2K images are missing"),
+        (["data=demo", "data.patch_size=abc"], "data.patch_size=abc (must be a whole number of at least 1)"),
+        (["data=demo", "data_root=???"], "Missing mandatory value: data_root"),
     ],
 )
 def test_wrong_settings_are_one_message(capsys, words, message):

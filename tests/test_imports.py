@@ -22,7 +22,8 @@ LAYERS = (
     {"evaluation", "export", "modules", "network_costs", "upscale"},
     {"loggers", "models", "sweeps"},
     {"callbacks", "cli", "leaderboard"},
-    {"check", "training"},
+    {"training"},
+    {"check"},
 )
 NO_FRAMEWORK = {"color", "degradations", "images", "inference", "losses", "metrics", "networks", "optim"}
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}
