@@ -35,10 +35,12 @@ def origin(hr: np.ndarray, lr: np.ndarray, scale: int) -> str | None:
     """
     side = (COMPARED + MARGIN) * scale
     part = _cropped(hr[:, :side, :side], scale)
-    given = torch.from_numpy(np.ascontiguousarray(lr[:, :COMPARED, :COMPARED]))
+    # The last two rows and columns differ if LR was made from HR that is no multiple of the scale.
+    height, width = (max(1, min(COMPARED, length - 2)) for length in lr.shape[1:])
+    given = torch.from_numpy(np.ascontiguousarray(lr[:, :height, :width]))
     shares = {}
     for name, make in WAYS.items():
-        made = make(part, scale)[:, :COMPARED, :COMPARED]
+        made = make(part, scale)[:, :height, :width]
         shares[name] = (made == given).float().mean().item()
         if shares[name] == 1:
             return name
