@@ -49,6 +49,14 @@ def test_different_photos_are_no_copies(photos):
     assert copies_of(photos) == {}
 
 
+def test_different_photos_with_the_same_stamp_are_no_copies(photos):
+    stamp = photos[0][1].crop((120, 80, 280, 240))  # of the motorcycle
+    changed = [photos[0][index].copy() for index in (0, 11)]  # rocket, astronaut
+    for image in changed:
+        image.paste(stamp, (20, 20))
+    assert find_copies([describe(planes(image)) for image in changed]) == []
+
+
 @pytest.mark.parametrize(
     ("share", "factor", "quality"),
     [(1, 1, 100), (0.25, 1, 100), (1, 0.5, 100), (1, 2, 100), (1, 1, 30), (0.5, 0.7, 50), (0.8, 1.4, 30)],
