@@ -23,6 +23,7 @@ LAYERS = (
     {"loggers", "models", "sweeps"},
     {"callbacks", "cli", "leaderboard"},
     {"training"},
+    {"check"},
 )
 NO_FRAMEWORK = {"color", "degradations", "images", "inference", "losses", "metrics", "networks", "optim"}
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}

@@ -9,15 +9,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sr_lightning.data.findings import TRAINING, VALIDATION, quick_findings
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, folder_pairs
 from sr_lightning.data.store import Degradation, ImageStore
 from sr_lightning.degradations import Bicubic, RandomDegradation
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size
+from sr_lightning.utils.messages import listing
 from sr_lightning.utils.threads import in_threads
 
 log = logging.getLogger(__name__)
@@ -192,6 +195,15 @@ class SRDataModule(pl.LightningDataModule):
             raise InputError("\n".join(errors))
         stores[0].check_patch_size(self.patch_size)
         self.train_store, self.val_store = stores
+        self._warn()
+
+    @rank_zero_only
+    def _warn(self) -> None:
+        """Log what is suspicious about the images and quick to find."""
+        sets = {TRAINING: (self.train_store, self.train), VALIDATION: (self.val_store, self.val)}
+        if findings := quick_findings(sets):
+            shown = [f"{finding.image}: {finding.text} ({finding.place})" for finding in findings]
+            log.warning("suspicious images; `python -m sr_lightning.check` examines all:%s", listing(shown))
 
     def _leave_out_lr_files(self) -> None:
         if unused := sum(pair.lr is not None for pair in (*self.train, *self.val)):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sr_lightning.data.sources import Pair
+from sr_lightning.data.sources import Pair, UnpairedError
 from sr_lightning.errors import InputError
 from sr_lightning.utils.download import download as fetch
 from sr_lightning.utils.download import extract
@@ -146,25 +146,28 @@ def div2k(
         extract(fetch(f"{base_url.rstrip('/')}/{part.zip}", root / part.zip, sha256, size=size), root / part.folder)
         found[part] = part.find(root)
 
-    problems = []
+    problems, complete = [], list(numbers)
     for part in wanted:
         count = max(map(len, found[part].values()), default=1)  # wild has several
-        missing = [part.file(number) for number in numbers if len(found[part].get(number, ())) < count]
-        if missing:
+        lacking = [number for number in numbers if len(found[part].get(number, ())) < count]
+        complete = [number for number in complete if number not in lacking]
+        if lacking:
+            missing = [part.file(number) for number in lacking]
             names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
             where = " or ".join(str(root / top) for top in part.search)
             problems.append(f"\n  {len(missing)} of {len(numbers)} below {where}: {names}")
+    pairs = []
+    for number in complete:
+        hr = found[wanted[0]][number][0]
+        lrs: Sequence[Path | None] = found[wanted[1]][number] if track is not None else [None]
+        pairs += [Pair(hr.stem if len(lrs) == 1 else lr.stem, hr, lr) for lr in lrs]
     if problems:
-        raise InputError(
+        message = (
             f"DIV2K {split} is incomplete:{''.join(problems)}\n"
             "Put the files there, or move the folder away and set data.train.download=true, or select others with "
             "first and last."
         )
-    pairs = []
-    for number in numbers:
-        hr = found[wanted[0]][number][0]
-        lrs: Sequence[Path | None] = found[wanted[1]][number] if track is not None else [None]
-        pairs += [Pair(hr.stem if len(lrs) == 1 else lr.stem, hr, lr) for lr in lrs]
+        raise UnpairedError(message, pairs)
     return pairs
 
 
@@ -181,7 +184,7 @@ def _choose(split: str, track: str | None, scale: int | None, first: int | None,
     if split in NUMBERS:
         whole = NUMBERS[split]
         first, last = whole[0] if first is None else first, whole[-1] if last is None else last
-        if not whole[0] <= first <= last <= whole[-1]:
+        if not (type(first) is type(last) is int and whole[0] <= first <= last <= whole[-1]):
             wrong.append(f"first={first}, last={last}: {split} has the images {whole[0]} to {whole[-1]}")
     if wrong:
         raise InputError("DIV2K: " + "; ".join(wrong))

@@ -6,7 +6,8 @@ The config names these functions. They look at file names only; the contents are
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +53,14 @@ class Pair:
     lr: Path | None = None
 
 
+class UnpairedError(InputError):
+    """Missing or unmatched files. `pairs` are the complete ones."""
+
+    def __init__(self, message: str, pairs: Sequence[Pair]) -> None:
+        super().__init__(message)
+        self.pairs = list(pairs)
+
+
 def image_folder(
     hr: str | Path | Sequence[str],
     lr: str | Path | None = None,
@@ -62,8 +71,10 @@ def image_folder(
 
     Args:
         hr: Folder or folders; subfolders are not searched.
-        lr: Folder of the LR files, if LR is not made from HR. An HR file `<stem>` matches the LR file `<stem>` or
-            `<stem>x<scale>`, optionally followed by a letter as in `0001x4m`; suffixes may differ.
+        lr: Folder of the LR files, or with a subfolder `X<scale>` of them, if LR is not made from HR. An HR file
+            `<stem>` matches the LR file `<stem>` or `<stem>x<scale>`, optionally followed by a letter as in `0001x4m`,
+            or named as other projects do: `<stem>_x4`, `<stem>X4`, `<stem>_LRBI_x4`, `<stem>_LR`, for HR also
+            `<stem>_HR`, `<stem>_SRF_4_HR`. Suffixes may differ.
         exclude: Stems of images to leave out. Stems that do not exist are ignored: the list names images that must
             not be used, whichever folder holds them.
         scale: The factor in the names of LR files; None accepts any.
@@ -71,14 +82,16 @@ def image_folder(
     Raises:
         InputError: A missing or empty folder, HR without LR, LR without HR, two files of one name, or no image left.
     """
-    folders = _strings(hr)
-    excluded = set(_strings(exclude))
-    files = [file for folder in folders for file in image_files(folder) if file.stem not in excluded]
+    folders = _strings(hr, "hr")
+    excluded = set(_strings(exclude, "exclude"))
+    everything = [file for folder in folders for file in image_files(folder)]
+    _check_zeros(exclude, {file.stem for file in everything})
+    files = [file for file in everything if file.stem not in excluded]
     if not files:
         raise InputError(f"{', '.join(folders)}: no image left, all are excluded")
     if lr is None:
         return _named([Pair(file.stem, file) for file in files])
-    return _pair_up(files, image_files(lr), excluded, scale)
+    return _pair_up(files, _lr_files(lr, scale), excluded, scale)
 
 
 def split_folder(
@@ -155,7 +168,7 @@ def bundled_photos(names: str | Iterable[str]) -> list[Pair]:
     Raises:
         InputError: An unknown name, or scikit-image is not installed.
     """
-    names = _strings(names)
+    names = _strings(names, "names")
     unknown = [name for name in names if name not in PHOTOS]
     if unknown:
         raise InputError(f"no bundled photo is named {', '.join(unknown)}; choose from {', '.join(PHOTOS)}")
@@ -213,7 +226,7 @@ def benchmark_folder(root: str | Path, name: str) -> Path:
     found = benchmark_path(root, name)
     folder = found.parent
     if not (found / "HR").is_dir():
-        there = sorted(path.parent.name for path in folder.glob("*/HR"))
+        there = benchmark_names(root)
         choices = f"available: {', '.join(there)}" if there else "it has no <name>/HR at all"
         raise InputError(
             f"{folder}: no test set {name} ({choices}); set data_root to the folder that contains `benchmark`"
@@ -221,39 +234,100 @@ def benchmark_folder(root: str | Path, name: str) -> Path:
     return found
 
 
+def benchmark_names(root: str | Path) -> list[str]:
+    """List the test sets below a data root."""
+    return sorted(path.parent.name for path in benchmark_path(root, "").glob("*/HR"))
+
+
 def benchmark_path(root: str | Path, name: str) -> Path:
     """Return the place of a test set below a data root, whether it exists or not."""
     return Path(root).expanduser() / "benchmark" / name
 
 
-def _strings(values: object) -> list[str]:
-    """Make a list of one value or several; yaml reads names like 302003 as numbers."""
-    return [str(value) for value in ([values] if isinstance(values, str | int | Path) else values)]
+def _strings(values: object, key: str) -> list[str]:
+    """Make a list of one value or several; yaml reads names like 302003 as numbers.
+
+    Raises:
+        InputError: A value that yaml has changed, such as 1e3 to 1000.0.
+    """
+    several = [values] if isinstance(values, str | float | int | Path) else list(values)
+    if changed := [value for value in several if not isinstance(value, str | Path) and type(value) is not int]:
+        shown = ", ".join("null" if value is None else str(value).lower() for value in changed)
+        raise InputError(
+            f"{key}: {shown} is not a name: yaml changes unquoted names such as on, yes, no, 1e3, 1_0; "
+            f"write them in quotes, such as '{key}=\"1e3\"'"
+        )
+    return [str(value) for value in several]
+
+
+def _check_zeros(exclude: object, stems: set[str]) -> None:
+    """Check that no excluded number stands for a name with zeros in front, which yaml drops, or reads as octal.
+
+    Raises:
+        InputError: Names the number and the image.
+    """
+    numbers = [value for value in ([exclude] if isinstance(exclude, int) else exclude) if isinstance(value, int)]
+    padded = [stem for stem in sorted(stems) if stem.isdecimal() and stem.startswith("0")] if numbers else []
+    for number in numbers:
+        alike = [stem for stem in padded if int(stem) == number or f"{number:o}" == stem.lstrip("0")]
+        if alike and str(number) not in stems:
+            raise InputError(f'exclude: there is no image {number}; for {alike[0]}, write it in quotes: "{alike[0]}"')
+
+
+def _lr_files(lr: str | Path, scale: int | None) -> list[Path]:
+    """List the LR files of a folder, or of its subfolder of this scale."""
+    (folder,) = map(Path, _strings(lr, "lr"))
+    try:
+        return image_files(folder)
+    except InputError:
+        for name in (f"X{scale}", f"x{scale}"):
+            if (folder.expanduser() / name).is_dir():
+                return image_files(folder / name)
+        raise
 
 
 def _pair_up(hr_files: Sequence[Path], lr_files: Sequence[Path], excluded: set[str], scale: int | None) -> list[Pair]:
     """Match each HR file with its LR file. LR files of excluded HR files are ignored."""
     stems = {file.stem: file for file in hr_files}
-    ending = re.compile(rf"x{scale or '[0-9]+'}[a-z]?$")
     problems = [f"{file}: the same name as {stems[file.stem]}" for file in hr_files if stems[file.stem] != file]
+    find_owner = _owners(stems.keys() | excluded, scale)
     found: dict[str, Path] = {}
     for file in lr_files:
-        whole, stem = file.stem, ending.sub("", file.stem)
-        owner = whole if whole in stems or whole in excluded else stem
+        owner = find_owner(file.stem)
         if owner in found:
             problems.append(f"{file}: matches {owner}, as does {found[owner]}")
         elif owner in stems:
             found[owner] = file
-        elif owner not in excluded:
+        elif owner is None:
             problems.append(f"{file}: LR without HR")
     problems += [f"{file}: HR without LR" for stem, file in stems.items() if stem not in found]
+    pairs = _named([Pair(file.stem, file, found[file.stem]) for file in hr_files if file.stem in found])
     if problems:
-        names = f"<stem> or <stem>x{scale or '<scale>'}"
-        raise InputError(f"HR and LR files do not match one to one; LR is named {names}:{listing(problems)}")
-    return _named([Pair(file.stem, file, found[file.stem]) for file in hr_files])
+        names = "<stem> or <stem>x{0} (or <stem>_x{0}, <stem>_LRBI_x{0})".format(scale or "<scale>")
+        message = f"HR and LR files do not match one to one; LR is named {names}:{listing(problems)}"
+        raise UnpairedError(message, pairs)
+    return pairs
 
 
 def _named(pairs: Sequence[Pair]) -> list[Pair]:
     """Give images of one list different names; none is called "mean", as the row of means is."""
     names = distinct([[name for name in possible_names(pair.hr) if name != MEAN] for pair in pairs])
     return [replace(pair, name=name) for pair, name in zip(pairs, names, strict=True)]
+
+
+def _owners(stems: Collection[str], scale: int | None) -> Callable[[str], str | None]:
+    """Return the function from the stem of an LR file to that of its HR file, None if there is none.
+
+    Names nearest to `<stem>x<scale>` come first.
+    """
+    factor, kind = scale or "[0-9]+", "(?:[_-](?:LRBI|LRBD|LRDN|LR|HR|GT|bicubic))?"
+    usual = re.compile(rf"x{factor}[a-z]?$")
+    other = re.compile(rf"{kind}(?:[_-]?(?:x|SRF_){factor}[a-z]?)?{kind}$", re.IGNORECASE)
+    times = Counter(other.sub("", stem, count=1) for stem in stems)
+    bare = {key: stem for stem in stems if times[key := other.sub("", stem, count=1)] == 1}
+
+    def owner(stem: str) -> str | None:
+        short = other.sub("", stem, count=1)
+        return next((name for name in (stem, usual.sub("", stem), short) if name in stems), bare.get(short))
+
+    return owner

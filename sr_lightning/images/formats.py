@@ -2,6 +2,15 @@
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+# Found in the folders of a data set: all that Pillow decodes, without icons (several sizes in one file) and animations.
+DATA_SUFFIXES = (
+    *IMAGE_SUFFIXES,
+    *(".apng", ".avif", ".avifs", ".blp", ".bw", ".dcx", ".dds", ".dib", ".fit", ".fits", ".ftc", ".ftu", ".gbr"),
+    *(".gif", ".icb", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpf", ".jpx", ".mpo", ".msp"),
+    *(".pbm", ".pcd", ".pcx", ".pfm", ".pnm", ".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga"),
+    *(".vda", ".vst", ".xbm", ".xpm"),
+)
+
 # Values of --format, and the suffixes with which `sr_lightning.upscale` writes an image; others become .png.
 IMAGE_FORMATS = ("png", "jpg", "webp", "tif", "bmp")
 WRITABLE_IMAGE_SUFFIXES = (*(f".{name}" for name in IMAGE_FORMATS), ".jpeg", ".tiff")

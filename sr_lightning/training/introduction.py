@@ -65,7 +65,8 @@ def introduce(
         f"{'the whole image' if radius is None else f'{radius} LR pixels around'}{discriminator}",
         "data": f"{cfg.choices.data}: {len(datamodule.train_store)} images to train on, {len(datamodule.val_store)} to "
         f"validate on, {', '.join(benchmarks) or 'no benchmark'} to score at the end; LR {lr}",
-        "steps": f"{cfg.max_steps:,}{begun}, of {datamodule.batch_size} patches of {side}x{side} LR pixels; seed {cfg.seed}",
+        "steps": f"{cfg.max_steps:,}{begun}, of {datamodule.batch_size} patches of {side}x{side} LR pixels; "
+        f"seed {cfg.seed}",
         "device": f"{device}, {cfg.chosen.precision} ({why}), "
         f"{'compiled, ' if cfg.chosen.compile else ''}{threads} thread{'' if threads == 1 else 's'}",
         "bicubic": "scored in the first validation"

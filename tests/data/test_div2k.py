@@ -118,6 +118,7 @@ def test_folder_of_another_job_in_progress_is_ignored(tmp_path):
         ({"track": "wild", "scale": 2}, "there is no wild x2; available: bicubic x2, x3, x4, x8; unknown x2"),
         ({"split": "valid", "scale": 2, "first": 1}, "first=1, last=900: valid has the images 801 to 900"),
         ({"scale": 2, "first": 9, "last": 8}, "first=9, last=8: train has the images 1 to 800"),
+        ({"scale": 2, "first": "0009"}, "first=0009, last=800: train has the images 1 to 800"),
         ({"split": "test", "track": "blurry"}, "split=test.*track=blurry"),
     ],
 )
@@ -144,6 +145,7 @@ def test_missing_images_are_listed_up_to_a_limit(tmp_path):
     message = str(error.value)
     assert re.search(r"1 of 100 below \S*DIV2K_valid_HR: 0850.png\n", message)
     assert re.search(r"30 of 100 below .*: 0871x2.png, .*0880x2.png and 20 more\n", message)
+    assert [pair.name for pair in error.value.pairs] == [f"{n:04d}" for n in range(801, 871) if n != 850]
 
 
 def test_download_fetches_missing_files_once(tmp_path, mirror, monkeypatch):

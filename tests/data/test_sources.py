@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 import sr_lightning.data
@@ -13,6 +14,7 @@ from sr_lightning.data.sources import (
     PHOTOS,
     TRAIN_PHOTOS,
     Pair,
+    UnpairedError,
     benchmark_set,
     bundled_photos,
     folder_pairs,
@@ -56,6 +58,76 @@ def test_lr_is_matched_to_hr_by_stem(tmp_path, ending):
         Pair("0002", hr / "0002.jpg", lr / f"0002{ending}.png"),
     ]
     assert image_folder(hr, lr, scale=4) == image_folder(hr, lr) == expected
+
+
+@pytest.mark.parametrize(
+    ("hr_name", "lr_name"),
+    [
+        ("baby", "baby_LRBI_x3"),  # RCAN
+        ("baby_HR_x3", "baby_LRBI_x3"),
+        ("img_001_SRF_3_HR", "img_001_SRF_3_LR"),  # SelfExSR
+        ("baby", "baby_x3"),
+        ("baby", "babyX3"),
+        ("baby", "baby-x3"),
+        ("baby_GT", "baby_LR"),
+        ("baby", "baby_bicubic_x3"),
+    ],
+)
+def test_lr_named_as_other_projects_do_is_matched(tmp_path, hr_name, lr_name):
+    hr, lr = (
+        touch(tmp_path / "hr", f"{hr_name}.png", "bird.png"),
+        touch(tmp_path / "lr", f"{lr_name}.png", "birdx3.png"),
+    )
+    assert [(pair.name, pair.lr.name) for pair in image_folder(hr, lr, scale=3)] == [
+        *sorted([("bird", "birdx3.png"), (hr_name, f"{lr_name}.png")], key=lambda pair: f"{pair[0]}.png")
+    ]
+
+
+def test_the_nearest_name_is_matched(tmp_path):
+    hr, lr = touch(tmp_path / "hr", "a.png", "a_LR.png", "ax3.png"), touch(tmp_path / "lr", "a_x3.png", "a_LRx3.png")
+    touch(lr, "ax3x3.png")
+    assert [pair.lr.name for pair in image_folder(hr, lr, scale=3)] == ["a_x3.png", "a_LRx3.png", "ax3x3.png"]
+    touch(hr, "b_GT.png", "b_HR.png")
+    touch(lr, "b_LR.png")
+    with pytest.raises(InputError, match=r"b_LR\.png: LR without HR"):  # of which, is not known
+        image_folder(hr, lr, scale=3)
+
+
+def test_lr_folder_may_have_subfolders_of_scales(tmp_path):
+    hr, lr = touch(tmp_path / "hr", "0801.png"), touch(tmp_path / "LR_bicubic" / "X3", "0801x3.png")
+    touch(tmp_path / "LR_bicubic" / "X2", "0801x2.png")
+    assert image_folder(hr, lr.parent, scale=3) == [Pair("0801", hr / "0801.png", lr / "0801x3.png")]
+    with pytest.raises(InputError, match=r"LR_bicubic: no image in this folder"):
+        image_folder(hr, lr.parent, scale=4)
+
+
+def test_unpaired_files_leave_the_complete_pairs(tmp_path):
+    hr, lr = touch(tmp_path / "hr", "a.png", "b.png"), touch(tmp_path / "lr", "ax2.png")
+    with pytest.raises(UnpairedError) as caught:
+        image_folder(hr, lr, scale=2)
+    assert caught.value.pairs == [Pair("a", hr / "a.png", lr / "ax2.png")]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"), [("[on]", "true"), ("[1, 1e3]", r"1000\.0"), ("1e3", r"1000\.0"), ("[no, '~']", "false")]
+)
+def test_values_that_yaml_has_changed_are_refused(tmp_path, values, shown):
+    hr = touch(tmp_path / "hr", "a.png")
+    changed = yaml.safe_load(values.replace("1e3", "1.0e+3"))  # Hydra also reads 1e3 as a number
+    with pytest.raises(InputError, match=rf"exclude: {shown} is not a name: .* in quotes"):
+        image_folder(hr, exclude=changed)
+    with pytest.raises(InputError, match=r"lr: true is not a name"):
+        image_folder(hr, True)
+
+
+def test_number_in_place_of_a_name_with_zeros_is_refused(tmp_path):
+    hr = touch(tmp_path / "hr", "0701.png", "0801.png", "302003.png", "b.png")
+    with pytest.raises(InputError, match=r'there is no image 801; for 0801, write it in quotes: "0801"'):
+        image_folder(hr, exclude=[801])
+    (octal,) = yaml.safe_load("[0701]")
+    with pytest.raises(InputError, match=r"there is no image 449; for 0701"):
+        image_folder(hr, exclude=[octal])
+    assert len(image_folder(hr, exclude=[302003, 12, "0801"])) == 2
 
 
 def test_hr_name_ending_like_a_scale_keeps_its_lr(tmp_path):

@@ -13,7 +13,8 @@ from PIL import Image, ImageFile, ImageOps
 
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size, read_image, write_image
-from sr_lightning.images.folder import image_files
+from sr_lightning.images.folder import ignored_files, image_files
+from sr_lightning.images.formats import DATA_SUFFIXES
 from sr_lightning.utils.threads import in_threads
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # (H, W, 3)
@@ -315,6 +316,27 @@ def test_image_files_are_sorted_and_only_images(tmp_path):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "d.png").touch()
     assert [file.name for file in image_files(tmp_path)] == ["a.jpg", "b.PNG", "c.Tiff"]
+
+
+def test_every_suffix_of_a_picture_that_pillow_decodes_counts(tmp_path):
+    Image.init()
+    # No decoder in Pillow, drawings, icons of several sizes, animations and videos
+    other = {"BUFR", "EPS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "WMF", "CUR", "ICNS", "ICO"}
+    wanted = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - other}
+    assert not wanted - set(DATA_SUFFIXES)
+    for name in ("a.JPG", "b.jpe", "c.jfif", "d.tif", "e.WebP"):
+        (tmp_path / name).touch()
+    assert len(image_files(tmp_path)) == 5
+
+
+def test_ignored_files_are_counted_by_kind(tmp_path):
+    for name in ("a.png", "x.txt", "y.TXT", "z.npy", ".DS_Store", "._a.png", "LICENSE"):
+        (tmp_path / name).touch()
+    (tmp_path / "inner").mkdir()
+    assert ignored_files(tmp_path) == "2 .txt, 1 .DS_Store, 1 .npy, 1 LICENSE, 1 hidden .png"
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"no image in this folder, but 2 \.txt, 1 \.DS_Store"):
+        image_files(tmp_path)
 
 
 def test_missing_or_empty_folder_is_an_error(tmp_path):
