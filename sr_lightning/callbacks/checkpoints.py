@@ -55,6 +55,11 @@ class LastCheckpoint(Checkpoint):
     def _due(self, done: int) -> bool:
         return done % self.every == 0 or done == self.max_steps
 
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # a checkpoint on the disk has its logged values there as well
+        trainer.save_checkpoint(self.path)
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         done = batch_idx + 1
         if done == self.max_steps:
@@ -62,7 +67,7 @@ class LastCheckpoint(Checkpoint):
         elif done % trainer.val_check_interval:
             signum = signal_of_any_process(trainer)
             if signum or self._due(done):
-                trainer.save_checkpoint(self.path)
+                self._save(trainer)
             if signum:
                 raise Interrupted(signum, f"saved at step {done}")
 
@@ -72,12 +77,12 @@ class LastCheckpoint(Checkpoint):
             raise Interrupted(signum)
         if signum:
             trainer.fit_loop.epoch_loop.validation_pending = True
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
             raise Interrupted(signum, f"saved at step {pl_module.batches_done}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and (trainer.should_stop or self._due(pl_module.batches_done)):
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
 
 
 def signal_of_any_process(trainer: pl.Trainer) -> int:
