@@ -3,7 +3,6 @@
 import logging
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -208,16 +207,14 @@ def copy_for_extension(cell: RunFolder, max_steps: int) -> Path:
         InputError: The directory exists.
     """
     folder = Path("outputs", f"{cell.path.absolute().name}_to_{max_steps}")
-    if folder.exists():
+    copy = RunFolder(folder)
+    if copy.config.exists():
         raise InputError(f"{folder} exists: the cell was extended before. resume={folder} goes on with it")
-    folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
-        part = RunFolder(Path(temporary, "run"))
-        shutil.copytree(cell.checkpoints, part.checkpoints)
-        for path in (cell.config, cell.metrics):
-            if path.exists():
-                shutil.copy(path, part.path)
-        part.path.rename(folder)  # a kill leaves all or nothing
+    shutil.copytree(cell.checkpoints, copy.checkpoints, dirs_exist_ok=True)
+    if cell.metrics.exists():
+        shutil.copy(cell.metrics, copy.metrics)
+    with replacing(copy.config) as temporary:  # last: a copy that a kill has interrupted has none, and is made again
+        shutil.copyfile(cell.config, temporary)
     log.info("the sweep keeps its cell %s: the run is extended in %s", cell.path, folder)
     return folder
 

@@ -113,7 +113,7 @@ def test_damaged_last_checkpoint_names_the_best_one_if_that_is_whole(last, run):
         resumed(run)
 
 
-def test_interrupted_copy_of_a_cell_leaves_nothing(tmp_path, monkeypatch):
+def test_interrupted_copy_of_a_cell_is_made_again(tmp_path, monkeypatch):
     def interrupt(*paths):
         raise KeyboardInterrupt
 
@@ -121,6 +121,7 @@ def test_interrupted_copy_of_a_cell_leaves_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "copy", interrupt)
         copy_for_extension(RunFolder(RUN), 50)
-    assert not list((tmp_path / "outputs").iterdir())
     folder = copy_for_extension(RunFolder(RUN), 50)
     assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.yaml", "metrics.csv"}
+    with pytest.raises(InputError, match="the cell was extended before"):
+        copy_for_extension(RunFolder(RUN), 50)
