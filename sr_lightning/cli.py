@@ -26,7 +26,7 @@ from sr_lightning.runs.result import record_failure
 from sr_lightning.runs.saved_config import rename_keys, upgrade_overrides
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import relative
-from sr_lightning.sweeps.processes import exit_with_parent, is_cell, process_rank
+from sr_lightning.sweeps.processes import exit_with_first_process, exit_with_parent, is_cell, process_rank
 from sr_lightning.sweeps.run import CellFailed, in_sweep, quoted
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.messages import escape_messages
@@ -110,8 +110,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(function)
     def wrapper(cfg: DictConfig) -> Any:
-        if is_cell():
-            exit_with_parent()
+        exit_with_parent() if is_cell() else exit_with_first_process()
         try:
             rename_keys(cfg)
             return function(cfg)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -162,6 +162,27 @@ def rows_of(path: str | Path) -> list[dict[str, str]]:
 def metrics_of(run_dir: Path) -> list[dict[str, str]]:
     """Rows of metrics.csv without the seconds, in which equal runs differ."""
     return [{key: row[key] for key in row if key != "seconds"} for row in rows_of(run_dir / "metrics.csv")]
+
+
+def differences(one: object, other: object, where: str) -> Iterator[str]:
+    """Yield where two nested containers differ in any bit."""
+    if type(one) is not type(other):
+        yield f"{where}: {one!r} is not {other!r}"[:300]
+    elif isinstance(one, dict):
+        if one.keys() != other.keys():
+            yield f"{where}: keys {sorted(map(str, one.keys() ^ other.keys()))}"
+        for key in one.keys() & other.keys():
+            yield from differences(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        if len(one) != len(other):
+            yield f"{where}: {len(one)} items, {len(other)}"
+        for i, (a, b) in enumerate(zip(one, other, strict=False)):
+            yield from differences(a, b, f"{where}[{i}]")
+    elif hasattr(one, "untyped_storage"):
+        if one.dtype != other.dtype or not one.equal(other):
+            yield f"{where}: other values"
+    elif one != other and not (one != one and other != other):  # NaN equals itself here
+        yield f"{where}: {one!r} is not {other!r}"[:300]
 
 
 class Server:

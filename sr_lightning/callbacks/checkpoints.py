@@ -27,6 +27,7 @@ class BestCheckpoint(ModelCheckpoint):
 
         old = str(state_dict["dirpath"])
         super().load_state_dict(moved(state_dict))
+        self.current_score = state_dict["current_score"]  # Lightning does not load it
 
 
 class LastCheckpoint(Checkpoint):
@@ -34,7 +35,8 @@ class LastCheckpoint(Checkpoint):
 
     If a validation follows the batch, the checkpoint is saved after it: Lightning would not repeat the validation on
     resuming, and the best checkpoint could be missed. (ModelCheckpoint(every_n_train_steps=...) saves before it.) The
-    last batch is always validated, so that the end of the schedule is scored.
+    last batch is always validated, so that the end of the schedule is scored. While gradients of several batches are
+    accumulated, which no checkpoint has, saving waits for the optimizer's step.
 
     A signal that arrives while `utils.signals.postponed` is in force ends the run after its batch, or within a
     validation after an image; the resumed run then repeats the validation. All processes of a run stop at the same
@@ -52,32 +54,41 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, path: str | Path, every: int, max_steps: int) -> None:
         self.path, self.every, self.max_steps = Path(path), every, max_steps
 
-    def _due(self, done: int) -> bool:
-        return done % self.every == 0 or done == self.max_steps
+    def _due(self, trainer: pl.Trainer, done: int) -> bool:
+        accumulated = trainer.accumulate_grad_batches
+        passed = done // self.every > (done - accumulated) // self.every  # a multiple of `every` since the last step
+        return done == self.max_steps or (passed and done % accumulated == 0)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # a checkpoint on the disk has its logged values there as well
+        trainer.save_checkpoint(self.path)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         done = batch_idx + 1
         if done == self.max_steps:
             trainer.should_stop = True  # Lightning validates before it stops
         elif done % trainer.val_check_interval:
-            signum = signal_of_any_process(trainer)
-            if signum or self._due(done):
-                trainer.save_checkpoint(self.path)
+            signum = signal_of_any_process(trainer) if done % trainer.accumulate_grad_batches == 0 else 0
+            if signum or self._due(trainer, done):
+                self._save(trainer)
             if signum:
                 raise Interrupted(signum, f"saved at step {done}")
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if pl_module.batches_done % trainer.accumulate_grad_batches and pl_module.batches_done < self.max_steps:
+            return
         signum = signal_of_any_process(trainer)
         if signum and trainer.sanity_checking:
             raise Interrupted(signum)
         if signum:
             trainer.fit_loop.epoch_loop.validation_pending = True
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
             raise Interrupted(signum, f"saved at step {pl_module.batches_done}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking and (trainer.should_stop or self._due(pl_module.batches_done)):
-            trainer.save_checkpoint(self.path)
+        if not trainer.sanity_checking and (trainer.should_stop or self._due(trainer, pl_module.batches_done)):
+            self._save(trainer)
 
 
 def signal_of_any_process(trainer: pl.Trainer) -> int:

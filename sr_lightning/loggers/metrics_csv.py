@@ -18,18 +18,23 @@ from sr_lightning.utils.atomic_files import replacing
 class MetricsCSV(RunLogger):
     """One row per step, one column per metric; complete after every call, and continued by a resumed run.
 
-    A resumed run replaces the rows of steps that it repeats. Lightning's CSVLogger deletes the file instead.
+    A resumed run keeps the rows up to its checkpoint. Lightning's CSVLogger deletes the file instead.
 
     Args:
-        path: The file, continued if it exists.
+        path: The file.
+        steps_done: Batches of the checkpoint from which the run resumes; later rows of the file are dropped.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, steps_done: int = 0) -> None:
         super().__init__()
         self.path = Path(path)
-        self.rows: list[dict[str, str]] = read_metrics(self.path)
-        self._columns: list[str] = []
-        self._last_row = 0  # offset of the last row in the file, bytes
+        self.rows: list[dict[str, str]] = []
+        for row in read_metrics(self.path) if steps_done else []:
+            if row["step"].isdecimal() and self._last_step < int(row["step"]) <= steps_done:
+                self.rows.append(row)
+        self._columns: list[str] = []  # of the file as this process has written it
+        if self.rows:
+            self._write_all()
 
     @property
     def name(self) -> str:
@@ -42,39 +47,44 @@ class MetricsCSV(RunLogger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: config.yaml has the settings."""
 
+    @property
+    def _last_step(self) -> int:
+        return int(self.rows[-1]["step"]) if self.rows else -1
+
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        rolled_back = False
-        while self.rows and int(self.rows[-1]["step"]) > step:
-            self.rows.pop()
-            rolled_back = True
         values = {name: f"{value:.9g}" for name, value in metrics.items()}
-        new_row = not self.rows or int(self.rows[-1]["step"]) < step
+        new_row = step > self._last_step
         if new_row:
             self.rows.append({"step": str(step)})
         self.rows[-1] |= values
-        if rolled_back or not values.keys() <= set(self._columns):
-            self._write_all()
+        if new_row and values.keys() <= set(self._columns):
+            self._append()
         else:
-            self._write_last(append=new_row)
+            self._write_all()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush the rows to the disk, so that a power cut cannot lose those before a checkpoint."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def _text(self, rows: Sequence[dict[str, str]]) -> bytes:
         text = io.StringIO()
         csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
         return text.getvalue().encode()
 
+    @rank_zero_only
     def _write_all(self) -> None:
         self._columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        head = (",".join(self._columns) + "\n").encode() + self._text(self.rows[:-1])
-        self._last_row = len(head)
         with replacing(self.path) as temporary:
-            temporary.write_bytes(head + self._text(self.rows[-1:]))
+            temporary.write_bytes((",".join(self._columns) + "\n").encode() + self._text(self.rows))
 
-    def _write_last(self, append: bool) -> None:
+    def _append(self) -> None:
         try:
-            with self.path.open("r+b") as file:
-                self._last_row = file.seek(0, os.SEEK_END) if append else file.seek(self._last_row)
+            with self.path.open("r+b") as file:  # not a new file if this one was removed
+                file.seek(0, os.SEEK_END)
                 file.write(self._text(self.rows[-1:]))
-                file.truncate()
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror}. Solve that, then resume") from error

@@ -1,16 +1,21 @@
 """Reading of metrics.csv, which `sr_lightning.loggers.MetricsCSV` writes."""
 
 import csv
+import io
 from pathlib import Path
 
 
 def read_metrics(path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of logged values, one per step; none if the file does not exist."""
+    """Read the rows of logged values, one per step; none if the file does not exist.
+
+    A row that a kill or power cut has left in part, or as NUL bytes, is not read.
+    """
     path = Path(path)
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    whole = path.read_bytes().partition(b"\0")[0].rpartition(b"\n")[0]
+    rows = csv.DictReader(io.StringIO(whole.decode(errors="replace"), newline=""))
+    return [row for row in rows if None not in row and None not in row.values()]
 
 
 def last_step(path: str | Path) -> int:

@@ -14,6 +14,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import RENAMED_KEYS, changed_settings, flatten
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.targets import allowed, check_targets
+from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.messages import reason
 from sr_lightning.utils.tensor_archive import check_archive, describes_network
 
@@ -123,11 +124,13 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         raise InputError(f"resume={cfg.resume}: {error}; start the run again") from error
     keys = {override.lstrip("+").partition("=")[0] for override in overrides}
     alone = keys <= {"resume", "allow"}
-    if "max_steps" in keys and keys <= {"resume", "allow", "max_steps", "extend"} and cfg.max_steps != saved.max_steps:
+    if "max_steps" in keys and keys <= {"resume", "allow", "max_steps", "extend"}:
         alone = True
-        extend(saved, cfg, steps_in(run.last))
-        if (run.path.parent / ".sweep").is_dir():
-            cfg.run_dir = cfg.resume = str(copy_for_extension(run, cfg.max_steps))
+        if not is_extended(saved, cfg):
+            extend(saved, cfg, max(steps_in(path) for path in (run.last, run.best) if path.is_file()))
+            if (run.path.parent / ".sweep").is_dir():
+                cfg.run_dir = cfg.resume = str(copy_for_extension(run, cfg.max_steps))
+            use_best_if_later(RunFolder(cfg.run_dir))
     if alone:
         check_targets(OmegaConf.to_container(saved), run.config, allowed(cfg))
     elif changed := changed_settings(saved, cfg):
@@ -142,6 +145,12 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             return saved
         cfg.chosen = saved.get("chosen")
         return cfg  # same result, but paths of data and cache may differ
+
+
+def is_extended(saved: DictConfig, cfg: DictConfig) -> bool:
+    """Return True if `max_steps` and `extend` repeat the last extension of a run, which was interrupted."""
+    *_, last = saved.get("extended") or [{}]
+    return last.get("max_steps") == cfg.max_steps and cfg.extend in (None, last.get("schedule"))
 
 
 def extend(saved: DictConfig, cfg: DictConfig, done: int) -> None:
@@ -181,6 +190,16 @@ def extend(saved: DictConfig, cfg: DictConfig, done: int) -> None:
         saved.max_steps = saved.data.max_steps = steps
 
 
+def use_best_if_later(run: RunFolder) -> None:
+    """Replace the last checkpoint by the best one if a kill between the two has left that of a later step.
+
+    Other learning rates would train other weights up to that step, and leave a best checkpoint that is not of the run.
+    """
+    if run.best.is_file() and steps_in(run.best) > steps_in(run.last):
+        with replacing(run.last) as temporary:
+            shutil.copyfile(run.best, temporary)
+
+
 def copy_for_extension(cell: RunFolder, max_steps: int) -> Path:
     """Copy what a run resumes from, so that a sweep keeps its cell; return the new directory.
 
@@ -188,13 +207,14 @@ def copy_for_extension(cell: RunFolder, max_steps: int) -> Path:
         InputError: The directory exists.
     """
     folder = Path("outputs", f"{cell.path.absolute().name}_to_{max_steps}")
-    if folder.exists():
+    copy = RunFolder(folder)
+    if copy.config.exists():
         raise InputError(f"{folder} exists: the cell was extended before. resume={folder} goes on with it")
-    folder.mkdir(parents=True)
-    for path in (cell.config, cell.metrics):
-        if path.exists():
-            shutil.copy(path, folder)
-    shutil.copytree(cell.checkpoints, RunFolder(folder).checkpoints)
+    shutil.copytree(cell.checkpoints, copy.checkpoints, dirs_exist_ok=True)
+    if cell.metrics.exists():
+        shutil.copy(cell.metrics, copy.metrics)
+    with replacing(copy.config) as temporary:  # last: a copy that a kill has interrupted has none, and is made again
+        shutil.copyfile(cell.config, temporary)
     log.info("the sweep keeps its cell %s: the run is extended in %s", cell.path, folder)
     return folder
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from sr_lightning.errors import InputError
 
 PARENT = "SR_LIGHTNING_PARENT"  # in a cell's environment: the process with which it exits
+FIRST = "SR_LIGHTNING_FIRST_PROCESS"  # in the environment of a run's further processes: its first one
 PRELOADED = {"train.py": ["sr_lightning.training.train"]}  # modules that a sweep imports once for all of its cells
 PAUSE = 0.5  # seconds between two checks that the parent is alive
 GRACE = 30.0  # seconds in which a terminated training can take its step to the end and save
@@ -61,6 +62,24 @@ def process_rank() -> int:
 def is_cell() -> bool:
     """Return True if this process trains a cell of a sweep."""
     return PARENT in os.environ
+
+
+def exit_with_first_process() -> None:
+    """Let the further processes of a run exit with the first one, which starts them; killed, it cannot end them.
+
+    In a step they would notice it, but not while they wait for it at their start.
+    """
+
+    def watch() -> None:
+        while os.getppid() == first:
+            time.sleep(PAUSE)
+        os._exit(1)
+
+    if process_rank() == 0:
+        os.environ[FIRST] = str(os.getpid())
+    else:
+        first = int(os.environ.get(FIRST, os.getppid()))
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def exit_with_parent() -> None:

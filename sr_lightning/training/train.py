@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -78,11 +79,11 @@ def train(cfg: DictConfig) -> float:
         module.compile_training()
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=True))  # a checkpoint describes its network
     run = start_run_folder(cfg)
+    done, trained = (0, False) if cfg.resume is None else progress(run.last, cfg.max_steps)
     bicubic = BicubicScore(datamodule, module.protocol)
     if process_rank() == 0:
-        done = steps_done(read_checkpoint(run.last)) if cfg.resume else 0
         introduce(cfg, module, datamodule, sets, bicubic.known(), done)
-    loggers = build_loggers(cfg.get("logger"), run)
+    loggers = build_loggers(cfg.get("logger"), run, done)
     with closing(loggers):
         trainer = build_trainer(
             OmegaConf.merge(cfg.trainer, {"precision": cfg.chosen.precision}),
@@ -91,7 +92,7 @@ def train(cfg: DictConfig) -> float:
             build_callbacks(cfg, run, bicubic),
             **{key: cfg[key] for key in ("run_dir", "max_steps", "val_every", "save_every")},
         )
-        if cfg.resume is None or not is_trained(read_checkpoint(run.last), cfg.max_steps):
+        if not trained:
             with postponed():
                 trainer.fit(module, datamodule, ckpt_path=run.last if cfg.resume else None)
         if not trainer.is_global_zero:
@@ -118,9 +119,15 @@ def start_run_folder(cfg: DictConfig) -> RunFolder:
     return run
 
 
-def build_loggers(settings: DictConfig | None, run: RunFolder) -> list[Logger]:
-    """Build the logger of metrics.csv and those of `conf/logger`: one, several by name, or none."""
-    loggers: list[Logger] = [MetricsCSV(run.metrics)]
+def progress(checkpoint: Path, max_steps: int) -> tuple[int, bool]:
+    """Return the number of batches trained when a checkpoint was written, and whether the training is complete."""
+    content = read_checkpoint(checkpoint)
+    return steps_done(content), is_trained(content, max_steps)
+
+
+def build_loggers(settings: DictConfig | None, run: RunFolder, done: int) -> list[Logger]:
+    """Build the logger of metrics.csv, which goes on after `done` steps, and those of `conf/logger`: one or several."""
+    loggers: list[Logger] = [MetricsCSV(run.metrics, done)]
     if settings:
         chosen = [settings] if "_target_" in settings else settings.values()
         loggers += [instantiate(logger, save_dir=str(run.path)) for logger in chosen]

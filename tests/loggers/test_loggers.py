@@ -77,11 +77,11 @@ def test_metrics_file_is_complete_after_every_call(tmp_path):
         assert float(rows[-1]["b"]) == pytest.approx(1 / step)
 
 
-def test_resumed_run_replaces_repeated_steps(tmp_path):
+def test_resumed_run_keeps_the_rows_up_to_its_checkpoint(tmp_path):
     first = MetricsCSV(tmp_path / "metrics.csv")
     for step in (10, 20, 30):
         first.log_metrics({"a": step}, step=step)
-    resumed = MetricsCSV(tmp_path / "metrics.csv")
+    resumed = MetricsCSV(tmp_path / "metrics.csv", steps_done=10)
     resumed.log_metrics({"a": -20}, step=20)
     resumed.log_metrics({"a": -30}, step=30)
     assert [(row["step"], row["a"]) for row in rows_of(tmp_path / "metrics.csv")] == [
@@ -89,6 +89,39 @@ def test_resumed_run_replaces_repeated_steps(tmp_path):
         ("20", "-20"),
         ("30", "-30"),
     ]
+
+
+def test_metrics_file_cut_at_any_byte_keeps_the_whole_rows_up_to_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = MetricsCSV(path)
+    for step in (7, 14, 20, 21, 120):
+        log.log_metrics({"a": step / 3, "b": step}, step=step)
+    content = path.read_bytes()
+    rows = rows_of(path)
+    for cut in range(len(content) + 1):
+        for tail in (b"", bytes(9), b"\xff\xfe"):
+            path.write_bytes(content[:cut] + tail)
+            whole = content[:cut].count(b"\n") - 1
+            for done in (14, 20, 200):
+                expected = [row for row in rows[: max(0, whole)] if int(row["step"]) <= done]
+                assert MetricsCSV(path, done).rows == expected, (cut, tail, done)
+                assert not expected or rows_of(path) == expected
+                path.write_bytes(content[:cut] + tail)
+
+
+def test_new_run_begins_a_new_metrics_file(tmp_path):
+    MetricsCSV(tmp_path / "metrics.csv").log_metrics({"a": 1}, step=20)
+    MetricsCSV(tmp_path / "metrics.csv").log_metrics({"b": 2}, step=30)
+    assert rows_of(tmp_path / "metrics.csv") == [{"step": "30", "b": "2"}]
+
+
+def test_row_is_completed_in_a_new_file(tmp_path):
+    """A kill while a row is overwritten in place would lose a value that a checkpoint needs."""
+    log = MetricsCSV(tmp_path / "metrics.csv")
+    log.log_metrics({"a": 1, "b": 1}, step=20)
+    (tmp_path / "before").hardlink_to(tmp_path / "metrics.csv")
+    log.log_metrics({"a": 2}, step=20)
+    assert [rows_of(tmp_path / name)[0]["a"] for name in ("before", "metrics.csv")] == ["1", "2"]
 
 
 @pytest.mark.slow

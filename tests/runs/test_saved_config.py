@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from sr_lightning.errors import InputError
-from sr_lightning.runs.saved_config import config_to_resume, misfits, read_config
+from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.saved_config import config_to_resume, copy_for_extension, misfits, read_config
 from tests.checkpoints.fuzz import RUN, run_to_resume
 from tests.checkpoints.test_checkpoint import flip_bit_of
 
@@ -110,3 +111,17 @@ def test_damaged_last_checkpoint_names_the_best_one_if_that_is_whole(last, run):
     flip_bit_of(run / "checkpoints" / "best.ckpt", "data/2")
     with pytest.raises(InputError, match="there is no other whole checkpoint: start the run again"):
         resumed(run)
+
+
+def test_interrupted_copy_of_a_cell_is_made_again(tmp_path, monkeypatch):
+    def interrupt(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copy", interrupt)
+        copy_for_extension(RunFolder(RUN), 50)
+    folder = copy_for_extension(RunFolder(RUN), 50)
+    assert {path.name for path in folder.iterdir()} == {"checkpoints", "config.yaml", "metrics.csv"}
+    with pytest.raises(InputError, match="the cell was extended before"):
+        copy_for_extension(RunFolder(RUN), 50)

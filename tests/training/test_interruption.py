@@ -29,6 +29,15 @@ class SignalInStep(torch.nn.L1Loss):
         return super().forward(sr, hr)
 
 
+class KillInStep(SignalInStep):
+    """Loss that ends the training in one of its calls, without a save."""
+
+    def forward(self, sr, hr):
+        if self.calls + self.training == self.step:
+            raise RuntimeError("killed")
+        return super().forward(sr, hr)
+
+
 class SignalInValidation(pl.Callback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -38,9 +47,10 @@ class SignalInValidation(pl.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-def stop(fit: Fit, **settings) -> str:
+def stop(fit: Fit, *words: str, **settings) -> str:
+    group_seconds = settings.pop("group_seconds")
     with pytest.raises(Interrupted) as caught, interruptible(), postponed():
-        fit("stopped", **settings)
+        fit("stopped", group_seconds, *words, **settings)
     return str(caught.value)
 
 
@@ -74,6 +84,22 @@ def test_signal_before_or_within_a_validation_leaves_it_to_the_resumed_run(fit, 
         assert_same_run(whole, resume(fit, ONE))
         assert is_trained(read(fit.folder / "stopped", "last"), 40)
         (fit.folder / "stopped").rename(fit.folder / name)
+
+
+def test_save_or_stop_waits_for_the_step_of_accumulated_gradients(fit):
+    words = ["+trainer.accumulate_grad_batches=3"]
+    whole = fit("whole", ONE, *words)
+    assert steps_done(read(whole, "last")) == 40  # the last batch is a step of its own
+    message = stop(fit, *words, group_seconds=ONE, loss=SignalInStep(10))
+    assert message == "stopped by SIGTERM, saved at step 12"
+    last = str(fit.folder / "stopped" / "checkpoints" / "last.ckpt")
+    assert_same_run(whole, fit("stopped", ONE, *words, resume=last))
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fit("killed", ONE, *words, loss=KillInStep(11))  # save_every=8
+    last = fit.folder / "killed" / "checkpoints" / "last.ckpt"
+    assert steps_done(read(fit.folder / "killed", "last")) == 9
+    assert_same_run(whole, fit("killed", ONE, *words, resume=str(last)))
 
 
 def test_signal_before_the_first_step_leaves_no_directory(command, tmp_path):
