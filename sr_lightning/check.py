@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Check images before a training, and print all findings in one table: unreadable files, incomplete
 pairs, sizes, the same picture twice or in training and in a test set (also cropped, rescaled, compressed, flipped or
 rotated), LR that does not belong to its HR or is not MATLAB's. The exit code is 1 if there are errors. About 0.1 s per
-image; nothing is written."""
+image; nothing is written, but a damaged cache of decoded images is removed."""
 EXAMPLE = """DATA is any setting of train.py, or folders: the first as training images, the others as test sets. With
 settings, the training and validation images and all test sets of data_root are checked (benchmarks=[Set5]: only these).
 
@@ -97,8 +97,24 @@ def check(overrides: Sequence[str], folders: Sequence[str]) -> int:
     patch_size = 1 if folders or cfg.data.skip_small else cfg.data.patch_size
     images, of_two = examine(sets, cfg.scale, patch_size)
     findings += [finding for image in images for finding in image.findings] + of_two + examine_folders(sets)
+    if not (folders or unpaired):
+        findings += damaged_caches(cfg)
     print(f"{markdown_table(summary(images))}\n\n{report(findings)}")
     return int(any(finding.is_error for finding in findings))
+
+
+def damaged_caches(cfg: DictConfig) -> Iterator["Finding"]:
+    """Yield the sets whose decoded images in the cache were damaged, and are removed."""
+    from sr_lightning.data.findings import Finding
+
+    text = "its decoded images in the cache are damaged, or of an earlier version: removed, the next run makes new ones"
+    try:
+        whole = instantiate(cfg.data, _convert_="all").verify_stores()
+    except InputError:  # unusable files, which are findings of their own
+        return
+    for place, is_whole in zip(("training", "validation"), whole, strict=True):
+        if not is_whole:
+            yield Finding(False, place, "", text)
 
 
 def list_images(sources: Mapping[tuple[str, ...], ListImages]) -> tuple[dict[str, list[Pair]], dict[str, str]]:

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 
 from sr_lightning.check import main
 from sr_lightning.data.sources import bundled_photos
 from sr_lightning.degradations import crop_to_multiple, downscale
 from sr_lightning.images.files import read_image, write_image
+from tests.helpers import compose
 
 PHOTOS = ("chelsea", "coffee", "astronaut", "camera", "rocket")
 
@@ -55,6 +57,21 @@ def test_good_images_have_no_findings(capsys, folders):
     assert code == 0 and "errors: 0, warnings: 0" in output
     assert rows(output, "training", "3", "200x240", "MATLAB's bicubic (3)")
     assert rows(output, "validation", "2", "none")
+
+
+def test_damaged_pixels_in_the_cache_are_noticed_and_decoded_again(capsys, folders, tmp_path):
+    cache = tmp_path / "cache"
+    words = [f"data.hr={folders / 'hr'}", f"data.val_hr={folders / 'val'}", f"data.lr={folders / 'lr'}"]
+    data = instantiate(compose("data=folder", "data.patch_size=48", f"cache_dir={cache}", *words).data)
+    data.setup()
+    with data.val_store.file.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"wrong")
+    code, output = check(capsys, folders, f"cache_dir={cache}")
+    assert code == 0 and "errors: 0, warnings: 1" in output
+    assert rows(output, "validation", "its decoded images in the cache are damaged")
+    assert check(capsys, folders, f"cache_dir={cache}")[1].endswith("errors: 0, warnings: 0\n")
+    assert not data.val_store.file.exists() and data.train_store.file.exists()
 
 
 def test_all_findings_are_in_one_table(capsys, folders, photos):

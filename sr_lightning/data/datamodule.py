@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from sr_lightning.data.findings import TRAINING, VALIDATION, quick_findings
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, folder_pairs
-from sr_lightning.data.store import Degradation, ImageStore
+from sr_lightning.data.store import Degradation, ImageStore, verify
 from sr_lightning.degradations import Bicubic, RandomDegradation
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size
@@ -178,15 +178,9 @@ class SRDataModule(pl.LightningDataModule):
         """Open the stores of both sets. Images that are not cached yet are decoded by one process; others wait."""
         if self.train_store is not None:
             return
-        if self.skip_small:
-            self._skip_small()
-        # A random degradation does not use the stored LR of training images. Bicubic LR costs little and lets all runs
-        # share one store.
-        lr_of_train = self.degradation if self.random_degradation is None else Bicubic()
-        train_residence = "memory" if self.residence == "memory" else "mmap"
-        wanted = ((self.train, lr_of_train, train_residence), (self.val, self.degradation, "mmap"))
+        residences = ("memory" if self.residence == "memory" else "mmap", "mmap")
         stores, errors = [], []
-        for pairs, degradation, residence in wanted:
+        for (pairs, degradation), residence in zip(self._wanted_stores(), residences, strict=True):
             try:
                 stores.append(ImageStore.open(pairs, self.scale, degradation, self.cache_dir, residence))
             except InputError as error:  # the other set is checked as well, so that one message has all problems
@@ -204,6 +198,20 @@ class SRDataModule(pl.LightningDataModule):
         if findings := quick_findings(sets):
             shown = [f"{finding.image}: {finding.text} ({finding.place})" for finding in findings]
             log.warning("suspicious images; `python -m sr_lightning.check` examines all:%s", listing(shown))
+
+    def _wanted_stores(self) -> list[tuple[list[Pair], Degradation]]:
+        """Return images and degradation of the stores of training and validation."""
+        if self.skip_small:
+            self._skip_small()
+        # A random degradation does not use the stored LR of training images. Bicubic LR costs little and lets all runs
+        # share one store.
+        lr_of_train = self.degradation if self.random_degradation is None else Bicubic()
+        return [(self.train, lr_of_train), (self.val, self.degradation)]
+
+    def verify_stores(self) -> list[bool]:
+        """Return for training and validation whether the cached images are whole; damaged ones are removed."""
+        stores = self._wanted_stores()
+        return [verify(pairs, self.scale, degradation, self.cache_dir) for pairs, degradation in stores]
 
     def _leave_out_lr_files(self) -> None:
         if unused := sum(pair.lr is not None for pair in (*self.train, *self.val)):
