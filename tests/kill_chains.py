@@ -322,6 +322,7 @@ def differences_of_runs(whole: Path, other: Path) -> Iterator[str]:
 def checkpoint_without_seconds(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     checkpoint["callbacks"]["Progress"]["seconds"] = None
+    checkpoint.pop("provenance")
     return checkpoint | {"hyper_parameters": without_resume(checkpoint["hyper_parameters"])}
 
 

@@ -49,6 +49,7 @@ class SRModule(pl.LightningModule):
     Attributes:
         stopwatch: Seconds of training so far, by phase; `callbacks.Progress` starts it.
         skipped_batches: Numbers of the batches skipped so far, from 1; saved in checkpoints.
+        provenance: The parts of the run, as of `runs.provenance`; saved in checkpoints.
 
     Raises:
         InputError: `ema` is not between 0 and 1, or `max_skipped_batches` is not a number of batches.
@@ -92,6 +93,7 @@ class SRModule(pl.LightningModule):
             )
         self.max_skipped_batches = max_skipped_batches or 0
         self.skipped_batches: list[int] = []
+        self.provenance: list[dict[str, Any]] = []
         self._buffers_before: list[Tensor] | None = None  # buffers after the last optimizer step
         self.compiled: Callable[[Tensor], Tensor] | None = None
         self.latest: dict[str, float] = {}  # the values logged last, for the progress bar
@@ -311,6 +313,8 @@ class SRModule(pl.LightningModule):
                 "are kept. Try a smaller learning rate"
             )
         checkpoint["recorded"] = self.running_means.state_dict(self._of_all_processes)
+        if self.provenance:
+            checkpoint["provenance"] = self.provenance
         if self.skipped_batches:
             checkpoint["skipped_batches"] = self.skipped_batches
 

@@ -57,7 +57,6 @@ def introduce(
     begun = f", {done:,} of them done" if done else ""
     why = "as the run began" if cfg.resume else "the fastest here" if cfg.trainer.precision == "auto" else "as set"
     threads = torch.get_num_threads()
-    device = torch.cuda.get_device_name() if device_of(cfg).type == "cuda" else processor().rpartition(",")[0]
     facts = {
         "run": relative(RunFolder(cfg.run_dir).path),
         "network": f"{cfg.name} x{network.scale}: {type(network).__name__} on "
@@ -67,7 +66,7 @@ def introduce(
         f"validate on, {', '.join(benchmarks) or 'no benchmark'} to score at the end; LR {lr}",
         "steps": f"{cfg.max_steps:,}{begun}, of {datamodule.batch_size} patches of {side}x{side} LR pixels; "
         f"seed {cfg.seed}",
-        "device": f"{device}, {cfg.chosen.precision} ({why}), "
+        "device": f"{device_name(cfg)}, {cfg.chosen.precision} ({why}), "
         f"{'compiled, ' if cfg.chosen.compile else ''}{threads} thread{'' if threads == 1 else 's'}",
         "bicubic": "scored in the first validation"
         if bicubic is None
@@ -101,6 +100,11 @@ def conclude(cfg: DictConfig, result: Mapping[str, Any], bicubic: float) -> None
         "longer": f"python train.py {resume_override(cfg.run_dir)} max_steps={2 * cfg.max_steps} extend=stretch",
     }.items():
         log.info("%-8s %s", purpose, command)
+
+
+def device_name(cfg: DictConfig) -> str:
+    """Name the processor or GPU that trains."""
+    return torch.cuda.get_device_name() if device_of(cfg).type == "cuda" else processor().rpartition(",")[0]
 
 
 def parameters(network: torch.nn.Module) -> str:

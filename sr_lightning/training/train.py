@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from sr_lightning.metrics.protocol import all_left_out, differs_from_bicubic, sc
 from sr_lightning.metrics.psnr_ssim import WINDOW
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.provenance import recorded
 from sr_lightning.runs.result import FINISHED, PRUNED, write_result
 from sr_lightning.sweeps.processes import is_cell, process_rank
 from sr_lightning.training.choices import choose
-from sr_lightning.training.introduction import BicubicScore, conclude, introduce
+from sr_lightning.training.introduction import BicubicScore, conclude, device_name, introduce
 from sr_lightning.training.trainer import build_trainer, silence_lightning
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.cores import limit_threads
@@ -43,8 +45,8 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> float:
     """Run the training that a checked config describes, and score the best checkpoint.
 
-    Writes into the run directory: config.yaml (resolved), metrics.csv, checkpoints/best.ckpt and last.ckpt,
-    results.csv, pictures, report.html, and result.json last.
+    Writes into the run directory: config.yaml (resolved), provenance.json, metrics.csv, checkpoints/best.ckpt and
+    last.ckpt, results.csv, pictures, report.html, and result.json last.
 
     Args:
         cfg: As returned by `checks.checked`.
@@ -84,7 +86,9 @@ def train(cfg: DictConfig) -> float:
     if process_rank() == 0:
         introduce(cfg, module, datamodule, sets, bicubic.known(), done)
     loggers = build_loggers(cfg.get("logger"), run, done)
-    with closing(loggers):
+    facts = {"device": device_name(cfg), "threads": torch.get_num_threads()}
+    with recorded(run.path, **facts) if process_rank() == 0 else nullcontext([]) as parts, closing(loggers):
+        module.provenance = parts
         trainer = build_trainer(
             OmegaConf.merge(cfg.trainer, {"precision": cfg.chosen.precision}),
             module,
