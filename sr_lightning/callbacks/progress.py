@@ -10,12 +10,10 @@ import pytorch_lightning as pl
 from tqdm import tqdm
 
 from sr_lightning.loggers.base import run_loggers
+from sr_lightning.utils.progress import QUIET
 from sr_lightning.utils.stopwatch import OTHER, VALIDATION, Stopwatch
 
 log = logging.getLogger(__name__)
-
-
-QUIET = 30  # seconds without a line, after which one is logged if there is no bar
 
 
 class Progress(pl.Callback):

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sr_lightning.data.copies import WORKING_SIDE, Corners, describe, find_copies
 from sr_lightning.data.lr_origin import MATLAB, mismatch, origin
@@ -19,6 +18,7 @@ from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
 from sr_lightning.images.folder import ignored_files, image_files
+from sr_lightning.utils.progress import tracked
 from sr_lightning.utils.threads import in_threads
 
 TRAINING = "training"
@@ -91,7 +91,7 @@ def examine(
     torch.set_num_threads(1)  # images are examined in threads
     try:
         results = in_threads(partial(_examine, scale=scale), jobs)
-        images = list(tqdm(results, desc="examining images", total=len(jobs), disable=None))
+        images = list(tracked(results, len(jobs), "examining images"))
     finally:
         torch.set_num_threads(threads)
     return images, list(_copies([image for image in images if image.described is not None]))

@@ -18,7 +18,6 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn.functional import interpolate, mse_loss
-from tqdm import tqdm
 
 from sr_lightning.data.sources import Pair
 from sr_lightning.degradations.bicubic import crop_to_multiple, downscale
@@ -27,6 +26,7 @@ from sr_lightning.images.files import image_size, read_image
 from sr_lightning.images.zip_member import ZipMember
 from sr_lightning.utils.atomic_files import one_at_a_time, replacing
 from sr_lightning.utils.messages import listing
+from sr_lightning.utils.progress import tracked
 from sr_lightning.utils.threads import in_threads
 
 FORMAT = 1  # increase it when image files are decoded or stored in another way
@@ -348,7 +348,7 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
         digest = hashlib.sha256()
         with (unfinished / "pixels").open("wb") as file:
             images = in_threads(load, zip(pairs, sizes, strict=True))
-            for pair_of_images in tqdm(images, desc="decoding images", total=len(pairs), disable=None):
+            for pair_of_images in tracked(images, len(pairs), "decoding images"):
                 for image in pair_of_images:  # HR, LR
                     interleaved = np.ascontiguousarray(image.transpose(1, 2, 0)).data
                     file.write(interleaved)

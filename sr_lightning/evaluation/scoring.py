@@ -24,6 +24,7 @@ from sr_lightning.metrics.extra import Measure, select_measures
 from sr_lightning.metrics.protocol import Protocol, differs_from_bicubic, report_left_out, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.utils.devices import best_device
+from sr_lightning.utils.progress import tracked
 
 Row = dict[str, Any]
 
@@ -186,7 +187,8 @@ class Scorer:
             self.left_out[f"{dataset} x{scale}"] = left_out
             samples = self.samples_to_score(pairs, scale, left_out)
             of_model: dict[str, list[Row]] = {model.name: [] for model in scored}
-            for sample, outputs, new_rows in self.score_samples(scored, samples, device):
+            scores = self.score_samples(scored, samples, device)
+            for sample, outputs, new_rows in tracked(scores, len(pairs), f"scoring {dataset} x{scale}"):
                 for name, row in new_rows.items():
                     of_model[name].append({"model": name, "scale": scale, "dataset": dataset} | row)
                 if images is not None:
