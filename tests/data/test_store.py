@@ -499,7 +499,7 @@ def test_wrong_pixels_are_found_by_verify_and_decoded_again(tmp_path, caplog):
     arguments = (pairs, 2, FirstPixel(), tmp_path / "cache")
     assert verify(*arguments)  # no store yet
     ImageStore.open(*arguments)
-    assert verify(*arguments) and not caplog.text
+    assert verify(*arguments) and "WARNING" not in caplog.text
     (pixels,) = (tmp_path / "cache").glob("*/pixels")
     content = pixels.read_bytes()
     pixels.write_bytes(bytes([content[0] ^ 1]) + content[1:])
@@ -518,7 +518,7 @@ def test_store_of_an_earlier_version_is_used_until_verified(tmp_path, caplog, mo
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "_build", None)
         np.testing.assert_array_equal(ImageStore.open(*arguments).hr(0), planes[0])
-    assert not caplog.text
+    assert "WARNING" not in caplog.text
     assert not verify(*arguments)
     ImageStore.open(*arguments)
     assert verify(*arguments)

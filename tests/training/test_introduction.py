@@ -52,7 +52,7 @@ def test_a_finished_run_that_is_resumed_says_so_and_changes_nothing(finished):
     run_dir, output = finished
     (longer,) = re.findall(r"longer   python (.*)", output)
     assert longer == f"train.py 'resume='\"'\"'{run_dir}'\"'\"'' max_steps=80 extend=stretch"
-    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != "train.log"}
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name not in ("train.log", ".lock")}
     done = run("train.py", f"resume='{run_dir}'")
     assert "nothing is left to train: all 40 steps are done" in done.stdout
     assert "PSNR" not in done.stdout
