@@ -1,8 +1,6 @@
 """Checks of a training config, before torch is imported."""
 
 import difflib
-import glob
-import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -19,6 +17,7 @@ from sr_lightning.errors import InputError, find_input_error, raise_all
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.runs.saved_config import config_to_resume
+from sr_lightning.utils.devices import lacks_gpu
 
 NO_LIMIT = 2**62
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
@@ -152,11 +151,6 @@ def check_device(trainer: DictConfig) -> None:
             "trainer.devices=-1 means all GPUs, and the run is on the CPU: set trainer.devices=2 and "
             "trainer.accelerator=cpu for two processes on the CPU, or choose trainer=auto"
         )
-
-
-def lacks_gpu() -> bool:
-    """Return True if this machine certainly has no GPU: a Linux without its device files."""
-    return sys.platform == "linux" and not any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "kfd", "dxg"))
 
 
 def check_numbers(cfg: DictConfig) -> None:

@@ -12,7 +12,7 @@ from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.upscale.options import check_options
 from sr_lightning.upscale.plan import check_output, find_inputs, plan
 from sr_lightning.utils.cores import bound_spinning
-from sr_lightning.utils.devices import DEVICES, PRECISIONS
+from sr_lightning.utils.devices import PRECISIONS
 from sr_lightning.utils.messages import escape_messages, listing
 from sr_lightning.utils.signals import Interrupted, interruptible
 
@@ -91,7 +91,12 @@ def parser() -> argparse.ArgumentParser:
         help="side of tiles in input pixels; 0: the whole image at once (default: auto, fast with little memory). "
         "The result is the same, except for networks that see the whole image",
     )
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: a GPU if available (default: auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="auto: a GPU if available; cuda:1: the second GPU (default: auto)",
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,

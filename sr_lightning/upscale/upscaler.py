@@ -17,7 +17,7 @@ from sr_lightning.inference import FastInference, SelfEnsemble, super_resolve
 from sr_lightning.networks import Bicubic
 from sr_lightning.upscale.options import check_options
 from sr_lightning.upscale.tiles import Box, automatic_pixels, automatic_tile, tile_map
-from sr_lightning.utils.devices import best_device
+from sr_lightning.utils.devices import select_device
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Upscaler:
         network: Has `scale`, `num_channels` and `receptive_radius`; it is copied.
         name: The model's name in messages.
         steps: Number of training batches, if known.
-        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or, of several GPUs, "cuda:1".
         precision: Of the convolutions: "float32" (on GPUs without TF32); "bfloat16", faster on some processors, or
             "float16" on GPUs, off by about a grey level; or "auto", the fastest as measured on this machine, if its
             loss of PSNR is negligible.
@@ -52,7 +52,7 @@ class Upscaler:
         precision: "float32", "bfloat16" or "float16".
 
     Raises:
-        InputError: An invalid option, or no GPU for "cuda".
+        InputError: An invalid option, or no such GPU.
     """
 
     def __init__(
@@ -67,10 +67,8 @@ class Upscaler:
         self_ensemble: bool = False,
     ) -> None:
         check_options(device, precision, tile)
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device='cuda': torch finds no GPU; choose auto or cpu")
         self.name, self.steps, self.tile = name, steps, tile
-        self.device = best_device() if device == "auto" else torch.device(device)
+        self.device = select_device(device)
         self._parameters = sum(parameter.numel() for parameter in network.parameters())
         self._architecture = type(network).__name__
         fast = FastInference(network, self.device, precision)

@@ -48,7 +48,7 @@ def command(trained, tmp_path):
 
     def run(*words, ckpt=trained):
         words = [*words] if "-o" in words else [*words, "-o", tmp_path / "out"]
-        return main([str(word) for word in (*words, "-c", ckpt, "--device", "cpu")])
+        return main([str(word) for word in ("--device", "cpu", "-c", ckpt, *words)])
 
     return run
 
@@ -219,6 +219,7 @@ def test_missing_inputs_are_all_named(folder, tmp_path):
     [
         (["--quality", "0"], "--quality 0: choose a number from 1 to 100"),
         (["--png-compression", "10"], "--png-compression 10: choose a number from 0 to 9"),
+        (["--device", "tpu"], "device='tpu': choose auto, cpu, cuda or cuda:N"),
         (["--tile", "7"], f"tile=7: choose auto, 0 .the whole image. or at least {MIN_TILE}"),
     ],
 )
@@ -431,6 +432,20 @@ except SystemExit:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sr-upscale photo.jpg -c outputs/RUN -o big" in done.stdout
+
+
+def test_missing_gpu_is_refused_before_torch_is_imported(folder):
+    code = f"""
+import sys
+from sr_lightning.upscale import options
+from sr_lightning.upscale.command import main
+options.lacks_gpu = lambda: True
+assert main([{str(folder / "png.png")!r}, "-c", "missing.ckpt", "-o", "big", "--device", "cuda:1"]) == 1
+assert not {{"torch", "PIL"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "error: device='cuda:1': this machine has no GPU; choose auto or cpu\n"
 
 
 def test_command_line_returns_its_exit_code_without_a_traceback(folder, tmp_path, trained):

@@ -17,6 +17,7 @@ from sr_lightning.inference import super_resolve
 from sr_lightning.networks import EDSR, ESPCN, RCAN, WDSR, Bicubic
 from sr_lightning.upscale import tiles
 from sr_lightning.upscale.upscaler import Upscaler
+from sr_lightning.utils.devices import select_device
 from tests.helpers import ROOT
 
 RNG = np.random.default_rng(0)
@@ -277,7 +278,9 @@ def test_inference_form_is_used():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "tpu"}, "device='tpu': choose auto, cpu or cuda"),
+        ({"device": "tpu"}, "device='tpu': choose auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:one"}, "device='cuda:one': choose auto"),
+        ({"device": "cuda:"}, "device='cuda:': choose auto"),
         ({"precision": "half"}, "precision='half': choose auto, float32, bfloat16 or float16"),
         (
             {"precision": "float16", "device": "cpu"},
@@ -295,8 +298,25 @@ def test_wrong_options_are_named(options, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_missing_gpu_is_an_error():
-    with pytest.raises(InputError, match="torch finds no GPU; choose auto or cpu"):
+    with pytest.raises(InputError, match="no GPU; choose auto or cpu"):
         Upscaler(Bicubic(scale=2), "bicubic", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "message"),
+    [
+        (0, "cuda", "device='cuda': torch finds no GPU; choose auto or cpu"),
+        (2, "cuda:2", "device='cuda:2': torch finds GPUs up to cuda:1; choose one of them"),
+        (2, "cuda:1", None),
+    ],
+)
+def test_number_of_a_gpu_must_exist(count, name, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if message is None:
+        assert select_device(name) == torch.device(name)
+    else:
+        with pytest.raises(InputError, match=message):
+            select_device(name)
 
 
 def test_load_and_upscale_equal_the_network(trained):
