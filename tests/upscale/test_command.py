@@ -142,9 +142,9 @@ def test_existing_results_are_refused_skipped_or_replaced(folder, tmp_path, comm
 
 
 def jobs(*sources, out="out", suffix=None, exist="error"):
-    sources, out = [Path(source) for source in sources], Path(out)
+    sources, out = {Path(source): Path() for source in sources}, Path(out)
     check_output(sources, out, suffix)
-    return [job.target.name for job in plan(sources, out, 3, suffix, exist)]
+    return [job.target.name for job in plan(sources, out, "_x3", suffix, exist)]
 
 
 def test_names_state_the_scale_and_keep_the_suffix():
@@ -246,10 +246,10 @@ def test_inaccessible_folders_are_named_before_the_work(folder, tmp_path, comman
     assert f"no permission to write into {tmp_path}; give another folder" in caplog.text
     assert not (tmp_path / "out").exists()
 
-    def forbidden(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", forbidden)
+    monkeypatch.setattr(os, "scandir", forbidden)
     assert command(folder) == 1
     assert caplog.records[-1].getMessage() == f"error: {folder}: Permission denied"
 
@@ -367,7 +367,7 @@ def test_interrupted_command_leaves_complete_files(folder, tmp_path, command, mo
 
     done = []
 
-    def enlarge(self, image, progress):
+    def enlarge(self, image, progress, size):
         if len(done) == 2:
             raise Interrupted(signal.SIGINT)
         done.append(image)
