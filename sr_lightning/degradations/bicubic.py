@@ -207,10 +207,13 @@ def _resize_rows(strips: Iterable[Tensor], height: int, up: int, down: int) -> I
     rows, top, bands = None, 0, None  # the rows that later bands need, the first one's number
     for strip in strips:
         rows = strip if rows is None else torch.cat([rows, strip], dim=-2)
-        bands = bands or list(_bands(height, up, down, "mirror", rows.device))
+        bands = list(_bands(height, up, down, "mirror", rows.device)) if bands is None else bands
+        blocks = []
         while bands and bands[0][1] <= top + rows.shape[-2]:
             start, stop, weight = bands.pop(0)
-            yield _product(weight, rows[..., start - top : stop - top, :], max(up, down))
+            blocks.append(_product(weight, rows[..., start - top : stop - top, :], max(up, down)))
+        if blocks:
+            yield torch.cat(blocks, dim=-2)
         needed = min((start for start, _, _ in bands), default=height)
         rows, top = rows[..., needed - top :, :], needed
 

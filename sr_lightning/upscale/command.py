@@ -11,7 +11,7 @@ from sr_lightning.images.formats import IMAGE_FORMATS, PNG_COMPRESSION
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.upscale.options import check_options
 from sr_lightning.upscale.plan import STDOUT, check_output, check_suffix, find_inputs, plan, without_results
-from sr_lightning.upscale.size import size_of_results
+from sr_lightning.upscale.size import size_of_results, suffix_of
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.devices import PRECISIONS
 from sr_lightning.utils.messages import escape_messages, listing
@@ -78,9 +78,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("-r", "--recursive", action="store_true", help="search subfolders, and keep them below OUT")
     parser.add_argument("--suffix", help="ends the names of results (default: _x4, for a factor of 4)")
     parser.add_argument(
-        "--factor", help="of the results, such as 3 or 2.5: the network as often as it takes, then bicubic down"
+        "--factor", help="of enlargement, such as 3 or 2.5: the network as often as needed, then bicubic down"
     )
-    parser.add_argument("--to", metavar="SIZE", help="of the results: 4096x, x2160, or 4096x2160, into which they fit")
+    parser.add_argument(
+        "--to", metavar="SIZE", help="of results: width 4096x, height x2160, or 4096x2160, into which they fit"
+    )
     parser.add_argument("--format", choices=IMAGE_FORMATS, help="format of images (default: that of the input)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP; 100: lossless WebP (default: 95)")
     parser.add_argument(
@@ -169,7 +171,7 @@ def run(options: argparse.Namespace) -> list[str]:
         tile=options.tile,
         self_ensemble=options.self_ensemble,
     )
-    suffix = f"_{options.to or f'x{options.factor or net.scale}'}" if options.suffix is None else options.suffix
+    suffix = suffix_of(options.factor, options.to, net.scale) if options.suffix is None else options.suffix
     chosen = without_results(sources, suffix) if out is None else sources
     jobs = plan(chosen, out, suffix, options.format, options.exist)
     log.info("%s", net)

@@ -60,6 +60,11 @@ def size_of_results(factor: str | None, to: str | None) -> SizeOf | None:
     return None
 
 
+def suffix_of(factor: str | None, to: str | None, scale: int) -> str:
+    """Return the end of the names of results: _x4, _x2.5 or _4096x."""
+    return f"_{to}" if to else f"_x{float(factor):g}" if factor else f"_x{scale}"
+
+
 def passes(size: tuple[int, int], new_size: tuple[int, int], scale: int) -> int:
     """Return how many times a network of this scale must be applied to reach a size; at least 1."""
     count = 1

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from sr_lightning import load
+from sr_lightning.degradations.bicubic import resize
 from sr_lightning.errors import InputError
 from sr_lightning.inference import super_resolve
 from sr_lightning.networks import EDSR, ESPCN, RCAN, WDSR, Bicubic
@@ -62,6 +63,44 @@ def test_16_bit_image_keeps_its_precision(bicubic):
     expected = pillows(gray).clip(0, 65535)
     assert np.abs(np.asarray(result).astype(float)[INNER] - expected[INNER]).max() < 1
     assert (bicubic.upscale(gray) == np.asarray(result)).all()
+
+
+@pytest.mark.parametrize("memory", ["enough", "little"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("size", [(82, 66), (60, 50), (41, 60), (123, 99), (164, 132)])
+def test_size_is_reached_by_passes_and_matlabs_bicubic(size, dtype, memory, bicubic, monkeypatch):
+    array = (SMOOTH / 255 * (1 if dtype == np.float32 else np.iinfo(dtype).max)).astype(dtype)
+    large = bicubic.upscale(array)
+    if size[0] > 82:
+        large = bicubic.upscale(large)
+    expected = resize(torch.from_numpy(large).permute(2, 0, 1), size[1], size[0]).permute(1, 2, 0).numpy()
+    if memory == "little":
+        monkeypatch.setattr(bicubic, "tile", 32)
+        enlarge = bicubic._enlarge_tile
+
+        def enlarge_small(lr, inside):  # larger tiles are split, so that they end at different rows
+            if lr.shape[-1] > 40:
+                raise MemoryError
+            return enlarge(lr, inside)
+
+        monkeypatch.setattr(bicubic, "_enlarge_tile", enlarge_small)
+    shares = []
+    result = bicubic.upscale(array, shares.append, size)
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result, expected.clip(0, 1) if dtype == np.float32 else expected, rtol=0, atol=1e-6)
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_images_and_tensors_have_the_size_too(bicubic):
+    photo = Image.fromarray(SMOOTH)
+    photo.info["dpi"] = (300, 300)
+    result = bicubic.upscale(photo, size=(60, 50))
+    assert (result.mode, result.size, result.info["dpi"]) == ("RGBA", (60, 50), (300, 300))
+    assert (np.asarray(result) == bicubic.upscale(SMOOTH, size=(60, 50))).all()
+    batch = torch.from_numpy(SMOOTH.copy()).permute(2, 0, 1)[None]
+    assert torch.equal(bicubic.upscale(batch, size=(60, 50))[0].permute(1, 2, 0), torch.from_numpy(np.array(result)))
+    with pytest.raises(InputError, match=r"size=\(40, 60\): smaller than the image of 41x33"):
+        bicubic.upscale(photo, size=(40, 60))
 
 
 @pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
