@@ -89,5 +89,5 @@ class Progress:
         if self.steps < 2 or seconds <= 0:
             return ""
         speed = (self.steps - 1 if self.unit == "frames/s" else self.pixels / 1e6) / seconds
-        left = (self.total - self.done) / self.pixels * seconds if self.pixels > 0 else None
+        left = max(self.total - self.done, 0) / self.pixels * seconds if self.pixels > 0 else None
         return f"{speed:.1f} {self.unit}" + ("" if left is None else f", {tqdm.format_interval(left)} left")

@@ -9,7 +9,7 @@ import pytest
 
 from sr_lightning.errors import InputError
 from sr_lightning.upscale.command import main
-from sr_lightning.upscale.video import upscale_video
+from sr_lightning.upscale.video import size_and_frames, upscale_video
 
 av = pytest.importorskip("av", reason="videos need PyAV")
 
@@ -291,6 +291,33 @@ def test_command_recognises_videos(trained, tmp_path, caplog):
     assert after["sound"] == probe(tmp_path / "a.mp4")["sound"]
     assert "a_x2.mp4, 128x96" in caplog.text
     assert "bad.mp4: cannot be read as a video" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("rotation", "option", "shown"),
+    [
+        (0, ["--to", "150x"], (150, 114)),  # 150x112.5, rounded up to even sides
+        (90, ["--to", "x150"], (114, 150)),
+        (90, ["--factor", "1.5"], (72, 96)),
+    ],
+)
+def test_videos_reach_a_size_as_players_show_them(rotation, option, shown, trained, tmp_path):
+    clip(tmp_path / "a.mkv", rotation=rotation)
+    words = [tmp_path / "a.mkv", "-c", trained, "-o", tmp_path / "b.mkv", "--device", "cpu", *option]
+    assert main([str(word) for word in words]) == 0
+    frame = probe(tmp_path / "b.mkv")["frames"][0]
+    assert ((frame.height, frame.width) if rotation else (frame.width, frame.height)) == shown
+    assert frame.format.name == "yuv420p"
+
+
+def test_size_and_frames_are_read_without_decoding(tmp_path):
+    for name in ("a.mp4", "a.mkv"):
+        size, frames = size_and_frames(clip(tmp_path / name))
+        assert size == (64, 48)
+        assert frames == pytest.approx(len(TIMES), abs=4)  # of a variable rate; Matroska has only the duration
+    (tmp_path / "a.mp4").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a.mp4: cannot be read as a video"):
+        size_and_frames(tmp_path / "a.mp4")
 
 
 def test_missing_package_is_one_line(tmp_path, monkeypatch, trained, caplog):
