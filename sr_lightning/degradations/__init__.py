@@ -1,6 +1,6 @@
 """Degradations: HR to LR."""
 
-from sr_lightning.degradations.bicubic import Bicubic, crop_to_multiple, downscale, upscale
+from sr_lightning.degradations.bicubic import Bicubic, crop_to_multiple, downscale, resize_strips, upscale
 from sr_lightning.degradations.blur import Blur
 from sr_lightning.degradations.jpeg import JPEG
 from sr_lightning.degradations.noise import Noise
@@ -17,5 +17,6 @@ __all__ = [
     "Resize",
     "crop_to_multiple",
     "downscale",
+    "resize_strips",
     "upscale",
 ]

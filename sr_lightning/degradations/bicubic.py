@@ -11,8 +11,10 @@ downscales 8-bit images instead, except at the border: it is faster, and provabl
 `_INTEGER_SCALES`.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import gcd
 from typing import ClassVar, TypeVar
 
 import numpy as np
@@ -26,6 +28,7 @@ Image = TypeVar("Image", Tensor, np.ndarray)
 
 BORDERS = ("mirror", "replicate")
 _BLOCK = 16
+_LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 # Scales at which torch's antialiased bicubic kernel for uint8 gives MATLAB's bits away from the border. It has the same
 # taps, rounds the weights to at least 16 fractional bits, sums in integers and rounds half up after each axis.
@@ -75,6 +78,47 @@ def upscale(lr: Tensor, scale: int, border: str = "mirror") -> Tensor:
     """
     _check(lr, scale, border)
     return _resize(lr, scale, 1, border)
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize like newer MATLAB's `imresize(image, [height width], "bicubic")`, antialiased.
+
+    Args:
+        image: (..., H, W); uint8, uint16, or floating point of any range.
+        height: At least 1.
+        width: At least 1.
+
+    Returns:
+        (..., height, width) with the image's dtype. Integers are rounded after each of the two passes, floating point
+        is neither rounded nor clamped.
+
+    Example:
+        >>> resize(torch.zeros(3, 8, 8), height=5, width=7).shape
+        torch.Size([3, 5, 7])
+    """
+    return torch.cat(list(resize_strips([image], (image.shape[-2], image.shape[-1]), (height, width))), dim=-2)
+
+
+def resize_strips(strips: Iterable[Tensor], size: tuple[int, int], new_size: tuple[int, int]) -> Iterator[Tensor]:
+    """Resize an image that arrives in strips, so that it is never whole in memory; the result is that of `resize`.
+
+    Args:
+        strips: (..., rows, W) of any number of rows, from top to bottom.
+        size: H and W of the image.
+        new_size: H and W of the result.
+
+    Yields:
+        Strips of the result, from top to bottom.
+    """
+    (rows_up, rows_down), (up, down) = (
+        (new // gcd(new, old), old // gcd(new, old)) for new, old in zip(new_size, size, strict=True)
+    )
+    if up * rows_down < rows_up * down:  # MATLAB resizes along the axis of the smaller factor first
+        strips = (_resize_axis(strip, -1, up, down, "mirror") for strip in strips)
+        yield from _resize_rows(strips, size[0], rows_up, rows_down)
+    else:
+        for strip in _resize_rows(strips, size[0], rows_up, rows_down):
+            yield _resize_axis(strip, -1, up, down, "mirror")
 
 
 def crop_to_multiple(image: Image, scale: int) -> Image:
@@ -141,27 +185,56 @@ def _check_border(border: str) -> None:
 
 def _resize(image: Tensor, up: int, down: int, border: str) -> Tensor:
     for axis in (-2, -1):  # rows, then columns
-        integers = image.dtype == torch.uint8 and image.device.type == "cpu" and down in _INTEGER_SCALES
-        if integers and image.shape[axis] >= 4 * down and _kernel_is_exact(down):
-            image = _downscale_in_integers(image, axis, down, border)
-        else:
-            image = _multiply(image, axis, up, down, border)
+        image = _resize_axis(image, axis, up, down, border)
     return image.contiguous()
+
+
+def _resize_axis(image: Tensor, axis: int, up: int, down: int, border: str) -> Tensor:
+    """Resize along one axis (-2 or -1) by up/down, in lowest terms."""
+    if up == down:
+        return image
+    integers = image.dtype == torch.uint8 and image.device.type == "cpu" and up == 1 and down in _INTEGER_SCALES
+    if integers and image.shape[axis] >= 4 * down and _kernel_is_exact(down):
+        return _downscale_in_integers(image, axis, down, border)
+    return _multiply(image, axis, up, down, border)
+
+
+def _resize_rows(strips: Iterable[Tensor], height: int, up: int, down: int) -> Iterator[Tensor]:
+    """Resize along the rows by up/down, in lowest terms, an image of this height that arrives in strips."""
+    if up == down:
+        yield from strips
+        return
+    rows, top, bands = None, 0, None  # the rows that later bands need, the first one's number
+    for strip in strips:
+        rows = strip if rows is None else torch.cat([rows, strip], dim=-2)
+        bands = list(_bands(height, up, down, "mirror", rows.device)) if bands is None else bands
+        blocks = []
+        while bands and bands[0][1] <= top + rows.shape[-2]:
+            start, stop, weight = bands.pop(0)
+            blocks.append(_product(weight, rows[..., start - top : stop - top, :], max(up, down)))
+        if blocks:
+            yield torch.cat(blocks, dim=-2)
+        needed = min((start for start, _, _ in bands), default=height)
+        rows, top = rows[..., needed - top :, :], needed
 
 
 def _multiply(image: Tensor, axis: int, up: int, down: int, border: str) -> Tensor:
     """Resize along one axis (-2 or -1) by matrix products."""
     image = image.transpose(axis, -2)
-    # With 8-bit samples every exact result is a multiple of 1/(16 scale^4) (see _taps). A quarter of that step is added
-    # to the half so that ties round up even if float64 cannot represent the weights (scale 6, 10, 12, ...).
-    half = 0.5 + 1 / (64 * max(up, down) ** 4)
-    blocks = []
-    for start, stop, weight in _bands(image.shape[-2], up, down, border, image.device):
-        block = weight @ image[..., start:stop, :].double()  # (b, k) @ (..., k, W) -> (..., b, W)
-        if image.dtype == torch.uint8:
-            block = block.add_(half).clamp_(0, 255).int()  # truncates; converting to uint8 directly is slower
-        blocks.append(block.to(image.dtype))
+    bands = _bands(image.shape[-2], up, down, border, image.device)
+    blocks = [_product(weight, image[..., start:stop, :], max(up, down)) for start, stop, weight in bands]
     return torch.cat(blocks, dim=-2).transpose(axis, -2)
+
+
+def _product(weight: Tensor, rows: Tensor, scale: int) -> Tensor:
+    """Multiply (b, k) @ (..., k, W) -> (..., b, W), with the dtype of the rows."""
+    block = weight @ rows.double()
+    if rows.dtype in _LEVELS:
+        # With 8-bit samples every exact result is a multiple of 1/(16 scale^4) (see _taps). A quarter of that step is
+        # added to the half so that ties round up even if float64 cannot represent the weights (scale 6, 10, 12, ...).
+        half = 0.5 + 1 / (64 * scale**4)
+        block = block.add_(half).clamp_(0, _LEVELS[rows.dtype]).int()  # truncates; directly to uint8 is slower
+    return block.to(rows.dtype)
 
 
 def _downscale_in_integers(image: Tensor, axis: int, scale: int, border: str) -> Tensor:
@@ -200,12 +273,12 @@ def _bands(size: int, up: int, down: int, border: str, device: torch.device):
 def _taps(size: int, up: int, down: int, border: str) -> tuple[Tensor, Tensor]:
     """Source pixels and weights of every output pixel of a resize by up/down, both (size*up//down, taps).
 
-    Either `up` or `down` is 1. In units of 1/(2 up) pixels all positions are integers, and a tap's distance in units of
-    the kernel is an integer divided by 2*scale. So weights are multiples of 1/(16 scale^3), and after normalisation
+    In units of 1/(2 up) pixels all positions are integers, and a tap's distance in units of the kernel is an integer
+    divided by 2*scale. So, if `up` or `down` is 1, weights are multiples of 1/(16 scale^3), and after normalisation
     (their sum is `scale` when downscaling, 1 when upscaling) of 1/(16 scale^4).
     """
     scale = max(up, down)
-    reach = 2 * down  # source pixels on each side
+    reach = -(-2 * scale // up)  # source pixels on each side
     centre = (2 * torch.arange(size * up // down)[:, None] + 1) * down - up
     index = centre // (2 * up) + torch.arange(1 - reach, reach + 1)
     weight = _cubic((2 * up * index - centre).double() / (2 * scale))

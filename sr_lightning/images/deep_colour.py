@@ -12,6 +12,7 @@ from PIL import Image
 
 from sr_lightning.images.exif import upright_copy
 from sr_lightning.images.files import open_image
+from sr_lightning.images.streams import Stdin
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {3: 2, 4: 6}  # channels -> colour type of PNG's header
@@ -27,7 +28,7 @@ def has_deep_colour(image: Image.Image) -> bool:
     return deep and image.mode in ("RGB", "RGBA") and "transparency" not in image.info
 
 
-def read_deep_colour(path: str | Path) -> np.ndarray:
+def read_deep_colour(path: str | Path | Stdin) -> np.ndarray:
     """Decode an image of `has_deep_colour`, turned upright, to uint16 (H, W, 3 or 4).
 
     Pillow's unpackers of 16-bit colour keep one byte of two, which one depends on the byte order in their name. So the
@@ -40,7 +41,7 @@ def read_deep_colour(path: str | Path) -> np.ndarray:
     return high.astype(np.uint16) << 8 | low
 
 
-def _decode(path: str | Path, *, other_order: bool) -> np.ndarray:
+def _decode(path: str | Path | Stdin, *, other_order: bool) -> np.ndarray:
     with open_image(path) as image:
         if other_order:
             image.tile = [tile._replace(args=_swapped(tile.args)) for tile in image.tile]

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,6 +24,7 @@ from sr_lightning.images.modes import (
     to_8_bits,
     to_16_bit_gray,
 )
+from sr_lightning.images.streams import Stdin
 from sr_lightning.images.truncation import load_whole
 from sr_lightning.images.zip_member import ZipMember
 from sr_lightning.utils.atomic_files import replacing
@@ -58,7 +59,7 @@ def read_image(path: str | Path | ZipMember) -> np.ndarray:
     return np.ascontiguousarray(planes if planes.dtype == np.uint8 else to_8_bits(planes))
 
 
-def image_size(path: str | Path | ZipMember) -> tuple[int, int]:
+def image_size(path: str | Path | ZipMember | Stdin) -> tuple[int, int]:
     """Read (H, W) of what `read_image` returns from the file's header.
 
     Raises:
@@ -92,21 +93,21 @@ def write_image(path: str | Path, image: np.ndarray | Image.Image, **options: ob
         image.save(temporary, format=file_format, **options)
 
 
-def format_of(path: Path) -> str | None:
+def format_of(path: PurePath) -> str | None:
     """Pillow's name of the format that a file's suffix stands for; None if Pillow cannot write it."""
     file_format = Image.registered_extensions().get(path.suffix.lower())
     return file_format if file_format in Image.SAVE else None
 
 
 @contextmanager
-def open_image(path: str | Path | ZipMember) -> Iterator[Image.Image]:
+def open_image(path: str | Path | ZipMember | Stdin) -> Iterator[Image.Image]:
     """Open an image file and read its header; errors of Pillow within the block become InputErrors.
 
     Sizes that the file cannot hold, or above the limit, are refused before anything is decoded.
     """
     try:
         _set_limit()
-        source = io.BytesIO(path.read_bytes()) if isinstance(path, ZipMember) else path
+        source = path if isinstance(path, str | Path) else io.BytesIO(path.read_bytes())
         with _no_pillow_warnings, Image.open(source) as image:
             _check_holds(path, image)
             yield image
@@ -138,7 +139,7 @@ def _set_limit() -> None:
         Image.MAX_IMAGE_PIXELS = (int(text) + 1) // 2  # Pillow warns above it, refuses above twice
 
 
-def _check_holds(path: str | Path | ZipMember, image: Image.Image) -> None:
+def _check_holds(path: str | Path | ZipMember | Stdin, image: Image.Image) -> None:
     """Refuse an image whose header says more pixels than its file can hold."""
     length = (Path(path) if isinstance(path, str) else path).stat().st_size
     if image.width * image.height > length * MAX_PIXELS_PER_BYTE.get(image.format, math.inf):

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from sr_lightning.errors import InputError
 from sr_lightning.images.formats import DATA_SUFFIXES
@@ -29,7 +29,7 @@ def image_files(folder: str | Path) -> list[Path]:
     return sorted(files)
 
 
-def possible_names(file: Path) -> list[str]:
+def possible_names(file: PurePath) -> list[str]:
     """List names for an image, the shortest first: stem, file name, folder and file name.
 
     >>> possible_names(Path("photos/a.png"))

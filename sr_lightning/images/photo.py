@@ -30,6 +30,7 @@ from sr_lightning.images.modes import (
     to_8_bits,
     to_16_bit_gray,
 )
+from sr_lightning.images.streams import Stdin, Stdout
 from sr_lightning.images.truncation import load_whole
 from sr_lightning.utils.atomic_files import replacing
 
@@ -65,7 +66,7 @@ class DeepPhoto:
 Photo = Image.Image | DeepPhoto
 
 
-def read_photo(path: str | Path) -> Photo:
+def read_photo(path: str | Path | Stdin) -> Photo:
     """Read an image file and convert it with `as_photo`, or keep the 16 bits of RGB and RGBA.
 
     Raises:
@@ -157,19 +158,19 @@ def _from_cmyk(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def check_fits(path: Path, photo: Photo, scale: int) -> None:
+def check_fits(path: Path | Stdout, photo: Photo, size: tuple[int, int]) -> None:
     """Refuse an image that a file's format cannot store, before it is upscaled.
 
     Args:
         path: The file to write; `format_of` knows its suffix.
         photo: A result of `read_photo`, before upscaling.
-        scale: The factor.
+        size: Width and height of the result.
 
     Raises:
         InputError: Too large for the format, or transparent and the format has no alpha channel.
     """
     file_format = format_of(path)
-    width, height = (side * scale for side in photo.size)
+    width, height = size
     advice = "choose another format, such as png"
     if max(width, height) > MAX_SIDE.get(file_format, width + height):
         limit = MAX_SIDE[file_format]

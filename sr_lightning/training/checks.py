@@ -1,9 +1,7 @@
 """Checks of a training config, before torch is imported."""
 
 import difflib
-import glob
 import logging
-import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -22,17 +20,12 @@ from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.result import FINISHED, read_result
 from sr_lightning.runs.saved_config import config_to_resume, read_config
+from sr_lightning.utils.devices import lacks_gpu
 
 log = logging.getLogger(__name__)
 
 NO_LIMIT = 2**62
-SCORED = (
-    "benchmarks",
-    "measures",
-    "num_comparisons",
-    "report_images",
-    "data_root",
-)  # settings of the scoring at the end
+SCORED = ("benchmarks", "measures", "num_comparisons", "report_images", "data_root")  # settings of the final scoring
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
 NUMBERS_OR_NULL = ("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
 WRONG_KINDS = {  # what cannot stand in place of a value; many settings accept, say, a number or a list
@@ -191,11 +184,6 @@ def check_device(trainer: DictConfig) -> None:
             "trainer.devices=-1 means all GPUs, and the run is on the CPU: set trainer.devices=2 and "
             "trainer.accelerator=cpu for two processes on the CPU, or choose trainer=auto"
         )
-
-
-def lacks_gpu() -> bool:
-    """Return True if this machine certainly has no GPU: a Linux without its device files."""
-    return sys.platform == "linux" and not any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "kfd", "dxg"))
 
 
 def check_numbers(cfg: DictConfig) -> None:

@@ -10,9 +10,10 @@ from sr_lightning.errors import InputError
 from sr_lightning.images.formats import IMAGE_FORMATS, PNG_COMPRESSION
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.upscale.options import check_options
-from sr_lightning.upscale.plan import check_output, find_inputs, plan
+from sr_lightning.upscale.plan import STDOUT, check_output, check_suffix, find_inputs, plan, without_results
+from sr_lightning.upscale.size import size_of_results, suffix_of
 from sr_lightning.utils.cores import bound_spinning
-from sr_lightning.utils.devices import DEVICES, PRECISIONS
+from sr_lightning.utils.devices import PRECISIONS
 from sr_lightning.utils.messages import escape_messages, listing
 from sr_lightning.utils.signals import Interrupted, interruptible
 
@@ -20,10 +21,13 @@ log = logging.getLogger("sr_lightning.upscale")
 
 DESCRIPTION = """Upscale images (PNG, JPEG, WebP, TIFF, BMP) and videos with a trained network.
 
-photo.jpg becomes OUT/photo_x4.jpg, for a network of scale 4. Metadata, depth and limits: docs/upscale.md."""
-EXAMPLE = """example:
+photo.jpg becomes photo_x4.jpg beside it, for a network of scale 4, or
+OUT/photo_x4.jpg. Metadata, depth and limits: docs/upscale.md."""
+EXAMPLE = """examples:
   sr-upscale photo.jpg -c outputs/RUN -o big
-  sr-upscale scans/ 'more/**/*.png' clip.mp4 -c best.ckpt -o big --exist skip"""
+  sr-upscale scans/ 'more/**/*.png' clip.mp4 -c best.ckpt -o big --exist skip
+  sr-upscale -r photos -c outputs/RUN -o big --to 3840x2160
+  cat a.jpg | sr-upscale - -c outputs/RUN --format png > b.png"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,9 +66,23 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "sr-upscale", description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders (without subfolders), patterns")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, or - for standard input")
     parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or a run's directory (its best checkpoint)")
-    parser.add_argument("-o", "--out", required=True, type=_path, help="folder; or, for one input, a file to write")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=_path,
+        help="folder; for one input also a file, or - for standard output (default: beside the input, of - standard "
+        "output)",
+    )
+    parser.add_argument("-r", "--recursive", action="store_true", help="search subfolders, and keep them below OUT")
+    parser.add_argument("--suffix", help="ends the names of results (default: _x4, for a factor of 4)")
+    parser.add_argument(
+        "--factor", help="of enlargement, such as 3 or 2.5: the network as often as needed, then bicubic down"
+    )
+    parser.add_argument(
+        "--to", metavar="SIZE", help="of results: width 4096x, height x2160, or 4096x2160, into which they fit"
+    )
     parser.add_argument("--format", choices=IMAGE_FORMATS, help="format of images (default: that of the input)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG and WebP; 100: lossless WebP (default: 95)")
     parser.add_argument(
@@ -91,7 +109,12 @@ def parser() -> argparse.ArgumentParser:
         help="side of tiles in input pixels; 0: the whole image at once (default: auto, fast with little memory). "
         "The result is the same, except for networks that see the whole image",
     )
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: a GPU if available (default: auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="auto: a GPU if available; cuda:1: the second GPU (default: auto)",
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -122,14 +145,17 @@ def run(options: argparse.Namespace) -> list[str]:
     Raises:
         InputError: An invalid input, checkpoint, option or name of a result; nothing was computed.
     """
+    size_of = size_of_results(options.factor, options.to)
     if not 1 <= options.quality <= 100:
         raise InputError(f"--quality {options.quality}: choose a number from 1 to 100")
     if not 0 <= options.png_compression <= 9:
         raise InputError(f"--png-compression {options.png_compression}: choose a number from 0 to 9")
     check_options(options.device, options.precision, options.tile)
-    sources = find_inputs(options.inputs)
+    check_suffix(options.suffix, options.out)
     checkpoint = find_checkpoint(options.ckpt)
-    check_output(sources, options.out, options.format)
+    sources = find_inputs(options.inputs, options.out, recursive=options.recursive)
+    out = STDOUT if options.out is None and options.inputs == ["-"] else options.out
+    check_output(sources, out, options.format)
     from sr_lightning.upscale.pipeline import upscale_all
     from sr_lightning.upscale.upscaler import Upscaler
     from sr_lightning.utils.cores import limit_threads
@@ -145,17 +171,20 @@ def run(options: argparse.Namespace) -> list[str]:
         tile=options.tile,
         self_ensemble=options.self_ensemble,
     )
-    jobs = plan(sources, options.out, net.scale, options.format, options.exist)
+    suffix = suffix_of(options.factor, options.to, net.scale) if options.suffix is None else options.suffix
+    chosen = without_results(sources, suffix) if out is None else sources
+    jobs = plan(chosen, out, suffix, options.format, options.exist)
     log.info("%s", net)
     if net.sees_whole_image:
         log.info(
             "every pixel depends on the whole image: %s",
             f"tiles of {options.tile} change the result" if net.tile else "it is not split into tiles",
         )
-    if skipped := len(sources) - len(jobs):
-        log.info("%d of %d skipped: their results exist", skipped, len(sources))
-    failures = upscale_all(net, jobs, options.quality, options.png_compression)
-    log.info("%d of %d written to %s", len(jobs) - len(failures), len(jobs), options.out)
+    if skipped := len(chosen) - len(jobs):
+        log.info("%d of %d skipped: their results exist", skipped, len(chosen))
+    failures = upscale_all(net, jobs, size_of, options.quality, options.png_compression)
+    places = {STDOUT: "standard output", None: "the folders of the inputs"}
+    log.info("%d of %d written to %s", len(jobs) - len(failures), len(jobs), places.get(out, out))
     if failures:
         log.error("error: %d failed:%s", len(failures), listing(failures))
     return failures

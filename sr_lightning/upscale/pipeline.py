@@ -2,22 +2,27 @@
 
 import logging
 import math
-import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+import numpy as np
 
 from sr_lightning.errors import InputError
+from sr_lightning.images.files import image_size
 from sr_lightning.images.formats import PNG_COMPRESSION
 from sr_lightning.images.photo import DeepPhoto, Photo, check_fits, read_photo, write_photo
+from sr_lightning.images.streams import Stdout
 from sr_lightning.upscale.plan import Job, is_video
+from sr_lightning.upscale.progress import Progress
+from sr_lightning.upscale.size import SizeOf, passes
 from sr_lightning.upscale.upscaler import Upscaler
 from sr_lightning.utils.signals import Interrupted
 from sr_lightning.utils.threads import THREADS
@@ -26,24 +31,69 @@ log = logging.getLogger("sr_lightning.upscale")
 
 MAX_PENDING_PIXELS = 64_000_000  # of results that wait for a writer while the next one is computed
 MIN_REPORTED_SECONDS = 5  # of the processor, below which nobody needs to know what took them
-BAR = "{percentage:3.0f}% |{bar}| {n:.1f} of {total} [{elapsed}<{remaining}]"
 
 
-def upscale_all(net: Upscaler, jobs: Sequence[Job], quality: int, png_compression: int) -> list[str]:
+def upscale_all(
+    net: Upscaler, jobs: Sequence[Job], size_of: SizeOf | None, quality: int, png_compression: int
+) -> list[str]:
     """Run all jobs, images first; a failure of one does not stop the others.
+
+    Args:
+        net: The network.
+        jobs: Inputs and results.
+        size_of: Size of results; None: the network's scale.
+        quality: Of JPEG and WebP.
+        png_compression: Of PNG.
 
     Returns:
         One line per failure.
     """
-    bar = tqdm(total=len(jobs), bar_format=BAR, dynamic_ncols=True, disable=not sys.stderr.isatty())
-    with bar, logging_redirect_tqdm():
+    sized = size_of or (lambda width, height: (width * net.scale, height * net.scale))
+    images, videos = ([job for job in jobs if is_video(job.source) is video] for video in (False, True))
+    with Progress({job: work(job, sized, net.scale) for job in jobs}) as progress:
         return [
-            *upscale_images(net, [job for job in jobs if not is_video(job.source)], quality, png_compression, bar),
-            *upscale_videos(net, [job for job in jobs if is_video(job.source)], bar),
+            *upscale_images(net, images, sized, quality, png_compression, progress),
+            *upscale_videos(net, videos, sized if size_of is None else even(sized), progress),
         ]
 
 
-def upscale_images(net: Upscaler, jobs: Sequence[Job], quality: int, png_compression: int, bar: tqdm) -> list[str]:
+def work(job: Job, size_of: SizeOf, scale: int) -> float:
+    """Return the pixels that a network of this scale makes for a job; 0 if its file does not tell."""
+    try:
+        if is_video(job.source):
+            from sr_lightning.upscale.video import size_and_frames
+
+            size, frames = size_and_frames(job.source)
+        else:
+            size, frames = image_size(job.source)[::-1], 1
+        return math.prod(size) * scale ** (2 * passes(size, size_of(*size), scale)) * frames
+    except (InputError, OSError):  # reported when it is read
+        return 0.0
+
+
+def even(size_of: SizeOf) -> SizeOf:
+    """Round sizes up to even ones, which all players of videos show."""
+
+    def rounded(width: int, height: int) -> tuple[int, int]:
+        width, height = size_of(width, height)
+        return width + width % 2, height + height % 2
+
+    return rounded
+
+
+def description(size: tuple[int, int], new_size: tuple[int, int], scale: int) -> str:
+    """Return the size of a result; if it is not that of the network's scale, also the way to it."""
+    text, count = "{}x{}".format(*new_size), passes(size, new_size, scale)
+    large = tuple(side * scale**count for side in size)
+    times = "" if count == 1 else f"{count} passes of x{scale}, "
+    if large == new_size:
+        return text + (f" ({count} passes of x{scale})" if count > 1 else "")
+    return f"{text} ({times}bicubic down from {large[0]}x{large[1]})"
+
+
+def upscale_images(
+    net: Upscaler, jobs: Sequence[Job], size_of: SizeOf, quality: int, png_compression: int, progress: Progress
+) -> list[str]:
     """Upscale image files; decoders and encoders release Python's global lock, so they run in threads.
 
     If decoding or encoding takes most of the processor time, the log says so.
@@ -59,21 +109,28 @@ def upscale_images(net: Upscaler, jobs: Sequence[Job], quality: int, png_compres
     def read(job: Job) -> Photo:
         with timed(seconds["decoding"]):
             photo = read_photo(job.source)
-            check_fits(job.target, photo, net.scale)
+            check_fits(job.target, photo, size_of(*photo.size))
         return photo
 
-    def write(job: Job, photo: Photo) -> None:
+    def write(job: Job, photo: Photo, size: tuple[int, int]) -> None:
         with timed(seconds["encoding"]):
-            write_photo(job.target, photo, quality, png_compression)
-        log.info("%s -> %s, %dx%d", job.source, job.target, *photo.size)
+            if isinstance(job.target, Stdout):
+                with tempfile.TemporaryDirectory(prefix="sr_lightning_") as folder:
+                    file = Path(folder, job.target.name)
+                    write_photo(file, photo, quality, png_compression)
+                    job.target.write(file)
+            else:
+                write_photo(job.target, photo, quality, png_compression)
+        log.info("%s -> %s, %s", job.source, job.target, description(size, photo.size, net.scale))
 
-    def compute(job: Job, photo: Photo, done: int) -> None:
-        progress = progress_until(bar, done)
+    def compute(job: Job, photo: Photo) -> None:
+        size = size_of(*photo.size)
+        advance = partial(progress.advance, job)
         if isinstance(photo, DeepPhoto):
-            result = DeepPhoto(net.upscale(photo.pixels, progress), photo.info)
+            result = DeepPhoto(net.upscale(photo.pixels, advance, size), photo.info)
         else:
-            result = net.upscale(photo, progress)
-        pending.append((math.prod(result.size), job, writers.submit(write, job, result)))
+            result = net.upscale(photo, advance, size)
+        pending.append((math.prod(result.size), job, writers.submit(write, job, result, photo.size)))
 
     def wait(pixels: int) -> None:
         """Wait until at most this many pixels are pending."""
@@ -84,11 +141,13 @@ def upscale_images(net: Upscaler, jobs: Sequence[Job], quality: int, png_compres
 
     with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(THREADS) as writers:
         try:
-            for done, (job, reading) in enumerate(prefetch(readers, read, jobs), start=1):
+            for job, reading in prefetch(readers, read, jobs):
+                progress.begin(job)
                 with collecting_failures(failures, job):
-                    compute(job, reading.result(), done)
-                bar.update(done - bar.n)
+                    compute(job, reading.result())
+                progress.end(job)
                 wait(MAX_PENDING_PIXELS)
+            progress.note("writing")
             wait(0)
         except (KeyboardInterrupt, Interrupted):
             if unfinished := sum(not writing.done() for _, _, writing in pending):
@@ -140,7 +199,7 @@ def prefetch(
         yield begun.popleft()
 
 
-def upscale_videos(net: Upscaler, jobs: Sequence[Job], bar: tqdm) -> list[str]:
+def upscale_videos(net: Upscaler, jobs: Sequence[Job], size_of: SizeOf, progress: Progress) -> list[str]:
     """Upscale videos, one at a time, since the codecs have threads of their own.
 
     Returns:
@@ -149,18 +208,17 @@ def upscale_videos(net: Upscaler, jobs: Sequence[Job], bar: tqdm) -> list[str]:
     from sr_lightning.upscale.video import upscale_video
 
     failures: list[str] = []
-    before = bar.n
-    for done, job in enumerate(jobs, start=1):
+
+    def enlarge(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return net.upscale(frame, size=size)
+
+    for job in jobs:
+        progress.begin(job)
         with collecting_failures(failures, job):
-            size = upscale_video(net.upscale, net.scale, job.source, job.target, progress_until(bar, before + done))
-            log.info("%s -> %s, %dx%d", job.source, job.target, *size)
-        bar.update(before + done - bar.n)
+            size, new_size = upscale_video(enlarge, size_of, job.source, job.target, partial(progress.advance, job))
+            log.info("%s -> %s, %s", job.source, job.target, description(size, new_size, net.scale))
+        progress.end(job)
     return failures
-
-
-def progress_until(bar: tqdm, most: int) -> Callable[[float], Any]:
-    """Return a callback that advances a bar by shares of one file, up to `most` files in total."""
-    return lambda share: bar.update(min(share, most - bar.n))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A trained network that upscales PIL images, arrays and tensors of any size."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -11,20 +11,23 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sr_lightning.checkpoints.checkpoint import Allow, load_best
+from sr_lightning.degradations import resize_strips
 from sr_lightning.errors import InputError
 from sr_lightning.images.photo import as_photo
 from sr_lightning.inference import FastInference, SelfEnsemble, super_resolve
 from sr_lightning.networks import Bicubic
 from sr_lightning.upscale.options import check_options
+from sr_lightning.upscale.size import passes
 from sr_lightning.upscale.tiles import Box, automatic_pixels, automatic_tile, tile_map
-from sr_lightning.utils.devices import best_device
+from sr_lightning.utils.devices import select_device
 
 log = logging.getLogger(__name__)
 
 GLOBAL_MARGIN = 32  # LR pixels around a tile of a network that depends on the whole image
 ALPHA_BLEED = 4  # LR pixels: distance to which visible colour is spread into transparent pixels
 
-Write = Callable[[slice, slice, Tensor], None]  # rows and columns of the result, and its part (C, h, w)
+Part = tuple[slice, slice, Tensor]  # rows and columns of the result, and its part (C, h, w)
+Write = Callable[[slice, slice, Tensor], None]  # takes a part
 Progress = Callable[[float], object]  # receives the share of the image done since the last call
 
 
@@ -39,7 +42,7 @@ class Upscaler:
         network: Has `scale`, `num_channels` and `receptive_radius`; it is copied.
         name: The model's name in messages.
         steps: Number of training batches, if known.
-        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or, of several GPUs, "cuda:1".
         precision: Of the convolutions: "float32" (on GPUs without TF32); "bfloat16", faster on some processors, or
             "float16" on GPUs, off by about a grey level; or "auto", the fastest as measured on this machine, if its
             loss of PSNR is negligible.
@@ -52,7 +55,7 @@ class Upscaler:
         precision: "float32", "bfloat16" or "float16".
 
     Raises:
-        InputError: An invalid option, or no GPU for "cuda".
+        InputError: An invalid option, or no such GPU.
     """
 
     def __init__(
@@ -67,10 +70,8 @@ class Upscaler:
         self_ensemble: bool = False,
     ) -> None:
         check_options(device, precision, tile)
-        if device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device='cuda': torch finds no GPU; choose auto or cpu")
         self.name, self.steps, self.tile = name, steps, tile
-        self.device = best_device() if device == "auto" else torch.device(device)
+        self.device = select_device(device)
         self._parameters = sum(parameter.numel() for parameter in network.parameters())
         self._architecture = type(network).__name__
         fast = FastInference(network, self.device, precision)
@@ -111,7 +112,10 @@ class Upscaler:
         return self.network.receptive_radius is None
 
     def upscale(
-        self, image: Image.Image | np.ndarray | Tensor, progress: Progress | None = None
+        self,
+        image: Image.Image | np.ndarray | Tensor,
+        progress: Progress | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Image.Image | np.ndarray | Tensor:
         """Upscale an image; the result has the same type, depth and channels.
 
@@ -123,36 +127,46 @@ class Upscaler:
                 a tensor (C, H, W) or (N, C, H, W), uint8, uint16, or floating point in [0, 1], on any device.
                 C is 1 (gray), 3 (RGB), 2 or 4 (with alpha).
             progress: Called after each tile with its share of the work.
+            size: Width and height of the result, neither smaller than the image's: as many passes of the network as
+                reach them, then antialiased bicubic as MATLAB's. None: the network's scale.
 
         Raises:
-            InputError: Another type, shape or range; or not enough memory for the smallest tile.
+            InputError: Another type, shape or range; a size below the image's; or not enough memory for the
+                smallest tile.
         """
         progress = progress or (lambda share: None)
         if isinstance(image, Image.Image):
-            return self._upscale_photo(as_photo(image), progress)
+            return self._upscale_photo(as_photo(image), progress, size)
         if isinstance(image, np.ndarray):
-            return self._upscale_array(image, progress)
+            return self._upscale_array(image, progress, size)
         if isinstance(image, Tensor):
-            return self._upscale_tensor(image, progress)
+            return self._upscale_tensor(image, progress, size)
         way_out = ": open it first, Image.open(path)" if isinstance(image, str | Path) else ""
         raise InputError(f"upscale takes a PIL image, a NumPy array or a tensor, not a {type(image).__name__}{way_out}")
 
-    def _upscale_photo(self, photo: Image.Image, progress: Progress) -> Image.Image:
+    def _size_of(self, width: int, height: int, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Return width and height of the result."""
+        if size is not None and (size[0] < width or size[1] < height):
+            raise InputError(f"size={size}: smaller than the image of {width}x{height}")
+        return size or (width * self.scale, height * self.scale)
+
+    def _upscale_photo(self, photo: Image.Image, progress: Progress, size: tuple[int, int] | None) -> Image.Image:
         width, height = photo.size
         if 0 in photo.size:
             raise InputError(f"an image of {width}x{height} has no pixels")
-        result = Image.new(photo.mode, (width * self.scale, height * self.scale), None)
+        result = Image.new(photo.mode, self._size_of(width, height, size), None)
 
         def paste(rows: slice, columns: slice, part: Tensor) -> None:
             pixels = part[0] if len(part) == 1 else part.permute(1, 2, 0).contiguous()  # (h, w) or (h, w, C)
             result.paste(Image.fromarray(pixels.numpy()), (columns.start, rows.start))
 
         pixels = torch.from_numpy(np.array(photo))
-        self._enlarge(pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1), paste, progress)
+        planes = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        self._enlarge(planes, result.size, paste, progress)
         result.info = dict(photo.info)
         return result
 
-    def _upscale_array(self, image: np.ndarray, progress: Progress) -> np.ndarray:
+    def _upscale_array(self, image: np.ndarray, progress: Progress, size: tuple[int, int] | None) -> np.ndarray:
         if image.ndim not in (2, 3) or (image.ndim == 3 and not 1 <= image.shape[2] <= 4) or 0 in image.shape:
             hint = ": move its channels last, np.moveaxis(image, 0, -1)" if _is_planar(image.shape) else ""
             raise InputError(f"an array must be (H, W) or (H, W, C) with C from 1 to 4, not {image.shape}{hint}")
@@ -161,17 +175,17 @@ class Upscaler:
             raise InputError(f"an array must be uint8, uint16 or floating point, not {image.dtype}")
         if not image.flags.writeable or min(image.strides) < 0:  # torch does not support these
             image = image.copy()
-        height, width = image.shape[:2]
-        result = np.empty((height * self.scale, width * self.scale, *image.shape[2:]), image.dtype)
+        width, height = self._size_of(image.shape[1], image.shape[0], size)
+        result = np.empty((height, width, *image.shape[2:]), image.dtype)
         planes, out = (
             torch.from_numpy(array[..., None] if array.ndim == 2 else array).permute(2, 0, 1)
             for array in (image, result)
         )
         _check_range(planes)
-        self._enlarge(planes, _into(out), progress)
+        self._enlarge(planes, (width, height), _into(out), progress)
         return result
 
-    def _upscale_tensor(self, image: Tensor, progress: Progress) -> Tensor:
+    def _upscale_tensor(self, image: Tensor, progress: Progress, size: tuple[int, int] | None) -> Tensor:
         if image.ndim not in (3, 4) or not 1 <= image.shape[-3] <= 4 or 0 in image.shape:
             hint = ": move its channels first, image.movedim(-1, -3)" if _is_planar(image.shape[::-1]) else ""
             raise InputError(
@@ -181,15 +195,33 @@ class Upscaler:
             raise InputError(f"a tensor must be uint8, uint16 or floating point, not {image.dtype}")
         image = image.detach()
         _check_range(image)
-        height, width = image.shape[-2:]
-        result = image.new_empty(*image.shape[:-2], height * self.scale, width * self.scale)
+        width, height = self._size_of(image.shape[-1], image.shape[-2], size)
+        result = image.new_empty(*image.shape[:-2], height, width)
         images, results = (image[None], result[None]) if image.ndim == 3 else (image, result)
         for planes, out in zip(images, results, strict=True):
-            self._enlarge(planes, _into(out), lambda share: progress(share / len(images)))
+            self._enlarge(planes, (width, height), _into(out), lambda share: progress(share / len(images)))
         return result
 
-    def _enlarge(self, planes: Tensor, write: Write, progress: Progress) -> None:
-        """Upscale planes (C, H, W) of any depth; only tiles are moved to the device."""
+    def _enlarge(self, planes: Tensor, size: tuple[int, int], write: Write, progress: Progress) -> None:
+        """Upscale planes (C, H, W) of any depth to a size (width, height).
+
+        The result of the last pass is reduced strip by strip; those of earlier ones are smaller than the result.
+        """
+        height, width = planes.shape[-2:]
+        factors = [self.scale**i for i in range(passes((width, height), size, self.scale))]  # before each pass
+        shares = [factor**2 / sum(f**2 for f in factors) for factor in factors]
+        for share in shares[:-1]:
+            larger = planes.new_empty(len(planes), *(side * self.scale for side in planes.shape[-2:]))
+            for rows, columns, part in self._parts(planes, lambda done, share=share: progress(done * share)):
+                larger[:, rows, columns] = part
+            planes = larger
+        parts = self._parts(planes, lambda done: progress(done * shares[-1]))
+        large = planes.shape[-1] * self.scale, planes.shape[-2] * self.scale
+        for rows, columns, part in parts if size == large else _reduced(parts, large, size):
+            write(rows, columns, part)
+
+    def _parts(self, planes: Tensor, progress: Progress) -> Iterator[Part]:
+        """Upscale planes (C, H, W) by the network's scale; only tiles are moved to the device."""
         height, width = planes.shape[-2:]
         if len(planes) in (2, 4):
             planes = bleed_colour_into_transparent(planes)
@@ -207,7 +239,7 @@ class Upscaler:
                     self._architecture,
                 )
             rows = slice(box.top * scale, box.bottom * scale)
-            write(rows, slice(box.left * scale, box.right * scale), sr)  # (C, h, w)
+            yield rows, slice(box.left * scale, box.right * scale), sr  # (C, h, w)
             progress(box.height * box.width * share)
 
     @torch.inference_mode()
@@ -276,6 +308,31 @@ def bleed_colour_into_transparent(planes: Tensor) -> Tensor:
         known[rows, columns] = True
     colours = torch.from_numpy(filled[:, 1:-1, 1:-1]).to(planes.device, planes.dtype)
     return torch.cat([colours, planes[-1:]])
+
+
+def _reduced(parts: Iterable[Part], size: tuple[int, int], new_size: tuple[int, int]) -> Iterator[Part]:
+    """Resize an image of a size (width, height) that arrives in parts; yield strips."""
+    top = 0
+    for strip in resize_strips(_strips(parts, size[0]), size[::-1], new_size[::-1]):
+        strip = strip.clamp(0, 1) if strip.is_floating_point() else strip
+        yield slice(top, top + strip.shape[1]), slice(0, new_size[0]), strip
+        top += strip.shape[1]
+
+
+def _strips(parts: Iterable[Part], width: int) -> Iterator[Tensor]:
+    """Join the parts of `tile_map`, which end at different rows after memory ran out, to strips (C, rows, width)."""
+    waiting, top = [], 0
+    for rows, columns, part in parts:
+        waiting.append((rows, columns, part))
+        if columns.stop < width:
+            continue
+        bottom = rows.stop
+        strip = part.new_empty(len(part), bottom - top, width)
+        for inside, across, piece in waiting:
+            first, last = max(inside.start, top), min(inside.stop, bottom)
+            strip[:, first - top : last - top, across] = piece[:, first - inside.start : last - inside.start]
+        yield strip
+        waiting, top = [one for one in waiting if one[0].stop > bottom], bottom
 
 
 def _into(out: Tensor) -> Write:

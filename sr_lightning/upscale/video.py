@@ -27,12 +27,12 @@ CONTAINER_TAGS = (
 
 
 def upscale_video(
-    enlarge: Callable[[np.ndarray], np.ndarray],
-    scale: int,
+    enlarge: Callable[[np.ndarray, tuple[int, int]], np.ndarray],
+    size_of: Callable[[int, int], tuple[int, int]],
     source: Path,
     target: Path,
     progress: Callable[[float], Any] = lambda share: None,
-) -> tuple[int, int]:
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Upscale the frames of a video, one at a time, and copy sound and subtitles.
 
     Frames are encoded as H.264, or VP9 in WebM, with 8 or 10 bits and at a quality without visible loss. (Not HEVC:
@@ -40,14 +40,14 @@ def upscale_video(
     rotation, pixel aspect ratio, chapters and metadata are those of the input.
 
     Args:
-        enlarge: RGB frame (H, W, 3), uint8 or uint16 -> (H*scale, W*scale, 3) of the same type.
-        scale: The factor.
+        enlarge: RGB frame (H, W, 3), uint8 or uint16, and width and height of the result -> that, of the same type.
+        size_of: Width and height of a frame, as players show it -> of the enlarged one.
         source: A file with a video stream; of several, the one that FFmpeg ranks best is upscaled.
         target: Its suffix, one of CONTAINERS, chooses the container. Written completely or not at all.
         progress: Called after each frame with its share of the work.
 
     Returns:
-        Width and height of the result.
+        Width and height of the frames, and of the enlarged ones.
 
     Raises:
         InputError: PyAV is missing; no video stream, a damaged file, or streams that the container does not support.
@@ -62,7 +62,7 @@ def upscale_video(
     ):
         video = given.streams.best("video")
         video.thread_type = "AUTO"
-        recoder = _Recoder(av, enlarge, scale, first, target)
+        recoder = _Recoder(av, enlarge, _stored_size(size_of, first), first, target)
         copies = {}
         for stream in given.streams:
             if stream is video:
@@ -88,7 +88,30 @@ def upscale_video(
         made.mux(recoder.packets(None))
     if 0 < done < MIN_DECODED_SHARE:  # 0: the file does not state its duration
         log.warning("%s: damaged? Only %.0f %% of its duration could be decoded", source, 100 * done)
-    return recoder.stream.width, recoder.stream.height
+    return (first.width, first.height), recoder.size
+
+
+def size_and_frames(source: Path) -> tuple[tuple[int, int], float]:
+    """Return width and height of a video's frames and their number, 0 if the file does not tell.
+
+    Raises:
+        InputError: PyAV is missing, or the file is damaged or no video.
+    """
+    av = _av()
+    with _explained(av, source, source), av.open(str(source)) as given:
+        video = given.streams.best("video")
+        if video is None:
+            raise InputError("contains no video")
+        frames = video.frames or float((given.duration or 0) / 1e6 * (video.average_rate or 0))
+        return (video.width, video.height), frames
+
+
+def _stored_size(size_of: Callable[[int, int], tuple[int, int]], frame: Any) -> tuple[int, int]:
+    """Return the size of an enlarged frame as stored; players turn it as they turn the frame."""
+    if frame.rotation % 180:
+        width, height = size_of(frame.height, frame.width)
+        return height, width
+    return size_of(frame.width, frame.height)
 
 
 class _Recoder:
@@ -97,17 +120,17 @@ class _Recoder:
     Args:
         av: PyAV.
         enlarge: As for `upscale_video`.
-        scale: The factor.
+        size: Width and height of enlarged frames.
         first: The stream's first frame; all others must have its size and pixel format.
         target: Its suffix chooses the codec.
     """
 
-    def __init__(self, av: ModuleType, enlarge: Callable, scale: int, first: Any, target: Path) -> None:
-        self.av, self.enlarge, self.scale, self.first = av, enlarge, scale, first
+    def __init__(self, av: ModuleType, enlarge: Callable, size: tuple[int, int], first: Any, target: Path) -> None:
+        self.av, self.enlarge, self.size, self.first = av, enlarge, size, first
         deep = any(component.bits > 8 for component in first.format.components)
         self.rgb = "rgb48le" if deep else "rgb24"
         # Halved chroma is still finer than the input's; an odd side cannot be halved.
-        even = scale % 2 == 0 or (first.width % 2 == 0 and first.height % 2 == 0)
+        even = size[0] % 2 == size[1] % 2 == 0
         if target.suffix.lower() == ".webm":
             self.codec = "libvpx-vp9"
             self.options = {"crf": "18", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
@@ -133,7 +156,7 @@ class _Recoder:
         first = self.first
         self.stream = stream = made.add_stream(self.codec, rate=video.average_rate, options=self.options)
         context = stream.codec_context
-        stream.width, stream.height = first.width * self.scale, first.height * self.scale
+        stream.width, stream.height = self.size
         stream.pix_fmt, context.time_base, stream.time_base = self.pixel_format, video.time_base, video.time_base
         context.colorspace, context.color_range = self.matrix, self.range
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
@@ -163,7 +186,7 @@ class _Recoder:
             )
         frame.colorspace = self.matrix
         rgb = frame.to_ndarray(format=self.rgb, interpolation=self.exact)  # (H, W, 3)
-        sr = self.av.VideoFrame.from_ndarray(self.enlarge(rgb), format=self.rgb).reformat(
+        sr = self.av.VideoFrame.from_ndarray(self.enlarge(rgb, self.size), format=self.rgb).reformat(
             format=self.pixel_format,
             dst_colorspace=MATRICES[self.matrix],
             dst_color_range=self.range,

@@ -1,12 +1,47 @@
 """Names of devices and precisions. torch is imported only when a device is chosen."""
 
+import glob
+import re
+import sys
 from typing import TYPE_CHECKING
+
+from sr_lightning.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")  # of inference; training uses Lightning's names
+
+
+def lacks_gpu() -> bool:
+    """Return True if this machine certainly has no GPU: a Linux without its device files."""
+    return sys.platform == "linux" and not any(glob.glob(f"/dev/{name}") for name in ("nvidia*", "kfd", "dxg"))
+
+
+def is_device(name: str) -> bool:
+    """Return True for a name of `DEVICES`, where N is the number of a GPU."""
+    return name in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:\d+", name, re.ASCII) is not None
+
+
+def select_device(name: str) -> "torch.device":
+    """Return the device with a name of `is_device`.
+
+    Raises:
+        InputError: torch does not find it.
+    """
+    import torch
+
+    if name == "auto":
+        return best_device()
+    if name.startswith("cuda"):
+        number, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+        if number >= count:
+            there = f"GPUs up to cuda:{count - 1}" if count else "no GPU"
+            raise InputError(
+                f"device={name!r}: torch finds {there}; choose {'one of them' if count else 'auto or cpu'}"
+            )
+    return torch.device(name)
 
 
 def best_device() -> "torch.device":

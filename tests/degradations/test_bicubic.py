@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sr_lightning.degradations import Bicubic, bicubic, crop_to_multiple, downscale, upscale
+from sr_lightning.degradations import Bicubic, bicubic, crop_to_multiple, downscale, resize_strips, upscale
 from sr_lightning.errors import InputError
 from tests.helpers import slow_except
 
@@ -103,6 +103,31 @@ def test_border_modes_differ_in_the_two_outer_pixels_only(scale):
 def test_uint8_equals_exact_arithmetic(scale, height, width, border):
     hr = random_image(height, width, seed=scale)
     assert np.array_equal(downscale(hr, scale, border).numpy(), oracle(hr.numpy(), Fraction(1, scale), border))
+
+
+SIZES = [(15, 11), (24, 9), (10, 20), (24, 7), (11, 31), (1, 1)]  # rows first, columns first, up and down, one of them
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("new_size", SIZES)
+def test_any_size_equals_exact_arithmetic(new_size, dtype):
+    image = random_image(24, 20).numpy().astype(dtype) * (1 if dtype == np.uint8 else 257)
+    exact, most = image.astype(int).tolist(), np.iinfo(dtype).max
+    rows, columns = (Fraction(new, old) for new, old in zip(new_size, image.shape, strict=True))
+    for axis in sorted((0, 1), key=lambda axis: (rows, columns)[axis]):  # MATLAB: the smaller factor first
+        lines = exact if axis else zip(*exact, strict=True)
+        resized = [oracle_line(list(line), (rows, columns)[axis], "mirror") for line in lines]
+        exact = [[min(max(floor(value + Fraction(1, 2)), 0), most) for value in line] for line in resized]
+        exact = exact if axis else list(zip(*exact, strict=True))
+    assert np.array_equal(bicubic.resize(torch.from_numpy(image), *new_size).numpy(), exact)
+
+
+@pytest.mark.parametrize("new_size", [(113, 90), (113, 40), (150, 33), (75, 100), (1, 100)])
+def test_strips_give_the_bits_of_the_whole_image(new_size):
+    image = random_image(3, 150, 100)
+    strips = image.split([1, 3, 70, 20, 50, 6], dim=1)
+    resized = list(resize_strips(strips, (150, 100), new_size))
+    assert torch.equal(torch.cat(resized, dim=1), bicubic.resize(image, *new_size))
 
 
 @pytest.mark.parametrize("border", BORDERS)

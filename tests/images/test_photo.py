@@ -241,9 +241,9 @@ def test_16_bit_colour_is_rounded_for_formats_of_8_bits_with_a_warning(tmp_path,
         write_photo(tmp_path / name, photo)
         assert f"{name}: 16-bit colour is written to PNG only, so the result has 8 bits" in caplog.text
         assert (np.asarray(Image.open(tmp_path / name)) == np.rint(photo.pixels / 257)).all()
-    check_fits(tmp_path / "a.jpg", photo, 2)
+    check_fits(tmp_path / "a.jpg", photo, times(2, photo))
     with pytest.raises(InputError, match="cannot store the image's transparency"):
-        check_fits(tmp_path / "a.jpg", DeepPhoto(DEEP), 2)
+        check_fits(tmp_path / "a.jpg", DeepPhoto(DEEP), (2, 2))
 
 
 def test_a_turned_image_of_16_bit_colour_is_read_upright(tmp_path):
@@ -273,17 +273,21 @@ def test_pixels_without_a_range_are_refused():
         as_photo(Image.fromarray(np.array([[-3, 0]], np.int32)))
 
 
+def times(scale, image):
+    return tuple(side * scale for side in image.size)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "bmp"])
 def test_alpha_is_written_only_where_needed(suffix, tmp_path):
     image = Image.fromarray(COLOUR).convert("RGBA")
     path = tmp_path / f"a.{suffix}"
-    check_fits(path, image, 2)
+    check_fits(path, image, times(2, image))
     write_photo(path, image)
     assert Image.open(path).mode == "RGB"
     image.putpixel((0, 0), (1, 2, 3, 200))
     with pytest.raises(InputError, match="cannot store the image's transparency; choose another format, such as png"):
-        check_fits(path, image, 2)
-    check_fits(tmp_path / "a.png", image, 2)
+        check_fits(path, image, times(2, image))
+    check_fits(tmp_path / "a.png", image, times(2, image))
 
 
 @pytest.mark.parametrize(
@@ -295,9 +299,10 @@ def test_alpha_is_written_only_where_needed(suffix, tmp_path):
     ],
 )
 def test_unsupported_content_is_refused_before_the_work(size, scale, name, message, tmp_path):
+    image = Image.new("RGB", size)
     with pytest.raises(InputError, match=message):
-        check_fits(tmp_path / name, Image.new("RGB", size), scale)
-    check_fits(tmp_path / "a.png", Image.new("RGB", (8, 8)), scale)
+        check_fits(tmp_path / name, image, times(scale, image))
+    check_fits(tmp_path / "a.png", image, (8 * scale, 8 * scale))
 
 
 def test_webp_of_quality_100_is_lossless(tmp_path):

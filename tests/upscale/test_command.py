@@ -15,6 +15,7 @@ from PIL import Image
 
 from sr_lightning import load
 from sr_lightning.errors import InputError
+from sr_lightning.images.photo import DeepPhoto, read_photo, write_photo
 from sr_lightning.upscale import pipeline
 from sr_lightning.upscale.command import main
 from sr_lightning.upscale.options import MIN_TILE
@@ -23,6 +24,7 @@ from tests.helpers import ROOT
 from tests.helpers import run as run_command
 
 RNG = np.random.default_rng(0)
+FOUND = ["bmp.bmp", "gray.PNG", "jpg.jpg", "pixel.png", "png.png", "still.gif", "tif.tif", "webp.webp"]  # in `folder`
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def command(trained, tmp_path):
 
     def run(*words, ckpt=trained):
         words = [*words] if "-o" in words else [*words, "-o", tmp_path / "out"]
-        return main([str(word) for word in (*words, "-c", ckpt, "--device", "cpu")])
+        return main([str(word) for word in ("--device", "cpu", "-c", ckpt, *words)])
 
     return run
 
@@ -142,9 +144,9 @@ def test_existing_results_are_refused_skipped_or_replaced(folder, tmp_path, comm
 
 
 def jobs(*sources, out="out", suffix=None, exist="error"):
-    sources, out = [Path(source) for source in sources], Path(out)
+    sources, out = {Path(source): Path() for source in sources}, Path(out)
     check_output(sources, out, suffix)
-    return [job.target.name for job in plan(sources, out, 3, suffix, exist)]
+    return [job.target.name for job in plan(sources, out, "_x3", suffix, exist)]
 
 
 def test_names_state_the_scale_and_keep_the_suffix():
@@ -197,6 +199,148 @@ def test_single_input_may_be_written_to_a_named_file(folder, tmp_path, command):
     assert Image.open(tmp_path / "new" / "big.jpeg").format == "JPEG"
 
 
+def test_results_lie_beside_their_inputs_and_are_not_enlarged_again(folder, trained, caplog):
+    caplog.set_level(logging.INFO)
+    words = [str(folder), "-c", str(trained), "--device", "cpu", "--exist", "skip"]
+    before = set(names(folder))
+    assert main(words) == 0
+    stems = [name.partition(".") for name in FOUND]
+    assert set(names(folder)) - before == {f"{stem}_x2.{end.replace('gif', 'png')}" for stem, _, end in stems}
+    assert "8 of 8 written to the folders of the inputs" in caplog.text
+    assert main(words) == 0
+    assert "8 of 16 inputs left out, as their names are those of results" in caplog.text
+    assert "8 of 8 skipped: their results exist" in caplog.text
+    for option, end in ((["--factor", "2.50"], "_x2.5"), (["--to", "x40"], "_x40"), (["--suffix=-big"], "-big")):
+        assert main([*words, *option]) == 0
+        earlier = names(folder)
+        assert main([*words, *option]) == 0
+        assert names(folder) == earlier
+        assert f"png{end}.png" in earlier and not [name for name in earlier if "_x2_x" in name]
+    caplog.clear()
+    assert main([str(folder / "png_x2.png"), *words[1:]]) == 0  # named without its original
+    assert (folder / "png_x2_x2.png").exists()
+
+
+def test_subfolders_are_kept_below_the_results(folder, tmp_path, command, caplog):
+    caplog.set_level(logging.INFO)
+    (folder / ".git").mkdir()
+    Image.new("L", (4, 4)).save(folder / ".git" / "hidden.png")
+    out = folder / "big"
+    for _ in range(2):  # the folder of results is not searched
+        assert command(folder, "-r", "-o", out, "--exist", "skip", "--suffix", "") == 0
+    assert names(out) == sorted([*(name for name in FOUND if "still" not in name), "still.png", "sub"])
+    assert names(out / "sub") == ["deeper.png"]
+    assert "9 of 9 skipped" in caplog.text
+    for _ in range(2):
+        assert command(f"{folder}/**/*.png", "-o", out, "--exist", "skip") == 0
+    assert not [name for name in names(out) if "_x2_x2" in name]
+    assert command(folder / "sub" / "..", "-r", "-o", tmp_path / "other", "--to", "x60") == 0
+    assert (tmp_path / "other" / "sub" / "deeper_x60.png").exists()
+
+
+def test_a_folder_of_subfolders_names_the_option_that_searches_them(folder, tmp_path):
+    (tmp_path / "outer").mkdir()
+    folder.rename(tmp_path / "outer" / "in")
+    with pytest.raises(InputError, match="no image and no video in this folder; -r searches subfolders"):
+        find_inputs([str(tmp_path / "outer")])
+    assert len(find_inputs([str(tmp_path / "outer")], recursive=True)) == 9
+
+
+@pytest.mark.parametrize("name", ["photo.png", "gray16.png", "colour16.png", "clear.png", "cmyk.jpg"])
+def test_factor_keeps_depth_transparency_and_metadata(name, tmp_path, command, caplog):
+    caplog.set_level(logging.INFO)
+    colour = RNG.integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    path = tmp_path / name
+    if name == "colour16.png":
+        write_photo(path, DeepPhoto(colour[..., :3].astype(np.uint16) * 257, {"dpi": (300, 300)}))
+    else:
+        images = {
+            "photo.png": Image.fromarray(colour[..., :3]),
+            "gray16.png": Image.fromarray(colour[..., 0].astype(np.uint16) * 257),
+            "clear.png": Image.fromarray(colour),
+            "cmyk.jpg": Image.fromarray(colour[..., :3]).convert("CMYK"),
+        }
+        images[name].save(path, dpi=(300, 300))
+    assert command(path, "--factor", "3") == 0
+    assert f"_x3.{name[-3:]}, 120x90 (2 passes of x2, bicubic down from 160x120)" in caplog.text
+    photo = read_photo(tmp_path / "out" / f"{path.stem}_x3.{name[-3:]}")
+    assert photo.size == (120, 90)
+    assert isinstance(photo, DeepPhoto) == (name == "colour16.png")
+    if isinstance(photo, Image.Image):
+        assert photo.mode == {"gray16.png": "I;16", "clear.png": "RGBA"}.get(name, "RGB")
+    assert photo.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+
+
+def test_images_larger_than_the_size_are_reported_and_the_rest_is_done(folder, tmp_path, command, caplog):
+    assert command(folder / "png.png", folder / "pixel.png", "--to", "24x24") == 1
+    assert names(tmp_path / "out") == ["pixel_24x24.png"]
+    assert "png.png: 24x19 pixels, which --to 24x24 would not enlarge" in caplog.records[-1].getMessage()
+
+
+def test_standard_output_has_the_picture_only(folder, trained):
+    words = [sys.executable, "-m", "sr_lightning.upscale", "-", "-c", str(trained), "--device", "cpu"]
+    done = subprocess.run(words, input=(folder / "webp.webp").read_bytes(), cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert (image.format, image.size) == ("WEBP", (48, 38))
+    assert b"stdin.webp -> stdout.webp, 48x38" in done.stderr
+    assert b"\r" not in done.stderr and b"|" not in done.stderr
+
+
+def test_closed_or_full_standard_output_is_no_traceback(folder, command, monkeypatch, caplog):
+    read, write = os.pipe()
+    os.close(read)
+    outputs = [write, os.open("/dev/full", os.O_WRONLY)] if os.path.exists("/dev/full") else [write]
+    for output, problem in zip(outputs, ("Broken pipe", "No space left on device"), strict=False):
+        stream = os.fdopen(output, "w")
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert command(folder / "png.png", "-o", "-") == 1
+        assert f"-o -: standard output cannot be written: {problem}" in caplog.records[-1].getMessage()
+        stream.close()  # as Python does at its end: writes what is left
+
+
+class Standard:
+    """Standard input or output."""
+
+    def __init__(self, data=b"", *, terminal=False):
+        self.buffer, self.terminal = io.BytesIO(data), terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+def test_standard_input_is_an_input(folder, tmp_path, command, monkeypatch, caplog):
+    data = (folder / "jpg.jpg").read_bytes()
+    monkeypatch.setattr(sys, "stdin", Standard(data))
+    assert command("-", folder / "png.png") == 0
+    assert names(tmp_path / "out") == ["png_x2.png", "stdin_x2.jpg"]
+    for given, message in (
+        (Standard(), "-: standard input is empty"),
+        (Standard(terminal=True), "-: nothing is piped into standard input"),
+        (None, "-: nothing is piped into standard input"),
+        (Standard(b"text"), "stdin: not an image that Pillow can read"),
+        (Standard(data[: len(data) * 9 // 10]), "stdin.jpg: cannot be decoded (image file is truncated"),
+    ):
+        monkeypatch.setattr(sys, "stdin", given)
+        assert command("-", "--exist", "overwrite") == 1
+        assert message in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["png.png", "jpg.jpg", "-o", "-"], "-o -: 2 inputs cannot become one file"),
+        (["clip.mp4", "-o", "-"], "clip.mp4 is a video, and only images are written to standard output"),
+        (["png.png", "-o", "-"], "-o -: standard output is a terminal, or closed; redirect it"),
+    ],
+)
+def test_invalid_uses_of_standard_output_are_refused(words, message, folder, command, monkeypatch, caplog):
+    (folder / "clip.mp4").touch()
+    monkeypatch.setattr(sys, "stdout", Standard(terminal=True))
+    assert command(*(folder / word if "." in word else word for word in words)) == 1
+    assert message in caplog.records[-1].getMessage()
+
+
 def test_patterns_and_repetitions_name_each_file_once(folder):
     found = find_inputs([f"{folder}/**/*.png", str(folder / "png.png"), f"{folder}/sub/../jpg.jpg", f"{folder}/*.j*"])
     assert [path.name for path in found] == ["pixel.png", "png.png", "deeper.png", "jpg.jpg"]
@@ -219,6 +363,10 @@ def test_missing_inputs_are_all_named(folder, tmp_path):
     [
         (["--quality", "0"], "--quality 0: choose a number from 1 to 100"),
         (["--png-compression", "10"], "--png-compression 10: choose a number from 0 to 9"),
+        (["--factor", "1"], "--factor 1: choose a number above 1"),
+        (["--to", "10"], "--to 10: give a width"),
+        (["--suffix", "a/b"], "--suffix a/b: give a part of a file's name"),
+        (["--device", "tpu"], "device='tpu': choose auto, cpu, cuda or cuda:N"),
         (["--tile", "7"], f"tile=7: choose auto, 0 .the whole image. or at least {MIN_TILE}"),
     ],
 )
@@ -245,10 +393,10 @@ def test_inaccessible_folders_are_named_before_the_work(folder, tmp_path, comman
     assert f"no permission to write into {tmp_path}; give another folder" in caplog.text
     assert not (tmp_path / "out").exists()
 
-    def forbidden(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", forbidden)
+    monkeypatch.setattr(os, "scandir", forbidden)
     assert command(folder) == 1
     assert caplog.records[-1].getMessage() == f"error: {folder}: Permission denied"
 
@@ -366,7 +514,7 @@ def test_interrupted_command_leaves_complete_files(folder, tmp_path, command, mo
 
     done = []
 
-    def enlarge(self, image, progress):
+    def enlarge(self, image, progress, size):
         if len(done) == 2:
             raise Interrupted(signal.SIGINT)
         done.append(image)
@@ -431,6 +579,20 @@ except SystemExit:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sr-upscale photo.jpg -c outputs/RUN -o big" in done.stdout
+
+
+def test_missing_gpu_is_refused_before_torch_is_imported(folder):
+    code = f"""
+import sys
+from sr_lightning.upscale import options
+from sr_lightning.upscale.command import main
+options.lacks_gpu = lambda: True
+assert main([{str(folder / "png.png")!r}, "-c", "missing.ckpt", "-o", "big", "--device", "cuda:1"]) == 1
+assert not {{"torch", "PIL"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "error: device='cuda:1': this machine has no GPU; choose auto or cpu\n"
 
 
 def test_command_line_returns_its_exit_code_without_a_traceback(folder, tmp_path, trained):

@@ -12,11 +12,13 @@ from PIL import Image
 from torch import nn
 
 from sr_lightning import load
+from sr_lightning.degradations.bicubic import resize
 from sr_lightning.errors import InputError
 from sr_lightning.inference import super_resolve
 from sr_lightning.networks import EDSR, ESPCN, RCAN, WDSR, Bicubic
 from sr_lightning.upscale import tiles
-from sr_lightning.upscale.upscaler import Upscaler
+from sr_lightning.upscale.upscaler import Upscaler, _strips
+from sr_lightning.utils.devices import select_device
 from tests.helpers import ROOT
 
 RNG = np.random.default_rng(0)
@@ -61,6 +63,42 @@ def test_16_bit_image_keeps_its_precision(bicubic):
     expected = pillows(gray).clip(0, 65535)
     assert np.abs(np.asarray(result).astype(float)[INNER] - expected[INNER]).max() < 1
     assert (bicubic.upscale(gray) == np.asarray(result)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("size", [(82, 66), (60, 50), (41, 60), (123, 99), (164, 132)])
+def test_size_is_reached_by_passes_and_matlabs_bicubic(size, dtype, bicubic):
+    array = (SMOOTH / 255 * (1 if dtype == np.float32 else np.iinfo(dtype).max)).astype(dtype)
+    large = bicubic.upscale(array)
+    if size[0] > 82:
+        large = bicubic.upscale(large)
+    expected = resize(torch.from_numpy(large).permute(2, 0, 1), size[1], size[0]).permute(1, 2, 0).numpy()
+    shares = []
+    result = bicubic.upscale(array, shares.append, size)
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result, expected.clip(0, 1) if dtype == np.float32 else expected, rtol=0, atol=1e-6)
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_tiles_that_end_at_different_rows_are_joined_to_strips():
+    image = torch.arange(6 * 5).view(1, 6, 5)
+    boxes = [(0, 4, 0, 2), (0, 2, 2, 5), (2, 4, 2, 5), (4, 6, 0, 5)]  # the second tile was split
+    parts = [(slice(a, b), slice(c, d), image[:, a:b, c:d]) for a, b, c, d in boxes]
+    strips = list(_strips(parts, 5))
+    assert [strip.shape[1] for strip in strips] == [2, 2, 2]
+    assert torch.equal(torch.cat(strips, dim=1), image)
+
+
+def test_images_and_tensors_have_the_size_too(bicubic):
+    photo = Image.fromarray(SMOOTH)
+    photo.info["dpi"] = (300, 300)
+    result = bicubic.upscale(photo, size=(60, 50))
+    assert (result.mode, result.size, result.info["dpi"]) == ("RGBA", (60, 50), (300, 300))
+    assert (np.asarray(result) == bicubic.upscale(SMOOTH, size=(60, 50))).all()
+    batch = torch.from_numpy(SMOOTH.copy()).permute(2, 0, 1)[None]
+    assert torch.equal(bicubic.upscale(batch, size=(60, 50))[0].permute(1, 2, 0), torch.from_numpy(np.array(result)))
+    with pytest.raises(InputError, match=r"size=\(40, 60\): smaller than the image of 41x33"):
+        bicubic.upscale(photo, size=(40, 60))
 
 
 @pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
@@ -277,7 +315,9 @@ def test_inference_form_is_used():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "tpu"}, "device='tpu': choose auto, cpu or cuda"),
+        ({"device": "tpu"}, "device='tpu': choose auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:one"}, "device='cuda:one': choose auto"),
+        ({"device": "cuda:"}, "device='cuda:': choose auto"),
         ({"precision": "half"}, "precision='half': choose auto, float32, bfloat16 or float16"),
         (
             {"precision": "float16", "device": "cpu"},
@@ -295,8 +335,25 @@ def test_wrong_options_are_named(options, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_missing_gpu_is_an_error():
-    with pytest.raises(InputError, match="torch finds no GPU; choose auto or cpu"):
+    with pytest.raises(InputError, match="no GPU; choose auto or cpu"):
         Upscaler(Bicubic(scale=2), "bicubic", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "message"),
+    [
+        (0, "cuda", "device='cuda': torch finds no GPU; choose auto or cpu"),
+        (2, "cuda:2", "device='cuda:2': torch finds GPUs up to cuda:1; choose one of them"),
+        (2, "cuda:1", None),
+    ],
+)
+def test_number_of_a_gpu_must_exist(count, name, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if message is None:
+        assert select_device(name) == torch.device(name)
+    else:
+        with pytest.raises(InputError, match=message):
+            select_device(name)
 
 
 def test_load_and_upscale_equal_the_network(trained):

@@ -9,7 +9,7 @@ import pytest
 
 from sr_lightning.errors import InputError
 from sr_lightning.upscale.command import main
-from sr_lightning.upscale.video import upscale_video
+from sr_lightning.upscale.video import size_and_frames, upscale_video
 
 av = pytest.importorskip("av", reason="videos need PyAV")
 
@@ -67,8 +67,12 @@ def rgb_of(frame):
     return frame.to_ndarray(format="rgb24").astype(int)
 
 
-def twice(frame):
+def twice(frame, size=None):
     return frame.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def doubled(width, height):
+    return 2 * width, 2 * height
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def twice(frame):
 def test_frames_timestamps_and_sound_are_kept(name, result, options, codec, tmp_path):
     before = probe(clip(tmp_path / name, **options))
     shares = []
-    size = upscale_video(twice, 2, tmp_path / name, tmp_path / result, shares.append)
+    _, size = upscale_video(twice, doubled, tmp_path / name, tmp_path / result, shares.append)
     after = probe(tmp_path / result)
     assert size == after["size"] == (128, 96)
     assert after["codecs"][0] == codec
@@ -118,7 +122,7 @@ def test_colours_are_kept_for_every_matrix_and_range(size, matrix, full, tmp_pat
         made.mux(video.encode(av.VideoFrame.from_ndarray(planes, format="yuv444p")))
         made.mux(video.encode(None))
     seen = []
-    upscale_video(lambda rgb: seen.append(rgb) or twice(rgb), 2, source, tmp_path / "b.mkv")
+    upscale_video(lambda rgb, size: seen.append(rgb) or twice(rgb), doubled, source, tmp_path / "b.mkv")
     # ITU-R BT.601 and BT.709, from luma's weights of red and blue
     red, blue = (0.2126, 0.0722) if matrix == 1 or (matrix == 2 and size[1] >= 720) else (0.299, 0.114)
     y = ycc[0] / 255 if full else (ycc[0] - 16) / 219
@@ -149,7 +153,7 @@ def test_more_than_8_bits_reach_the_network_and_the_file(tmp_path):
         made.mux(video.encode(frame))
         made.mux(video.encode(None))
     seen = []
-    upscale_video(lambda rgb: seen.append(rgb) or twice(rgb), 2, source, tmp_path / "b.mp4")
+    upscale_video(lambda rgb, size: seen.append(rgb) or twice(rgb), doubled, source, tmp_path / "b.mp4")
     assert seen[0].dtype == np.uint16
     assert len(np.unique(seen[0][..., 1])) > 8
     frame = probe(tmp_path / "b.mp4")["frames"][0]
@@ -162,7 +166,7 @@ def test_more_than_8_bits_reach_the_network_and_the_file(tmp_path):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_rotation_is_kept(rotation, suffix, tmp_path):
     source = clip(tmp_path / f"a.{suffix}", rotation=rotation)
-    upscale_video(twice, 2, source, tmp_path / f"b.{suffix}")
+    upscale_video(twice, doubled, source, tmp_path / f"b.{suffix}")
     before, after = (
         probe(source)["frames"][0].rotation,
         probe(tmp_path / f"b.{suffix}")["frames"][0].rotation,
@@ -172,14 +176,17 @@ def test_rotation_is_kept(rotation, suffix, tmp_path):
 
 def test_pixel_aspect_ratio_is_kept(tmp_path):
     source = clip(tmp_path / "a.mp4", sample_aspect_ratio=Fraction(4, 3))
-    upscale_video(twice, 2, source, tmp_path / "b.mp4")
+    upscale_video(twice, doubled, source, tmp_path / "b.mp4")
     with av.open(str(tmp_path / "b.mp4")) as given:
         assert given.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
 
 
 def test_odd_size_is_kept(tmp_path):
     source = clip(tmp_path / "a.mp4", size=(33, 21), pixels="yuv444p")
-    assert upscale_video(lambda rgb: rgb.repeat(3, 0).repeat(3, 1), 3, source, tmp_path / "b.mp4") == (99, 63)
+    sizes = upscale_video(
+        lambda rgb, size: rgb.repeat(3, 0).repeat(3, 1), lambda w, h: (3 * w, 3 * h), source, tmp_path / "b.mp4"
+    )
+    assert sizes == ((33, 21), (99, 63))
     assert probe(tmp_path / "b.mp4")["size"] == (99, 63)
 
 
@@ -200,7 +207,7 @@ def test_chapters_and_subtitles_are_kept(tmp_path):
         line.pts = line.dts = 100
         line.duration, line.time_base, line.stream = 200, Fraction(1, 1000), text
         made.mux(line)
-    upscale_video(twice, 2, source, tmp_path / "b.mkv")
+    upscale_video(twice, doubled, source, tmp_path / "b.mkv")
     with av.open(str(tmp_path / "b.mkv")) as given:
         assert [chapter["metadata"]["title"] for chapter in given.chapters()] == ["One"]
         text = given.streams.subtitles[0]
@@ -217,14 +224,14 @@ def test_default_audio_track_is_kept(tmp_path):
             if packet.size:
                 packet.stream = copies[packet.stream.index]
                 made.mux(packet)
-    upscale_video(twice, 2, source, tmp_path / "b.mkv")
+    upscale_video(twice, doubled, source, tmp_path / "b.mkv")
     with av.open(str(tmp_path / "b.mkv")) as given:
         assert [bool(s.disposition & av.stream.Disposition.default) for s in given.streams.audio] == [False, True]
 
 
 def test_8_bit_codec_reduces_to_8_bits_with_a_warning(tmp_path, caplog):
     clip(tmp_path / "a.mkv", pixels="yuv420p10le", sound=None)
-    upscale_video(twice, 2, tmp_path / "a.mkv", tmp_path / "b.webm")
+    upscale_video(twice, doubled, tmp_path / "a.mkv", tmp_path / "b.webm")
     name = probe(tmp_path / "b.webm")["frames"][0].format.name
     deep = "yuv420p10le" in [one.name for one in av.Codec("libvpx-vp9", "w").video_formats]
     assert name == ("yuv420p10le" if deep else "yuv420p")
@@ -233,10 +240,10 @@ def test_8_bit_codec_reduces_to_8_bits_with_a_warning(tmp_path, caplog):
 
 def test_truncated_video_is_reported_as_damaged(tmp_path, caplog):
     whole = clip(tmp_path / "a.mkv", size=(320, 240), sound=None).read_bytes()
-    upscale_video(twice, 2, tmp_path / "a.mkv", tmp_path / "whole.mkv")
+    upscale_video(twice, doubled, tmp_path / "a.mkv", tmp_path / "whole.mkv")
     assert "damaged" not in caplog.text
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
-    upscale_video(twice, 2, tmp_path / "cut.mkv", tmp_path / "b.mkv")
+    upscale_video(twice, doubled, tmp_path / "cut.mkv", tmp_path / "b.mkv")
     assert "cut.mkv: damaged? Only " in caplog.text
 
 
@@ -245,7 +252,7 @@ def test_failure_leaves_no_file(tmp_path):
     clip(tmp_path / "a.mkv")
     calls = []
 
-    def fail(rgb):
+    def fail(rgb, size):
         calls.append(rgb)
         if len(calls) == 3:
             raise InputError("not enough memory")
@@ -257,7 +264,7 @@ def test_failure_leaves_no_file(tmp_path):
         ("a.mkv", "b.mkv", "a.mkv: not enough memory"),
     ):
         with pytest.raises(InputError, match=message):
-            upscale_video(fail, 2, tmp_path / name, tmp_path / target)
+            upscale_video(fail, doubled, tmp_path / name, tmp_path / target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "damaged.mkv"]
 
 
@@ -269,7 +276,7 @@ def test_audio_file_is_not_a_video(tmp_path):
         made.mux(audio.encode(frame))
         made.mux(audio.encode(None))
     with pytest.raises(InputError, match="contains no video"):
-        upscale_video(twice, 2, tmp_path / "a.mkv", tmp_path / "b.mkv")
+        upscale_video(twice, doubled, tmp_path / "a.mkv", tmp_path / "b.mkv")
 
 
 def test_command_recognises_videos(trained, tmp_path, caplog):
@@ -284,6 +291,33 @@ def test_command_recognises_videos(trained, tmp_path, caplog):
     assert after["sound"] == probe(tmp_path / "a.mp4")["sound"]
     assert "a_x2.mp4, 128x96" in caplog.text
     assert "bad.mp4: cannot be read as a video" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("rotation", "option", "shown"),
+    [
+        (0, ["--to", "150x"], (150, 114)),  # 150x112.5, rounded up to even sides
+        (90, ["--to", "x150"], (114, 150)),
+        (90, ["--factor", "1.5"], (72, 96)),
+    ],
+)
+def test_videos_reach_a_size_as_players_show_them(rotation, option, shown, trained, tmp_path):
+    clip(tmp_path / "a.mkv", rotation=rotation)
+    words = [tmp_path / "a.mkv", "-c", trained, "-o", tmp_path / "b.mkv", "--device", "cpu", *option]
+    assert main([str(word) for word in words]) == 0
+    frame = probe(tmp_path / "b.mkv")["frames"][0]
+    assert ((frame.height, frame.width) if rotation else (frame.width, frame.height)) == shown
+    assert frame.format.name == "yuv420p"
+
+
+def test_size_and_frames_are_read_without_decoding(tmp_path):
+    for name in ("a.mp4", "a.mkv"):
+        size, frames = size_and_frames(clip(tmp_path / name))
+        assert size == (64, 48)
+        assert frames == pytest.approx(len(TIMES), abs=4)  # of a variable rate; Matroska has only the duration
+    (tmp_path / "a.mp4").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a.mp4: cannot be read as a video"):
+        size_and_frames(tmp_path / "a.mp4")
 
 
 def test_missing_package_is_one_line(tmp_path, monkeypatch, trained, caplog):
@@ -306,5 +340,5 @@ def test_damaged_frames_and_metadata_are_those_of_the_input(tmp_path):
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=message):
-            upscale_video(twice, 2, tmp_path / name, tmp_path / "b.mkv")
+            upscale_video(twice, doubled, tmp_path / name, tmp_path / "b.mkv")
         assert not (tmp_path / "b.mkv").exists()
