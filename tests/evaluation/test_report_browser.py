@@ -339,6 +339,38 @@ def test_crop_opens_in_the_viewer(noise_page, visit):
     assert page.evaluate("document.activeElement.id") == "divider"
 
 
+def test_gains_and_losses_are_sorted_by_the_decibels_shown(tmp_path, visit):
+    rng = np.random.default_rng(3)
+    hr = np.zeros((3, 48, 192), np.uint8) + 100
+    bicubic, net = hr.copy(), hr.copy()
+    bicubic[..., ::3], net[..., ::3] = 160, 140  # by squared error, the largest gain
+    bicubic[:, :, 96:], net[:, :, 96:] = 100, 100
+    bicubic[:, :, 96::4], net[:, :, 96::16] = 104, 101  # in dB, the largest
+    noisy = np.clip(hr + rng.integers(-2, 3, hr.shape), 0, 255).astype(np.uint8)
+    models = {"bicubic": bicubic, "net": net}
+    rows = [row(m, i, 30.0) for m in models for i in ("a", "mean")]
+    saved = [save_versions(tmp_path / "report_files", "Flat", "a", 2, noisy[:, ::2, ::2], models, hr)]
+    write_report(tmp_path / "report.html", rows, saved)
+    crops = [crop for crop in saved[0].crops if crop.gain > 0]
+    by_decibels = sorted((crop.psnr - crop.bicubic for crop in crops), reverse=True)
+    assert [crop.psnr - crop.bicubic for crop in crops] != by_decibels  # they are found by squared error
+    shown = visit(tmp_path / "report.html").locator("#gains .up").all_inner_texts()
+    assert shown == [f"+{gain:.2f}" for gain in by_decibels]
+
+
+def test_head_describes_the_networks_and_draws_their_curves(tmp_path, visit):
+    curves = {ODD: [(100, 30.0), (200, float("nan")), (300, 31.0), (400, 30.5)], "new": []}
+    subjects = [{"model": name, "facts": {"seed": "7", ODD: ODD}, "curve": curve} for name, curve in curves.items()]
+    write_report(tmp_path / "report.html", [row(ODD, "a", 30.0), row("new", "a", 30.0)], subjects=subjects)
+    page = visit(tmp_path / "report.html")
+    assert page.locator("h1").inner_text() == f"{ODD}, new: Flat ×2"
+    assert page.locator(".subject h3").all_inner_texts() == [ODD, "new"]
+    assert page.locator(".subject").first.locator("dd").all_inner_texts() == ["7", ODD]
+    text = f"Validation of {ODD}: 30.00 dB at step 100, 30.50 at 400, highest 31.00 at 300"
+    assert page.locator(".subject svg").get_attribute("aria-label") == text
+    assert len(page.locator(".curve polyline").get_attribute("points").split()) == 3
+
+
 def test_crop_has_an_address(flat_page, visit):
     page = visit(flat_page)
     page.locator("#image").select_option("second")
@@ -452,7 +484,7 @@ def test_print_is_complete(flat_page, noise_page, visit):
 def test_odd_names_are_shown_literally_and_sets_are_chosen(noise_page, visit):
     page = visit(noise_page[0])
     assert page.locator("#set option").all_inner_texts() == ["Noise ×3", f"{ODD} ×3"]
-    assert page.title() == f"Noise ×3, {ODD} ×3"
+    assert page.title() == f"{ODD}: Noise ×3, {ODD} ×3"
     page.locator("#set").select_option(f"{ODD} ×3")
     stage_is_drawn(page, "bicubic", ODD)
     assert page.locator("#image option").all_inner_texts() == [ODD]
