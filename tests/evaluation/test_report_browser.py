@@ -525,6 +525,102 @@ def test_phone_needs_no_horizontal_scrolling(flat_page, noise_page, visit, schem
         assert dark == (scheme == "dark")
 
 
+def test_phone_has_large_targets_and_says_that_a_table_has_more_columns(flat_page, visit):
+    page = visit(flat_page, width=390, height=844, has_touch=True)
+    stage_is_drawn(page)
+    small = """[...document.querySelectorAll("button, select, summary, nav a, main label")].filter(node =>
+        node.offsetParent && Math.min(node.offsetWidth, node.offsetHeight) < 44).map(node => node.outerHTML)"""
+    assert page.evaluate(small) == []
+    more = "document.querySelector('#board-table .wide').classList.contains('more')"
+    assert page.evaluate(more)
+    left = page.locator("#board-table tbody th").first.bounding_box()["x"]
+    page.locator("#board-table .scroll").evaluate("node => node.scrollLeft = node.scrollWidth")
+    eventually(lambda: not page.evaluate(more))
+    assert page.locator("#board-table tbody th").first.bounding_box()["x"] == left  # the names stay
+    wide = visit(flat_page)
+    assert wide.locator(".wide.more").count() == 0
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_versions_side_by_side_move_and_zoom_together(noise_page, visit, width):
+    path = noise_page[0]
+    page = visit(path, width=width)
+    stage_is_drawn(page, "bicubic", ODD)
+    page.locator("#two-up").click()
+    page.locator("#stage").scroll_into_view_if_needed()
+    page.evaluate("for (const tag of document.querySelectorAll('.tag')) tag.hidden = true")
+    for _ in range(3):
+        page.keyboard.press("+")
+    stage = page.locator("#stage").bounding_box()
+    second = (0.75, 0.5) if width > 560 else (0.5, 0.75)  # the middle of the second pane
+    at = [stage[key] + share * stage[side] for key, share, side in zip("xy", second, ("width", "height"), strict=True)]
+    page.mouse.move(*at)
+    page.mouse.down()
+    page.mouse.move(at[0] + 60, at[1] - 20, steps=3)
+    page.mouse.up()
+    page.mouse.click(at[0] + 10, at[1] + 10)
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.locator("#status").get_by_text("Square: ").wait_for()
+
+    def panes():
+        for mark in page.locator(".mark").all():
+            mark.evaluate("node => node.style.visibility = 'hidden'")
+        picture = shot(page, "#stage")[1:-1, 1:-1]  # without its border
+        half = picture.shape[1 - (width < 560)] // 2
+        first, second = slice(0, half), slice(half, 2 * half)
+        return (picture[:, first], picture[:, second]) if width > 560 else (picture[first], picture[second])
+
+    assert not np.array_equal(*[pane[9:-9, 9:-9] for pane in panes()])
+    page.locator("#right").select_option("bicubic")
+    stage_is_drawn(page, "bicubic", "bicubic")
+    first, second = (pane[9:-9, 9:-9] for pane in panes())
+    assert np.array_equal(first, second)
+    boxes = [mark.bounding_box() for mark in page.locator(".mark").all()]
+    assert [b - a for a, b in zip(*([box["x"], box["y"]] for box in boxes), strict=True)] == pytest.approx(
+        [(stage["width"] - 2) // 2, 0] if width > 560 else [0, (stage["height"] - 2) // 2]
+    )
+    eventually(lambda: "t=2" in page.evaluate("location.hash"))
+    again = visit(path, page.evaluate("location.hash"), width=width)
+    again.locator("#two-up[aria-pressed=true]").wait_for()
+
+
+def saved_file(page, button):
+    with page.expect_download() as download:
+        page.locator(button).click()
+    name = download.value.suggested_filename
+    return name, np.asarray(Image.open(download.value.path()).convert("RGB")).transpose(2, 0, 1)
+
+
+def test_crop_and_figure_are_saved_as_png(noise_page, visit):
+    path, versions, _ = noise_page
+    page = visit(path)
+    stage_is_drawn(page, "bicubic", ODD)
+    page.locator("#span").select_option("32")
+    page.locator("#right").select_option("bicubic")
+    stage_is_drawn(page, "bicubic", "bicubic")
+    page.locator("#status").get_by_text("Square: 32 pixels").wait_for()
+    left, top = (int(w) for w in page.locator("#status").inner_text().split("at x ")[1].rstrip(".").split(", y "))
+    place = np.s_[:, top : top + 32, left : left + 32]
+    name, crop = saved_file(page, "#save-crop")
+    assert name.endswith(f"x{left}_y{top}_32_bicubic.png") and np.array_equal(crop, versions["bicubic"][place])
+    name, figure = saved_file(page, "#save-figure")
+    assert name.endswith("figure.png")
+    step = 7 * 32  # the side of an enlarged square
+    for number, version in enumerate(("HR", "LR", "bicubic", ODD)):
+        y = (number // 2) * (step + 2 * 24 + 8)
+        x = figure.shape[2] - 2 * step - 8 + (number % 2) * (step + 8)
+        assert np.array_equal(figure[:, y : y + step, x : x + step], versions[version][place].repeat(7, 1).repeat(7, 2))
+
+
+def test_pictures_that_a_browser_does_not_save_are_explained(flat_page, visit):
+    page = visit(flat_page)
+    stage_is_drawn(page)
+    for button in ("#save-crop", "#save-figure"):
+        page.evaluate("document.getElementById('saved').textContent = ''")
+        page.locator(button).click()
+        page.locator("#saved").get_by_text("use python -m sr_lightning.figure").wait_for()
+
+
 def test_touch_moves_the_divider_unless_it_scrolls(flat_page, visit):
     page = visit(flat_page, width=360, height=740, has_touch=True, is_mobile=True)
     stage_is_drawn(page)
