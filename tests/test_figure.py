@@ -147,3 +147,9 @@ def test_the_command_imports_no_torch_for_a_wrong_name(root):
         f"main([{str(RUN)!r}, '--image', 'wng', '--data-root', {str(root)!r}]); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_a_missing_package_is_named_with_its_extra(root, capsys, monkeypatch):
+    monkeypatch.setattr("sr_lightning.figure.find_spec", lambda name: None)
+    assert main([str(RUN), "--image", "wing", f"--data-root={root}"]) == 1
+    assert "figures need matplotlib: pip install 'sr_lightning[sweeps]'" in capsys.readouterr().err
