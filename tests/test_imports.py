@@ -20,7 +20,7 @@ LAYERS = (
     {"data", "inference", "runs"},
     {"checkpoints", "metrics"},
     {"evaluation", "export", "modules", "network_costs", "upscale"},
-    {"loggers", "models", "sweeps"},
+    {"figure", "loggers", "models", "sweeps"},
     {"callbacks", "cli", "leaderboard"},
     {"training"},
     {"check"},

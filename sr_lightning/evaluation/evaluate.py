@@ -19,6 +19,7 @@ from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import write_evaluation_report
 from sr_lightning.evaluation.score_table import first_mean, report_scores
 from sr_lightning.evaluation.scoring import Row, ScoredModel, Scorer
+from sr_lightning.evaluation.subjects import subject
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.runs.targets import allowed
@@ -46,7 +47,8 @@ def evaluate(cfg: DictConfig) -> float:
         sets = {name: benchmark_set(cfg.data_root, name, scale) for name in cfg.benchmarks}
         rows += scorer.score_sets(of_scale, sets, images)
     report_scores(rows, images.comparisons, Path(cfg.run_dir))
-    write_evaluation_report(Path(cfg.run_dir), rows, images.versions, scorer.protocol, facts=scorer.facts)
+    report = (Path(cfg.run_dir), rows, images.versions, scorer.protocol)
+    write_evaluation_report(*report, facts=scorer.facts, subjects=[subject(model) for model in models])
     return first_mean(rows, models[0].name)
 
 
@@ -78,7 +80,8 @@ def score_run(
     """
     rows = scorer.score_sets([model], sets, images)
     report_scores(rows, images.comparisons, images.run_dir, images_of="held-out")
-    write_evaluation_report(images.run_dir, rows, images.versions, scorer.protocol, facts=scorer.facts)
+    report = (images.run_dir, rows, images.versions, scorer.protocol)
+    write_evaluation_report(*report, facts=scorer.facts, subjects=[subject(model)])
     return first_mean(rows, model.name), rows
 
 
@@ -136,7 +139,7 @@ def _trained_models(paths: Sequence[Path], scale: int | None, allow: Allow) -> l
             break
     else:
         names = [str(path) for path in paths]
-    return [ScoredModel(name, t.network, path) for name, t, path in zip(names, trained, paths, strict=True)]
+    return [ScoredModel(name, t.network, path, t.step) for name, t, path in zip(names, trained, paths, strict=True)]
 
 
 def _published_models(

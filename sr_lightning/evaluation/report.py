@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report.html")
 EMBEDDED = 16_000_000  # bytes of pictures up to which the page embeds them and is a single file
+MAX_NAMED = 3  # models in the title
 _WEBP_SIDE = 16383  # WebP's largest side in pixels
 
 
@@ -134,6 +135,7 @@ def write_report(
     *,
     leaderboard: Sequence[Mapping[str, Any]] | None = None,
     facts: Mapping[str, str] | None = None,
+    subjects: Sequence[Mapping[str, Any]] = (),
     commands: Sequence[str] = (),
     embedded: int = EMBEDDED,
 ) -> int:
@@ -149,6 +151,7 @@ def write_report(
         versions: Pictures of all or some of the images.
         leaderboard: The table at the top, column -> value; None: the averages of `rows`.
         facts: Further facts on how the scores were made, name -> text.
+        subjects: The networks, as `sr_lightning.evaluation.subjects.subject` describes them; shown in the head.
         commands: The commands that made the page.
         embedded: Bytes of pictures up to which they are embedded.
 
@@ -172,6 +175,10 @@ def write_report(
         "leaderboard": [_plain(row) for row in leaderboard] if leaderboard else None,
         "protocols": sorted({row["protocol"] for row in rows}),
         "facts": dict(facts or {}),
+        "subjects": [
+            {"model": s["model"], "facts": dict(s["facts"]), "curve": [[x, _plain_value(y)] for x, y in s["curve"]]}
+            for s in subjects
+        ],
         "commands": list(commands),
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
         "pictures": {"count": len(files), "bytes": picture_bytes, "inside": inside},
@@ -194,6 +201,7 @@ def write_evaluation_report(
     *,
     leaderboard: Sequence[Mapping[str, Any]] | None = None,
     facts: Mapping[str, str] | None = None,
+    subjects: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write run_dir/report.html with protocol, device and command, unless `versions` is empty; see `write_report`."""
     if not versions:
@@ -205,7 +213,7 @@ def write_evaluation_report(
     }
     command = shlex.join(["python", *sys.argv])
     path = RunFolder(run_dir).report
-    write_report(path, rows, versions, leaderboard=leaderboard, facts=facts, commands=[command])
+    write_report(path, rows, versions, leaderboard=leaderboard, facts=facts, subjects=subjects, commands=[command])
 
 
 def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: Any) -> list[dict[str, Any]]:
@@ -265,9 +273,13 @@ def _relative_url(file: Path, folder: Path) -> str:
 def _fill(template: str, data: Mapping[str, Any]) -> str:
     """Fill in title and data, and a policy that allows only the page's own script and no network access."""
     names = ", ".join(f"{s['dataset']} ×{s['scale']}" for s in data["sets"])
+    models = list(dict.fromkeys(model for s in data["sets"] for model in s["models"] if model != BASELINE)) or [
+        BASELINE
+    ]
+    subject = ", ".join(models) if len(models) <= MAX_NAMED else f"{len(models)} models"
     script = re.search(r"<script>(.*?)</script>", template, flags=re.DOTALL)[1]
     values = {
-        "title": html.escape(names),
+        "title": html.escape(f"{subject}: {names}"),
         "script-hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         # escaped, so that no name can end the script element that holds the data
         "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),

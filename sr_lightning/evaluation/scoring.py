@@ -54,11 +54,13 @@ class ScoredModel:
         name: Unique among the models scored together.
         network: Has `scale` and `num_channels`.
         source: The file of its weights, named in messages.
+        step: Number of training batches; None: unknown.
     """
 
     name: str
     network: nn.Module
     source: Path | None = None
+    step: int | None = None
 
 
 class NotFiniteError(InputError):

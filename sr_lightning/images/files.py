@@ -41,7 +41,7 @@ def read_image(path: str | Path | ZipMember) -> np.ndarray:
         path: A file that Pillow can read, with one image; of a camera's multi-picture JPEG the main one is read.
 
     Returns:
-        uint8 planes, contiguous: (3, H, W), or (1, H, W) for a grayscale file.
+        uint8 planes, contiguous, writable: (3, H, W), or (1, H, W) for a grayscale file.
 
     Raises:
         InputError: The file is missing, no image, damaged, truncated, animated, transparent, floating point, or too
@@ -56,7 +56,7 @@ def read_image(path: str | Path | ZipMember) -> np.ndarray:
             image = image.transpose(transpose)
         planes = np.asarray(image)  # (H, W) or (H, W, 3)
     planes = planes[None] if planes.ndim == 2 else planes.transpose(2, 0, 1)
-    return np.ascontiguousarray(planes if planes.dtype == np.uint8 else to_8_bits(planes))
+    return np.array(planes if planes.dtype == np.uint8 else to_8_bits(planes), order="C")  # Pillow's own is read-only
 
 
 def image_size(path: str | Path | ZipMember | Stdin) -> tuple[int, int]:

@@ -103,7 +103,7 @@ def train(cfg: DictConfig) -> float:
             best_score = trainer.checkpoint_callback.best_model_score  # None if the latest is the best
             return module.latest["val/psnr"] if best_score is None else best_score.item()
         best = load_network(run.best, allow=cfg.model.network._target_)  # the checks of the config allow it
-        psnr, rows = score_run(scorer, ScoredModel(str(cfg.name), best.network, run.best), sets, images)
+        psnr, rows = score_run(scorer, ScoredModel(str(cfg.name), best.network, run.best, best.step), sets, images)
         result = run_outcome(run, cfg.max_steps, psnr, best.step, rows[0]["protocol"])
         for logger in run_loggers(loggers):
             logger.log_outcome(Outcome(rows, images.comparisons, images.crops, result))

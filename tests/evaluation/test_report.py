@@ -4,6 +4,8 @@ import base64
 import json
 import os
 import re
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -14,7 +16,10 @@ from PIL import Image
 from skimage.color import rgb2ycbcr
 
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.evaluate import requested_models
 from sr_lightning.evaluation.report import find_crops, save_versions, write_report
+from sr_lightning.evaluation.subjects import subject
+from tests.helpers import ROOT
 
 PROTOCOL = "y_shave-scale_8bit_ssim-wang_lr-made"
 ODD = ["</script><script>alert(1)</script>", "a/b\\c:*?", "..", "100 % \"é\" 'ü' & <b>", "{{data}}", ""]
@@ -245,3 +250,28 @@ def test_missing_data_for_the_report_is_an_error(tmp_path):
     with pytest.raises(InputError, match="HR is 20x20, but LR enlarged 10x20, net 20x22"):
         save_versions(tmp_path, "Set", "a", 2, lr, {"bicubic": hr, "net": noise(0, (3, 20, 22))}, hr)
     assert not list(tmp_path.iterdir())
+
+
+def test_networks_are_described_by_their_runs(tmp_path, caplog):
+    run = tmp_path / "a_run"
+    shutil.copytree(next((ROOT / "tests" / "earlier_version" / "multirun" / "tiny").glob("*seed2*")), run)
+    (run / "metrics.csv").write_text("step,val/psnr\n10,20.5\n20,\n30,nan\n")
+    (model,) = requested_models([run / "checkpoints" / "best.ckpt"])
+    described = subject(model)
+    parameters = sum(p.numel() for p in model.network.parameters())
+    expected = {
+        "network": "SRCNN",
+        "parameters": f"{parameters:,}",
+        "weights": "best.ckpt",
+        "run": "a_run",
+        "seed": "2",
+    }
+    assert expected.items() <= described["facts"].items()
+    assert described["facts"]["steps"] == f"{model.step} of {described['facts']['steps'].split()[-1]}"
+    write_report(tmp_path / "report.html", [row("net")], subjects=[described])
+    assert data_of(tmp_path / "report.html")["subjects"][0]["curve"] == [[10, 20.5], [30, None]]
+
+    (run / "metrics.csv").write_text("step,val/psnr\nten,20.5\n")
+    assert subject(model)["curve"] == [] and "best.ckpt: the report lacks the facts on its run" in caplog.text
+    moved = replace(model, source=tmp_path / "best.ckpt")
+    assert "run" not in subject(moved)["facts"] and "weights" not in subject(replace(model, source=None))["facts"]

@@ -339,6 +339,38 @@ def test_crop_opens_in_the_viewer(noise_page, visit):
     assert page.evaluate("document.activeElement.id") == "divider"
 
 
+def test_gains_and_losses_are_sorted_by_the_decibels_shown(tmp_path, visit):
+    rng = np.random.default_rng(3)
+    hr = np.zeros((3, 48, 192), np.uint8) + 100
+    bicubic, net = hr.copy(), hr.copy()
+    bicubic[..., ::3], net[..., ::3] = 160, 140  # by squared error, the largest gain
+    bicubic[:, :, 96:], net[:, :, 96:] = 100, 100
+    bicubic[:, :, 96::4], net[:, :, 96::16] = 104, 101  # in dB, the largest
+    noisy = np.clip(hr + rng.integers(-2, 3, hr.shape), 0, 255).astype(np.uint8)
+    models = {"bicubic": bicubic, "net": net}
+    rows = [row(m, i, 30.0) for m in models for i in ("a", "mean")]
+    saved = [save_versions(tmp_path / "report_files", "Flat", "a", 2, noisy[:, ::2, ::2], models, hr)]
+    write_report(tmp_path / "report.html", rows, saved)
+    crops = [crop for crop in saved[0].crops if crop.gain > 0]
+    by_decibels = sorted((crop.psnr - crop.bicubic for crop in crops), reverse=True)
+    assert [crop.psnr - crop.bicubic for crop in crops] != by_decibels  # they are found by squared error
+    shown = visit(tmp_path / "report.html").locator("#gains .up").all_inner_texts()
+    assert shown == [f"+{gain:.2f}" for gain in by_decibels]
+
+
+def test_head_describes_the_networks_and_draws_their_curves(tmp_path, visit):
+    curves = {ODD: [(100, 30.0), (200, float("nan")), (300, 31.0), (400, 30.5)], "new": []}
+    subjects = [{"model": name, "facts": {"seed": "7", ODD: ODD}, "curve": curve} for name, curve in curves.items()]
+    write_report(tmp_path / "report.html", [row(ODD, "a", 30.0), row("new", "a", 30.0)], subjects=subjects)
+    page = visit(tmp_path / "report.html")
+    assert page.locator("h1").inner_text() == f"{ODD}, new: Flat ×2"
+    assert page.locator(".subject h3").all_inner_texts() == [ODD, "new"]
+    assert page.locator(".subject").first.locator("dd").all_inner_texts() == ["7", ODD]
+    text = f"Validation of {ODD}: 30.00 dB at step 100, 30.50 at 400, highest 31.00 at 300"
+    assert page.locator(".subject svg").get_attribute("aria-label") == text
+    assert len(page.locator(".curve polyline").get_attribute("points").split()) == 3
+
+
 def test_crop_has_an_address(flat_page, visit):
     page = visit(flat_page)
     page.locator("#image").select_option("second")
@@ -452,7 +484,7 @@ def test_print_is_complete(flat_page, noise_page, visit):
 def test_odd_names_are_shown_literally_and_sets_are_chosen(noise_page, visit):
     page = visit(noise_page[0])
     assert page.locator("#set option").all_inner_texts() == ["Noise ×3", f"{ODD} ×3"]
-    assert page.title() == f"Noise ×3, {ODD} ×3"
+    assert page.title() == f"{ODD}: Noise ×3, {ODD} ×3"
     page.locator("#set").select_option(f"{ODD} ×3")
     stage_is_drawn(page, "bicubic", ODD)
     assert page.locator("#image option").all_inner_texts() == [ODD]
@@ -491,6 +523,102 @@ def test_phone_needs_no_horizontal_scrolling(flat_page, noise_page, visit, schem
         assert page.evaluate(beyond) == []
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
         assert dark == (scheme == "dark")
+
+
+def test_phone_has_large_targets_and_says_that_a_table_has_more_columns(flat_page, visit):
+    page = visit(flat_page, width=390, height=844, has_touch=True)
+    stage_is_drawn(page)
+    small = """[...document.querySelectorAll("button, select, summary, nav a, main label")].filter(node =>
+        node.offsetParent && Math.min(node.offsetWidth, node.offsetHeight) < 44).map(node => node.outerHTML)"""
+    assert page.evaluate(small) == []
+    more = "document.querySelector('#board-table .wide').classList.contains('more')"
+    assert page.evaluate(more)
+    left = page.locator("#board-table tbody th").first.bounding_box()["x"]
+    page.locator("#board-table .scroll").evaluate("node => node.scrollLeft = node.scrollWidth")
+    eventually(lambda: not page.evaluate(more))
+    assert page.locator("#board-table tbody th").first.bounding_box()["x"] == left  # the names stay
+    wide = visit(flat_page)
+    assert wide.locator(".wide.more").count() == 0
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_versions_side_by_side_move_and_zoom_together(noise_page, visit, width):
+    path = noise_page[0]
+    page = visit(path, width=width)
+    stage_is_drawn(page, "bicubic", ODD)
+    page.locator("#two-up").click()
+    page.locator("#stage").scroll_into_view_if_needed()
+    page.evaluate("for (const tag of document.querySelectorAll('.tag')) tag.hidden = true")
+    for _ in range(3):
+        page.keyboard.press("+")
+    stage = page.locator("#stage").bounding_box()
+    second = (0.75, 0.5) if width > 560 else (0.5, 0.75)  # the middle of the second pane
+    at = [stage[key] + share * stage[side] for key, share, side in zip("xy", second, ("width", "height"), strict=True)]
+    page.mouse.move(*at)
+    page.mouse.down()
+    page.mouse.move(at[0] + 60, at[1] - 20, steps=3)
+    page.mouse.up()
+    page.mouse.click(at[0] + 10, at[1] + 10)
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.locator("#status").get_by_text("Square: ").wait_for()
+
+    def panes():
+        for mark in page.locator(".mark").all():
+            mark.evaluate("node => node.style.visibility = 'hidden'")
+        picture = shot(page, "#stage")[1:-1, 1:-1]  # without its border
+        half = picture.shape[1 - (width < 560)] // 2
+        first, second = slice(0, half), slice(half, 2 * half)
+        return (picture[:, first], picture[:, second]) if width > 560 else (picture[first], picture[second])
+
+    assert not np.array_equal(*[pane[9:-9, 9:-9] for pane in panes()])
+    page.locator("#right").select_option("bicubic")
+    stage_is_drawn(page, "bicubic", "bicubic")
+    first, second = (pane[9:-9, 9:-9] for pane in panes())
+    assert np.array_equal(first, second)
+    boxes = [mark.bounding_box() for mark in page.locator(".mark").all()]
+    assert [b - a for a, b in zip(*([box["x"], box["y"]] for box in boxes), strict=True)] == pytest.approx(
+        [(stage["width"] - 2) // 2, 0] if width > 560 else [0, (stage["height"] - 2) // 2]
+    )
+    eventually(lambda: "t=2" in page.evaluate("location.hash"))
+    again = visit(path, page.evaluate("location.hash"), width=width)
+    again.locator("#two-up[aria-pressed=true]").wait_for()
+
+
+def saved_file(page, button):
+    with page.expect_download() as download:
+        page.locator(button).click()
+    name = download.value.suggested_filename
+    return name, np.asarray(Image.open(download.value.path()).convert("RGB")).transpose(2, 0, 1)
+
+
+def test_crop_and_figure_are_saved_as_png(noise_page, visit):
+    path, versions, _ = noise_page
+    page = visit(path)
+    stage_is_drawn(page, "bicubic", ODD)
+    page.locator("#span").select_option("32")
+    page.locator("#right").select_option("bicubic")
+    stage_is_drawn(page, "bicubic", "bicubic")
+    page.locator("#status").get_by_text("Square: 32 pixels").wait_for()
+    left, top = (int(w) for w in page.locator("#status").inner_text().split("at x ")[1].rstrip(".").split(", y "))
+    place = np.s_[:, top : top + 32, left : left + 32]
+    name, crop = saved_file(page, "#save-crop")
+    assert name.endswith(f"x{left}_y{top}_32_bicubic.png") and np.array_equal(crop, versions["bicubic"][place])
+    name, figure = saved_file(page, "#save-figure")
+    assert name.endswith("figure.png")
+    step = 7 * 32  # the side of an enlarged square
+    for number, version in enumerate(("HR", "LR", "bicubic", ODD)):
+        y = (number // 2) * (step + 2 * 24 + 8)
+        x = figure.shape[2] - 2 * step - 8 + (number % 2) * (step + 8)
+        assert np.array_equal(figure[:, y : y + step, x : x + step], versions[version][place].repeat(7, 1).repeat(7, 2))
+
+
+def test_pictures_that_a_browser_does_not_save_are_explained(flat_page, visit):
+    page = visit(flat_page)
+    stage_is_drawn(page)
+    for button in ("#save-crop", "#save-figure"):
+        page.evaluate("document.getElementById('saved').textContent = ''")
+        page.locator(button).click()
+        page.locator("#saved").get_by_text("use python -m sr_lightning.figure").wait_for()
 
 
 def test_touch_moves_the_divider_unless_it_scrolls(flat_page, visit):

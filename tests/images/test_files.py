@@ -33,7 +33,9 @@ def test_colour_is_read_as_contiguous_planes(tmp_path):
 
 
 def test_gray_is_read_as_one_plane(tmp_path):
-    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", RGB[..., 0])), RGB[None, ..., 0])
+    image = read_image(save(tmp_path / "a.png", RGB[..., 0]))
+    assert image.flags.writeable  # torch warns of others
+    np.testing.assert_array_equal(image, RGB[None, ..., 0])
 
 
 def test_one_bit_becomes_black_and_white(tmp_path):
