@@ -50,7 +50,7 @@ def prepare(config: DictConfig) -> None:
     by_scheduler = launcher.endswith("SlurmLauncher") and not config.dry_run
     if by_scheduler and shutil.which("srun") is None:
         raise InputError("launcher=slurm: there is no srun on this machine; start the sweep on the cluster")
-    cells, done = number_of_cells(config), 0
+    cells, done = number_of_cells(config), None
     if "optuna" in sweeper and not config.dry_run:
         from sr_lightning.sweeps.study import prepare_study
 

@@ -40,7 +40,8 @@ class CellLines:
                 time.sleep(pause)
 
         sweep, cells = relative(self.invocation.sweep_dir), self.invocation.facts["cells"]
-        number = "" if cells is None else ", 1 cell" if cells == 1 else f", {cells} cells"
+        unit = "cell" if self.invocation.facts["done"] is None else "trial"
+        number = "" if cells is None else f", {cells} {unit}{'' if cells == 1 else 's'}"
         print(f"sweep {sweep}{number}. To watch it from elsewhere:")
         print(f"  python -m sr_lightning.sweeps.status {shlex.quote(str(sweep))} --watch", flush=True)
         threading.Thread(target=watch, daemon=True).start()
@@ -59,9 +60,10 @@ class CellLines:
     def line(self, report: dict[str, Any], reports: Sequence[dict[str, Any]]) -> str:
         """Format a cell: its number among all, name, status, score, gain, the best so far and the time left."""
         facts, status = self.invocation.facts, report["status"]
-        before = facts.get("done", 0)  # trials of a study in earlier invocations
+        before = facts.get("done") or 0  # trials of a study in earlier invocations
         ended = sum(one in FINAL_STATUSES for one in self.printed.values())
-        parts = [f"{before + ended} of {facts['cells']}" if facts.get("cells") else str(ended), report["cell"]]
+        unit = "" if facts.get("done") is None else "trial "
+        parts = [f"{unit}{before + ended} of {facts['cells']}" if facts.get("cells") else str(ended), report["cell"]]
         if status == "failed":
             log = self.end_of_log(report["cell"]) if "started" in report else ""
             parts.append(f"FAILED, {report['error']}{log}")

@@ -91,10 +91,10 @@ def read_sweep(folder: Path) -> SweepState:
         reports |= {report["cell"]: report | {"alive": alive or by_scheduler} for report in latest}
     runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and RunFolder(path).exists())
     cells = [read_cell(folder / name, reports.get(name, {})) for name in dict.fromkeys([*reports, *runs])]
-    begun = facts.get("done", 0) + len(latest)
+    begun = (facts.get("done") or 0) + len(latest)
     number = max(facts.get("cells") or 0, begun)
     running = sum(cell.status == "running" for cell in cells)
-    left = seconds_left(latest, number - facts.get("done", 0), running) if alive and running else None
+    left = seconds_left(latest, number - (facts.get("done") or 0), running) if alive and running else None
     return SweepState(with_bicubic(cells), number - begun, left)
 
 

@@ -46,7 +46,8 @@ class SweepInvocation:
         Args:
             sweep_dir: The sweep's directory.
             devices: The machine's devices, for which cells queue; None if a scheduler assigns them.
-            **facts: Further fields of call.json: cells (number of all), done (trials of a study before this one).
+            **facts: Further fields of call.json: cells (number of all), done (trials of a study before this
+                invocation; None for a sweep over given values).
         """
         invocation = cls(sweep_dir.absolute() / ".sweep" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
         invocation.directory.mkdir(parents=True)

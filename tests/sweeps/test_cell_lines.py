@@ -79,6 +79,12 @@ def test_result_of_an_earlier_version_has_no_gain_and_a_damaged_one_no_part_in_t
     ]
 
 
+def test_trials_of_a_study_are_counted_over_all_invocations(lines, capsys):
+    lines.invocation.facts.update(cells=30, done=2)
+    cell = end(lines, 0, "finished", 31.0)
+    assert printed(lines, capsys) == [f"trial 3 of 30  {cell}  31.00 dB  +1.00 over bicubic  27:00 left"]
+
+
 def test_interrupted_cell_is_printed_and_not_counted(lines, capsys):
     cell = end(lines, 0, "interrupted")
     assert printed(lines, capsys) == [f"0 of 8  {cell}  interrupted"]
