@@ -87,7 +87,11 @@ def read_sweep(folder: Path) -> SweepState:
         facts = read_json(call)
         alive = is_locked(call.with_name("alive.lock"))
         by_scheduler = "devices" in facts and facts["devices"] is None  # its jobs outlive the command
-        latest = [report for path in sorted(call.parent.glob("[0-9]*.json")) if "cell" in (report := read_json(path))]
+        latest = [
+            report
+            for path in sorted(call.parent.glob("[0-9]*.json"))
+            if {"cell", "status"} <= (report := read_json(path)).keys()
+        ]
         reports |= {report["cell"]: report | {"alive": alive or by_scheduler} for report in latest}
     runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and RunFolder(path).exists())
     cells = [read_cell(folder / name, reports.get(name, {})) for name in dict.fromkeys([*reports, *runs])]

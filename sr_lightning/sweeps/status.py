@@ -50,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        print(f"error: {options.folder} cannot be read: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def interval(text: str) -> float:
