@@ -6,6 +6,7 @@ Imported before Hydra runs, so it must stay light: only the tasks import torch, 
 import atexit
 import functools
 import logging
+import os
 import re
 import shlex
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sr_lightning.configs import CONF
 from sr_lightning.errors import find_input_error
@@ -41,6 +42,7 @@ OmegaConf.register_new_resolver(
 )
 OmegaConf.register_new_resolver("kept", lambda dry_run, directory: scratch() if dry_run else directory)
 OmegaConf.register_new_resolver("cell_name", lambda _root_: cell_name(_root_))
+OmegaConf.register_new_resolver("beside_runs", lambda runs, otherwise: leaderboard_dir(runs) or otherwise)
 OmegaConf.register_new_resolver("num_devices", lambda: max(1, len(visible_devices())))
 
 
@@ -50,6 +52,13 @@ def scratch() -> str:
     folder = tempfile.TemporaryDirectory(prefix="sr_lightning_")
     atexit.register(folder.cleanup)
     return folder.name
+
+
+def leaderboard_dir(runs: Any) -> str | None:
+    """Return the directory of the leaderboard of a sweep; None if `runs` is not the writable folder of one sweep."""
+    folders = [Path(str(path)).expanduser() for path in (runs if isinstance(runs, ListConfig) else [runs]) if path]
+    is_one = len(folders) == 1 and (folders[0] / ".sweep").is_dir() and os.access(folders[0], os.W_OK)
+    return str(folders[0] / "leaderboard") if is_one else None
 
 
 def prepare_command(about: str, name: str) -> None:

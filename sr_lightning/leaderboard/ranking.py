@@ -1,7 +1,9 @@
 """Leaderboard of all finished runs below a folder: scores on benchmarks in one table, with plots."""
 
+import itertools
 import logging
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,7 @@ from sr_lightning.evaluation.scoring import NotFiniteError, Scorer
 from sr_lightning.leaderboard.costs import MEASURED, Costs
 from sr_lightning.leaderboard.plots import plot_costs, plot_validation, styles
 from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
-from sr_lightning.leaderboard.scores import DIVERGED, Failed, Rows, Scores
+from sr_lightning.leaderboard.scores import DIVERGED, Failed, Rows, Scores, settings_of_scores
 from sr_lightning.leaderboard.table import (
     for_page,
     make_row,
@@ -72,7 +74,7 @@ def evaluate(cfg: DictConfig) -> float:
     scores = Scores(
         Scorer.from_config(cfg),
         benchmark_sets(cfg.data_root, cfg.benchmarks, scales),
-        {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("protocol", "degradation")},
+        settings_of_scores(cfg),
         cfg.self_ensemble,
         allowed(cfg),
     )
@@ -197,7 +199,9 @@ def ranked(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mapping
                             [run.result.get("seconds") for run in runs],
                         )
                     )
-            rows += sorted(found, key=lambda row: -row[psnr_key(row)])
+            found.sort(key=lambda row: -row[psnr_key(row)])
+            number = itertools.count(1)
+            rows += [row | {"rank": None if row["model"] == "bicubic" else next(number)} for row in found]
     return rows
 
 
@@ -235,7 +239,8 @@ def write(folder: Path, rows: Rows, left_out: Rows, notes: Sequence[str]) -> Non
     write_csv(folder / "leaderboard.csv", rows)
     content = {"rows": rows, "not_in_the_table": left_out, "notes": notes, "command": command}
     write_json(folder / "leaderboard.json", content)
-    log.info("%s\n%s", folder / "leaderboard.md", text)
+    columns = shutil.get_terminal_size()[0]
+    log.info("%s\n%s", folder / "leaderboard.md", markdown(rows, left_out, notes, columns))
 
 
 def plot(folder: Path, rows: Rows, groups: Sequence[Group]) -> None:

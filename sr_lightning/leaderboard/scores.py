@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.checkpoints.checkpoint import load_network
 from sr_lightning.data.sources import Pair
@@ -73,7 +74,7 @@ class Scores:
                     {benchmark: pairs},
                     baseline=(run.config.scale, benchmark) not in self.bicubic,
                 )
-                self._cache(run, benchmark, rows, "model")
+                self.store(run, benchmark, rows, "model")
         return {benchmark: self._cached(run, benchmark) for benchmark in self.sets[run.config.scale]}
 
     def with_pictures(self, scale: int, runs: Mapping[str, Run], failed: Failed, images: EvaluationImages) -> Rows:
@@ -108,7 +109,7 @@ class Scores:
                 images.forget(scale)
         for model in models:
             for benchmark in self.sets[scale]:
-                self._cache(runs[model.name], benchmark, [r for r in rows if r["dataset"] == benchmark], model.name)
+                self.store(runs[model.name], benchmark, [r for r in rows if r["dataset"] == benchmark], model.name)
         return rows
 
     def _load(self, run: Run) -> torch.nn.Module:
@@ -132,7 +133,8 @@ class Scores:
         self.bicubic.setdefault((run.config.scale, benchmark), value["bicubic"])
         return value["model"]
 
-    def _cache(self, run: Run, benchmark: str, rows: Rows, name: str) -> None:
+    def store(self, run: Run, benchmark: str, rows: Rows, name: str) -> None:
+        """Cache the rows of a run, called `name` in them, and those of bicubic if they are among them."""
         scale = run.config.scale
         if baseline := [_bare(row) for row in rows if row["model"] == "bicubic"]:
             self.bicubic.setdefault((scale, benchmark), baseline)
@@ -147,6 +149,26 @@ class Scores:
         if run.directory not in self.caches:
             self.caches[run.directory] = ScoreCache(run.directory, run.checkpoint)
         return self.caches[run.directory]
+
+
+def settings_of_scores(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configs of protocol and degradation, which are part of the cache's key."""
+    return {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("protocol", "degradation")}
+
+
+def cache_scores(cfg: DictConfig, scorer: Scorer, sets: Mapping[str, Sequence[Pair]], rows: Rows) -> None:
+    """Cache the scores that a training has just computed, so that no leaderboard computes them again.
+
+    Args:
+        cfg: The run's config.
+        scorer: By which the best checkpoint was scored.
+        sets: Benchmark -> images.
+        rows: Of `score_sets`, with bicubic.
+    """
+    scores = Scores(scorer, {cfg.scale: sets}, settings_of_scores(cfg), self_ensemble=False)
+    run = Run.read(Path(cfg.run_dir))
+    for benchmark in sets:
+        scores.store(run, benchmark, [row for row in rows if row["dataset"] == benchmark], str(cfg.name))
 
 
 def _is_outdated(value: Mapping[str, Any]) -> bool:

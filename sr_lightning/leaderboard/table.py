@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,19 @@ from sr_lightning.utils.atomic_files import write_text
 from sr_lightning.utils.markdown import markdown_table
 
 Row = dict[str, Any]
+# Columns that a narrow terminal does without, in the order in which they are left out
+DISPENSABLE = (
+    "compared with",
+    "published",
+    "multiply-adds",
+    "ms",
+    "distance",
+    "seeds",
+    "data",
+    "minutes",
+    "SSIM",
+    "parameters",
+)
 
 
 def make_row(
@@ -66,25 +80,48 @@ def score_keys(row: Mapping[str, Any]) -> list[str]:
     return [key for key in row if f"{key}_deviation" in row]
 
 
-def markdown(rows: Sequence[Row], left_out: Sequence[Row], notes: Sequence[str]) -> str:
+def markdown(rows: Sequence[Row], left_out: Sequence[Row], notes: Sequence[str], width: int | None = None) -> str:
     """Format the table, its notes, and the runs that are not in it.
 
     Args:
         rows: Results of `make_row`.
         left_out: run, status and reason.
         notes: Lines below the table.
+        width: Characters of a line, for which columns are left out; None: all columns.
     """
     scores = score_keys(rows[0])
     titles = [key.split("_")[0].upper() if key.startswith(("psnr", "ssim")) else key for key in scores]
-    head = ["benchmark", "scale", "model", "data", *titles, "gain", "published", "distance", "compared with"]
+    head = ["rank", "benchmark", "scale", "model", "data", *titles, "gain", "published", "distance", "compared with"]
     head += ["parameters", "multiply-adds", "ms", "minutes", "seeds"]
-    parts = [_table([head, *(_cells(row, scores) for row in rows)]), "\n".join(notes)]
+    lines = [head, *(_cells(row, scores) for row in rows)]
+    if width is not None and (dropped := _narrow(lines, width)):
+        notes = [*notes, f"not shown: {', '.join(dropped)}; all columns are in leaderboard.md and leaderboard.csv"]
+    parts = [_table(lines), _wrapped(notes, width)]
     if starred := remarks(rows):
-        parts.append("\n".join(f"* {line}" for line in starred))
+        parts.append(_wrapped([f"* {line}" for line in starred], width))
     if left_out:
         lines = [["not in the table", "status", "reason"], *([r["run"], r["status"], r["reason"]] for r in left_out)]
         parts.append(_table(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _wrapped(lines: Sequence[str], width: int | None) -> str:
+    """Join lines, wrapped to a width if there is one."""
+    return "\n".join(line if width is None else textwrap.fill(line, width, subsequent_indent="  ") for line in lines)
+
+
+def _narrow(lines: list[list[str]], width: int) -> list[str]:
+    """Remove columns, the header in the first line, until the lines of their table fit; return the removed ones."""
+    dropped = []
+    for title in DISPENSABLE:
+        if len(_table(lines).partition("\n")[0]) <= width:
+            break
+        if title in lines[0]:
+            column = lines[0].index(title)
+            for line in lines:
+                del line[column]
+            dropped.append(title)
+    return dropped
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
@@ -100,7 +137,7 @@ def _table(lines: Sequence[Sequence[str]]) -> str:
 def _cells(row: Row, scores: Sequence[str]) -> list[str]:
     giga = row["multiply_adds"] / 1e9
     return [
-        *(row["benchmark"], f"x{row['scale']}", row["model"], row["data"]),
+        *(str(row["rank"] or ""), row["benchmark"], f"x{row['scale']}", row["model"], row["data"]),
         *(_with_deviation(row, key) for key in scores),
         "" if row["model"] == "bicubic" else _number(row["gain"], "+.2f"),
         *(_number(row["published"], ".2f"), _number(row["distance"], "+.2f")),

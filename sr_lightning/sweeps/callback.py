@@ -3,8 +3,6 @@
 import atexit
 import shutil
 import sys
-import threading
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from sr_lightning.errors import InputError
+from sr_lightning.sweeps.cell_lines import CellLines
 from sr_lightning.sweeps.devices import visible_devices
-from sr_lightning.sweeps.invocation import FINAL_STATUSES, SweepInvocation, plan, summary
+from sr_lightning.sweeps.invocation import SweepInvocation, plan, summary
 from sr_lightning.utils.signals import handle_signals
 
 
@@ -51,15 +50,22 @@ def prepare(config: DictConfig) -> None:
     by_scheduler = launcher.endswith("SlurmLauncher") and not config.dry_run
     if by_scheduler and shutil.which("srun") is None:
         raise InputError("launcher=slurm: there is no srun on this machine; start the sweep on the cluster")
-    invocation = SweepInvocation.begin(Path(config.hydra.sweep.dir), None if by_scheduler else visible_devices())
-    handle_signals(first=invocation.stop_cells)
-    atexit.register(print_summary, invocation, config.dry_run, number_of_cells(config))
-    if "submitit" in config.hydra.launcher._target_:  # its jobs write to files only
-        threading.Thread(target=print_progress, args=(invocation,), daemon=True).start()
+    cells, done = number_of_cells(config), None
     if "optuna" in sweeper and not config.dry_run:
         from sr_lightning.sweeps.study import prepare_study
 
-        prepare_study(config)
+        done = prepare_study(config)
+        cells = done + config.hydra.sweeper.n_trials
+    invocation = SweepInvocation.begin(
+        Path(config.hydra.sweep.dir), None if by_scheduler else visible_devices(), cells=cells, done=done
+    )
+    handle_signals(first=invocation.stop_cells)
+    if config.dry_run:
+        atexit.register(print_plan, invocation)
+        return
+    lines = CellLines(invocation)
+    atexit.register(print_summary, lines, number_of_cells(config))
+    lines.start()
 
 
 def number_of_cells(config: DictConfig) -> int | None:
@@ -72,18 +78,14 @@ def number_of_cells(config: DictConfig) -> int | None:
     return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
 
 
-def print_summary(invocation: SweepInvocation, dry_run: bool, number: int | None) -> None:
-    """Print a table of all cells: their results, or the estimates of a dry run; nothing without cells."""
+def print_plan(invocation: SweepInvocation) -> None:
+    """Print the estimates of a dry run; nothing without cells."""
     if reports := invocation.reports():
-        print(f"\n{plan(reports) if dry_run else summary(invocation, number)}", flush=True)
+        print(f"\n{plan(reports)}", flush=True)
 
 
-def print_progress(invocation: SweepInvocation, pause: float = 1.0) -> None:
-    """Print each change of a cell's status, until this process exits."""
-    printed: dict[int, str] = {}
-    while True:
-        for report in invocation.reports():
-            if report["status"] != printed.get(report["number"]) and report["status"] in (*FINAL_STATUSES, "running"):
-                printed[report["number"]] = report["status"]
-                print(f"{report['cell']}: {report['status']} {report.get('error', '')}".rstrip(), flush=True)
-        time.sleep(pause)
+def print_summary(lines: CellLines, number: int | None) -> None:
+    """Print the cells that have just ended, and a table of all; nothing without cells."""
+    lines.update()
+    if lines.invocation.reports():
+        print(f"\n{summary(lines.invocation, number)}", flush=True)

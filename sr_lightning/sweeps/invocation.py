@@ -40,19 +40,21 @@ class SweepInvocation:
     directory: Path
 
     @classmethod
-    def begin(cls, sweep_dir: Path, devices: Sequence[str] | None) -> "SweepInvocation":
+    def begin(cls, sweep_dir: Path, devices: Sequence[str] | None, **facts: Any) -> "SweepInvocation":
         """Begin an invocation; its jobs find it by an environment variable.
 
         Args:
             sweep_dir: The sweep's directory.
             devices: The machine's devices, for which cells queue; None if a scheduler assigns them.
+            **facts: Further fields of call.json: cells (number of all), done (trials of a study before this
+                invocation; None for a sweep over given values).
         """
         invocation = cls(sweep_dir.absolute() / ".sweep" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
         invocation.directory.mkdir(parents=True)
         _alive.append(FileLock(invocation.directory / "alive.lock"))
         _alive[-1].acquire()
         command = [str(Path(sys.argv[0]).absolute()), *sys.argv[1:]]
-        facts = {"command": command, "host": socket.gethostname(), "process": os.getpid(), "devices": devices}
+        facts = {"command": command, "host": socket.gethostname(), "process": os.getpid(), "devices": devices} | facts
         with replacing(invocation.directory / "call.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n")
         os.environ[VARIABLE] = str(invocation.directory)
@@ -69,7 +71,7 @@ class SweepInvocation:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """Contents of call.json: command, host, process, devices."""
+        """Contents of call.json: command, host, process, devices, cells, done."""
         return json.loads((self.directory / "call.json").read_text())
 
     def abandoned(self) -> bool:

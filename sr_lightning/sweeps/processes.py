@@ -101,7 +101,7 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def start_command(words: Sequence[str], environment: Mapping[str, str], log: Path | None) -> BaseProcess:
+def start_command(words: Sequence[str], environment: Mapping[str, str], log: Path) -> BaseProcess:
     """Start `python WORDS` as the leader of a process group that exits with this process.
 
     On Linux it is forked from a server process that has imported torch and Lightning once for all commands.
@@ -109,29 +109,27 @@ def start_command(words: Sequence[str], environment: Mapping[str, str], log: Pat
     Args:
         words: The program and its arguments.
         environment: All variables of the process.
-        log: File to which standard output and error are appended; None: those of this process.
+        log: File to which standard output and error are appended.
     """
     method = "forkserver" if sys.platform == "linux" else "spawn"
     multiprocessing.set_start_method(method, force=True)  # joblib's workers have one that the new process does not know
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(PRELOADED.get(Path(words[0]).name, []))
-    if log is not None:
-        log.touch()
+    log.touch()
     process = context.Process(target=_run_command, args=(list(words), dict(environment), log))
     process.start()
     return process
 
 
-def _run_command(words: list[str], environment: dict[str, str], log: Path | None) -> None:
+def _run_command(words: list[str], environment: dict[str, str], log: Path) -> None:
     """Run `python WORDS` in this process, as if it had been started from a shell."""
     os.setsid()
     os.environ.clear()
     os.environ.update(environment | {PARENT: str(os.getppid())})
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if log is not None:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
     sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
     try:
         runpy.run_path(words[0], run_name="__main__")

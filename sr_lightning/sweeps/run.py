@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +66,6 @@ def run_cell(cfg: DictConfig) -> float:
         raise
     except InputError as error:
         report("failed", error=str(error))
-        log.error("%s: error: %s", cell.name, error)
         raise CellFailed(f"{cell.name}: {error}") from None
     except Exception as error:
         report("failed", error=f"{type(error).__name__}: {error}")
@@ -106,7 +104,6 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
         raise InputError(f"{relative(cell)} contains a run with other settings; move it away:{lines}")
     result = undamaged_result(cell)
     if result and (result["status"] == FINISHED or (result["status"] == PRUNED and cfg.prune_after is not None)):
-        log.info("%s: already %s, %.2f dB", cell.name, result["status"], result["psnr"])
         report("skipped", **numbers(result))
         return result["psnr"]
     resume = run.last.is_file()
@@ -114,8 +111,6 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
     count = 0 if available is None else devices_wanted(cfg.trainer, available)
     with acquire_devices(count, available or []) as devices:
         report("running", devices=devices, started=time.time())
-        place = f" on {'GPU' if count == 1 else 'GPUs'} {', '.join(devices)}" if devices else ""
-        log.info("%s: %s%s", cell.name, "resumed" if resume else "started", place)
         code = run_in_subprocess(cfg, invocation, cell, devices, resume, report)
         ended = time.time()
     result = read_result(cell)
@@ -127,12 +122,9 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
         if result is None:
             write_result(cell, FAILED, cfg, error=error)
         report("failed", error=error, ended=ended)
-        tail = "" if shares_terminal() else "".join(f"\n  | {line}" for line in last_lines(run.log))
-        print(f"{cell.name}: FAILED, {error}\n  see {relative(run.log)}{tail}", file=sys.stderr, flush=True)
         raise CellFailed(f"{cell.name}: {error}")
     status = "resumed" if resume and result["status"] == FINISHED else result["status"]
     report(status, **numbers(result), ended=ended)
-    log.info("%s: %s, %.2f dB", cell.name, result["status"], result["psnr"])
     return result["psnr"]
 
 
@@ -147,7 +139,7 @@ def undamaged_result(cell: Path) -> dict[str, Any] | None:
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
     """Select the fields of a result that a report repeats."""
-    return {key: result[key] for key in ("psnr", "steps", "seconds")}
+    return {key: result.get(key) for key in ("psnr", "bicubic", "steps", "seconds")}  # earlier ones lack bicubic
 
 
 def run_in_subprocess(
@@ -180,10 +172,8 @@ def run_in_subprocess(
     if invocation.abandoned():  # while this job waited for devices
         os._exit(1)
     RunFolder(cell).result.unlink(missing_ok=True)  # of an earlier failure
-    log_file = None if shares_terminal() else RunFolder(cell).log
-    if log_file is not None:
-        overrides += ["hydra.job_logging.root.handlers=[console]"]  # redirected to the file
-    process = start_command([invocation.facts["command"][0], *flags, *overrides], environment, log_file)
+    overrides += ["hydra.job_logging.root.handlers=[console]"]  # redirected to the file
+    process = start_command([invocation.facts["command"][0], *flags, *overrides], environment, RunFolder(cell).log)
     try:
         report("running", process=process.pid)
         process.join()
@@ -207,24 +197,12 @@ def share_of_cores() -> int:
     return max(1, cores // (jobs if jobs > 0 else cores))
 
 
-def shares_terminal() -> bool:
-    """Return True if cells write to the sweep's own output: the launcher runs one after the other."""
-    return HydraConfig.get().launcher._target_.endswith("BasicLauncher")
-
-
 def exit_reason(code: int) -> str:
     """Describe the exit of a process that left no result."""
     if code >= 0:
         return f"ended with exit code {code} and without a result"
     name = signal.Signals(-code).name
     return f"killed by signal {-code} ({name}){': out of memory?' if name == 'SIGKILL' else ''}"
-
-
-def last_lines(path: Path, count: int = 8) -> list[str]:
-    """Read the last lines of a text file."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 8192))
-        return file.read().decode(errors="replace").splitlines()[-count:]
 
 
 def quoted(value: object) -> str:

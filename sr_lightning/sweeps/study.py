@@ -17,7 +17,7 @@ INTERRUPTED = "interrupted"  # attribute of a trial that ended with its sweep; i
 _locks: list[FileLock] = []  # held until this process ends
 
 
-def prepare_study(config: DictConfig) -> None:
+def prepare_study(config: DictConfig) -> int:
     """Prepare a study for its next invocation, before Hydra's Optuna sweeper opens it.
 
     Trials that were running are tried again with the same settings, which resumes their cells, and n_trials becomes
@@ -25,6 +25,9 @@ def prepare_study(config: DictConfig) -> None:
 
     Args:
         config: The sweep's config; changed in place.
+
+    Returns:
+        The number of trials that have ended.
 
     Raises:
         InputError: Another process is searching the study, or Hydra's own settings are used.
@@ -35,6 +38,7 @@ def prepare_study(config: DictConfig) -> None:
     if settings.storage is None or "minimize" in str(settings.direction):
         raise InputError("hydra/sweeper=optuna alone keeps no study and minimises PSNR; use search=optuna")
     lock = FileLock(Path(config.hydra.sweep.dir, ".sweep", "study.lock"))
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=5)
     except Timeout:
@@ -61,3 +65,4 @@ def prepare_study(config: DictConfig) -> None:
         settings.n_trials = max(0, settings.n_trials - ended)
         if settings.sampler.get("seed") is not None:
             settings.sampler.seed += len(trials)  # otherwise the first trials would be drawn again
+    return ended

@@ -22,6 +22,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.evaluation.evaluate import score_run, sets_of_run
 from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.scoring import ScoredModel, Scorer
+from sr_lightning.leaderboard.scores import cache_scores
 from sr_lightning.loggers import MetricsCSV, Outcome, closing
 from sr_lightning.loggers.base import run_loggers
 from sr_lightning.metrics.protocol import all_left_out, differs_from_bicubic, score
@@ -71,7 +72,7 @@ def train(cfg: DictConfig) -> float:
     images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)
     if module.optimizer is None:  # nothing to train: the bicubic baseline
         psnr, rows = score_run(scorer, ScoredModel(str(cfg.name), module.network.eval()), sets, images)
-        facts = {"protocol": rows[0]["protocol"], "best_step": 0, "steps": 0, "seconds": 0.0}
+        facts = {"protocol": rows[0]["protocol"], "bicubic": psnr, "best_step": 0, "steps": 0, "seconds": 0.0}
         write_result(cfg.run_dir, FINISHED, cfg, psnr=psnr, **facts)
         return psnr
 
@@ -104,7 +105,8 @@ def train(cfg: DictConfig) -> float:
             return module.latest["val/psnr"] if best_score is None else best_score.item()
         best = load_network(run.best, allow=cfg.model.network._target_)  # the checks of the config allow it
         psnr, rows = score_run(scorer, ScoredModel(str(cfg.name), best.network, run.best, best.step), sets, images)
-        result = run_outcome(run, cfg.max_steps, psnr, best.step, rows[0]["protocol"])
+        cache_scores(cfg, scorer, {name: pairs for name, pairs in sets.items() if name != "held-out"}, rows)
+        result = run_outcome(run, cfg.max_steps, psnr, best.step, rows[0]["protocol"]) | {"bicubic": bicubic.value()}
         for logger in run_loggers(loggers):
             logger.log_outcome(Outcome(rows, images.comparisons, images.crops, result))
         write_result(run.path, cfg=cfg, **result)

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
+from sr_lightning.cli import leaderboard_dir
 from sr_lightning.degradations import Bicubic as Degradation
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.checks import check_request
@@ -25,6 +26,7 @@ from sr_lightning.images.files import read_image
 from sr_lightning.leaderboard import evaluate, plots
 from sr_lightning.leaderboard.published import FOLDER, published_score
 from sr_lightning.leaderboard.runs import mean_and_deviation
+from sr_lightning.leaderboard.table import markdown
 from sr_lightning.network_costs import count
 from sr_lightning.networks import SRCNN
 from tests.helpers import compose, rows_of, run
@@ -337,6 +339,29 @@ def test_stored_scores_remember_which_images_are_not_scored(root, tmp_path):
         assert "not scored, since bicubic reproduces them: Set5 x2: flat" in notes
 
 
+def test_narrow_table_names_the_columns_that_it_leaves_out(root, tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / "runs" / str(seed), seed, name=f"srcnn{seed}")
+    rows = board_of(root, tmp_path / "out", tmp_path / "runs")
+    assert sorted(row["rank"] for row in rows) == ["", "1", "2"]
+    board = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["rows"]
+    whole, narrow = (markdown(board, [], ["a note " * 20], width).splitlines() for width in (None, 60))
+    assert len(whole[0]) > 150
+    assert max(map(len, narrow)) <= 60
+    assert "not shown: compared with, published," in "\n".join(narrow)
+    assert narrow[0].startswith("| rank | benchmark | scale | model")
+
+
+def test_leaderboard_of_one_sweep_lies_in_its_folder(tmp_path):
+    sweep, other = tmp_path / "sweep", tmp_path / "other"
+    (sweep / ".sweep").mkdir(parents=True)
+    other.mkdir()
+    assert leaderboard_dir(str(sweep)) == str(sweep / "leaderboard")
+    assert leaderboard_dir(OmegaConf.create([str(sweep)])) == str(sweep / "leaderboard")
+    for runs in (None, str(other), OmegaConf.create([]), OmegaConf.create([str(sweep), str(other)])):
+        assert leaderboard_dir(runs) is None
+
+
 def test_deviation_of_nan_or_infinity_is_nan():
     assert mean_and_deviation([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1)))
     assert mean_and_deviation([5.0]) == (5.0, None)
@@ -556,9 +581,11 @@ def test_description_of_no_network_runs_nothing(root, tmp_path):
 def test_trained_run_is_ranked_by_one_command(command, root, tmp_path):
     run_dir = tmp_path / "runs" / "a"
     small = ("model.network.num_features=[2,2,2]", "max_steps=2", "val_every=2", "num_comparisons=0")
-    run(*command, *small, f"hydra.run.dir={run_dir}")
-    words = (f"runs={tmp_path}/runs", "benchmarks=[Mine]", f"data_root={root}", f"hydra.run.dir={tmp_path}/out")
-    done = run("evaluate.py", *words)
+    benchmark = ("benchmarks=[Mine]", f"data_root={root}")
+    run(*command, *small, *benchmark, f"hydra.run.dir={run_dir}")
+    spoil(run_dir)
+    done = run("evaluate.py", f"runs={tmp_path}/runs", *benchmark, f"hydra.run.dir={tmp_path}/out")
+    assert "scoring" not in done.stdout
     rows = {row["model"]: row for row in rows_of(tmp_path / "out" / "leaderboard.csv")}
     assert rows.keys() == {"espcn", "bicubic"}
     weights = 2 * 25 + 2 + 2 * (2 * 2 * 9 + 2) + 4 * 2 * 9 + 4
@@ -566,6 +593,8 @@ def test_trained_run_is_ranked_by_one_command(command, root, tmp_path):
     result = json.loads((run_dir / "result.json").read_text())
     assert float(rows["espcn"]["seconds"]) == result["seconds"]
     assert float(rows["espcn"]["milliseconds"]) > 0
-    assert (tmp_path / "out" / "leaderboard.md").read_text().splitlines()[0] in done.stdout
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert table[0].startswith("| rank | benchmark | scale | model")
+    assert max(map(len, table)) <= 80
     for picture in ("psnr_parameters.png", "psnr_milliseconds.png", "validation.png"):
         assert (tmp_path / "out" / picture).stat().st_size > 10_000
