@@ -39,6 +39,8 @@ class WandbRun(RunLogger, WandbLogger):
         entity: User or team; None: the user's default.
         group: Runs with the same group are shown together, such as those of a sweep.
         tags: Labels to filter runs by.
+        notes: A text about the run.
+        job_type: Its kind, to filter and group by.
         offline: Write to the directory and use no network.
         reply_timeout: Seconds to wait for any reply of the server.
         init_timeout: Seconds to wait for the start of the run.
@@ -57,6 +59,8 @@ class WandbRun(RunLogger, WandbLogger):
         entity: str | None = None,
         group: str | None = None,
         tags: Sequence[str] | None = None,
+        notes: str | None = None,
+        job_type: str | None = None,
         offline: bool = True,
         reply_timeout: float = 5.0,
         init_timeout: float = 20.0,
@@ -69,11 +73,27 @@ class WandbRun(RunLogger, WandbLogger):
                 f"logger.offline={offline}, logger.tags={tags}: set true or false, and a list such as [a,b]"
             )
         try:
-            wandb.Settings(project=project, run_name=name, entity=entity, run_group=group, run_tags=tags)
+            wandb.Settings(
+                project=project,
+                run_name=name,
+                entity=entity,
+                run_group=group,
+                run_tags=tags,
+                run_notes=notes,
+                run_job_type=job_type,
+            )
         except (wandb.Error, ValueError) as error:
             raise InputError(f"logger: {error}") from error
         super().__init__(
-            name=name, save_dir=save_dir, project=project, offline=offline, entity=entity, group=group, tags=tags
+            name=name,
+            save_dir=save_dir,
+            project=project,
+            offline=offline,
+            entity=entity,
+            group=group,
+            tags=tags,
+            notes=notes,
+            job_type=job_type,
         )
         self.reply_timeout, self.init_timeout, self.finish_timeout = reply_timeout, init_timeout, finish_timeout
         self._connection_lost = False  # W&B's own process has ended
@@ -124,6 +144,8 @@ class WandbRun(RunLogger, WandbLogger):
         run = wandb.init(**self._wandb_init, mode=mode, reinit="create_new", settings=settings)
         run.define_metric("step")
         run.define_metric("*", step_metric="step", step_sync=True)
+        for score in ("val/psnr", "val/ssim"):
+            run.define_metric(score, step_metric="step", step_sync=True, summary="max,last")
         if mode == "online":
             log.info("Weights & Biases: %s", run.url)
         return run

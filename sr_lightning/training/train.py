@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 from sr_lightning.callbacks import Progress, Pruning, ValidationPictures
 from sr_lightning.checkpoints.checkpoint import is_trained, load_network, read_checkpoint, steps_done
@@ -24,10 +26,11 @@ from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.scoring import ScoredModel, Scorer
 from sr_lightning.leaderboard.scores import cache_scores
 from sr_lightning.loggers import MetricsCSV, Outcome, closing
-from sr_lightning.loggers.base import run_loggers
+from sr_lightning.loggers.base import RunLogger, run_loggers
 from sr_lightning.metrics.protocol import all_left_out, differs_from_bicubic, score
 from sr_lightning.metrics.psnr_ssim import WINDOW
 from sr_lightning.modules import SRModule
+from sr_lightning.network_costs import count, lr_size
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.provenance import recorded
 from sr_lightning.runs.result import FINISHED, PRUNED, write_result
@@ -97,6 +100,7 @@ def train(cfg: DictConfig) -> float:
             build_callbacks(cfg, run, bicubic),
             **{key: cfg[key] for key in ("run_dir", "max_steps", "val_every", "save_every")},
         )
+        log_costs(cfg, run_loggers(loggers))
         if not trained:
             with postponed():
                 trainer.fit(module, datamodule, ckpt_path=run.last if cfg.resume else None)
@@ -108,10 +112,21 @@ def train(cfg: DictConfig) -> float:
         cache_scores(cfg, scorer, {name: pairs for name, pairs in sets.items() if name != "held-out"}, rows)
         result = run_outcome(run, cfg.max_steps, psnr, best.step, rows[0]["protocol"]) | {"bicubic": bicubic.value()}
         for logger in run_loggers(loggers):
-            logger.log_outcome(Outcome(rows, images.comparisons, images.crops, result))
+            gain = {"gain": psnr - result["bicubic"]}
+            logger.log_outcome(Outcome(rows, images.comparisons, images.crops, result | gain))
         write_result(run.path, cfg=cfg, **result)
         conclude(cfg, result, bicubic.value())
         return psnr
+
+
+@rank_zero_only
+def log_costs(cfg: DictConfig, loggers: Sequence[RunLogger]) -> None:
+    """Send the network's parameters, and its multiply-adds for an output of 1280x720, to the loggers' summaries."""
+    if loggers:
+        network = OmegaConf.to_container(cfg.model.network, resolve=True)
+        costs = count(network, *lr_size(cfg.scale), allow=network["_target_"])
+        for logger in loggers:
+            logger.log_summary({"parameters": costs.parameters, "multiply_adds": costs.multiply_adds})
 
 
 def start_run_folder(cfg: DictConfig) -> RunFolder:

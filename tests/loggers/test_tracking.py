@@ -44,6 +44,7 @@ def resumed_run(command, home, tmp_path_factory):
     """A run's directory and the output of its two processes: one that failed at step 16, one that resumed it."""
     run_dir = tmp_path_factory.mktemp("runs") / "a"
     words = ["logger=both", "logger.wandb.offline=false", "logger.wandb.tags=[x]", "sweep=mine"]
+    words += ["logger.wandb.notes=a first try", "logger.wandb.job_type=baseline"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SR_FAIL", "0:17")  # the first call is the preflight's
         words += ["model.loss._target_=tests.training.failing.FailingLoss", f"hydra.run.dir={run_dir}"]
@@ -115,6 +116,7 @@ def test_resumed_run_is_one_run_with_sweep_settings_and_exit_code(resumed_run, p
     runs = [next(record["run"] for record in part if "run" in record) for part in parts]
     assert {r["run_id"] for r in runs} == {(run_dir / "wandb_id").read_text().strip()}
     assert {(r["run_group"], r["project"], tuple(r["tags"])) for r in runs} == {("mine", "sr_lightning", ("x",))}
+    assert {(r["notes"], r["job_type"]) for r in runs} == {("a first try", "baseline")}
     assert len({r["display_name"] for r in runs}) == 1 and runs[0]["display_name"].startswith("espcn_folder_x2_seed0_")
     assert [next(r["exit"].get("exit_code", 0) for r in part if "exit" in r) for part in parts] == [1, 0]
 
@@ -135,6 +137,19 @@ def test_summary_equals_the_result(resumed_run, parts):
     mean = next(r for r in rows_of(resumed_run[0] / "results.csv") if (r["model"], r["image"]) == ("espcn", "mean"))
     assert values["test/held-out/psnr_y"] == pytest.approx(float(mean["psnr_y"]))
     assert values["test/held-out/ssim_y"] == pytest.approx(float(mean["ssim_y"]))
+    assert values["gain"] == pytest.approx(float(mean["psnr_y"]) - result["bicubic"])
+    assert (values["parameters"], values["multiply_adds"]) == (
+        58_212,
+        (58_048 + 100) * 640 * 360,
+    )  # weights, bicubic skip
+
+
+def test_the_best_scores_are_in_the_summary(resumed_run, parts):
+    metrics = [
+        next((record["metric"] for record in part if record.get("metric", {}).get("name") == "val/psnr"), None)
+        for part in parts
+    ]
+    assert all(metric["summary"]["max"] for metric in metrics)
 
 
 def test_shares_of_the_time_are_in_the_summary_and_in_tensorboard(resumed_run, parts):
