@@ -109,6 +109,12 @@ def resize_strips(strips: Iterable[Tensor], size: tuple[int, int], new_size: tup
 
     Yields:
         Strips of the result, from top to bottom.
+
+    Example:
+        >>> image = torch.arange(128.0).view(16, 8)
+        >>> strips = list(resize_strips(image.split(4), size=(16, 8), new_size=(10, 5)))
+        >>> torch.equal(torch.cat(strips), resize(image, height=10, width=5))
+        True
     """
     (rows_up, rows_down), (up, down) = (
         (new // gcd(new, old), old // gcd(new, old)) for new, old in zip(new_size, size, strict=True)
