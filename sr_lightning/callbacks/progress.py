@@ -31,6 +31,7 @@ class Progress(pl.Callback):
     def __init__(self, max_steps: int, batch_size: int, bicubic: Callable[[], float] | None = None) -> None:
         self.max_steps, self.batch_size, self.bicubic = max_steps, batch_size, bicubic
         self.bicubic_psnr: float | None = None
+        self.best: float | None = None  # read once per validation: on a GPU, reading it waits for the device
         self.best_step: int | None = None  # unknown in checkpoints of earlier versions
         self.stopwatch = Stopwatch()
         self.last_line = time.monotonic()
@@ -59,10 +60,10 @@ class Progress(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         done = batch_idx + 1
         if not self.bar.disable:
-            self.bar.set_postfix_str(self._summary(trainer, pl_module, done), refresh=False)
+            self.bar.set_postfix_str(self._summary(pl_module, done), refresh=False)
             self.bar.update(done - self.bar.n)
         elif self._is_quiet(trainer):
-            self._log_step(trainer, pl_module, done)
+            self._log_step(pl_module, done)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopwatch.enter(VALIDATION)
@@ -80,18 +81,19 @@ class Progress(pl.Callback):
             if trainer.is_global_zero:
                 self._log("step 0  val %.2f dB: the initial weights", psnr)
             return
-        before = best_score(trainer)
-        if before is None or psnr > before:
-            self.best_step = done
+        before = trainer.checkpoint_callback.best_model_score  # includes the part before a resume; None at first
+        self.best = None if before is None else before.item()
+        if self.best is None or psnr > self.best:
+            self.best, self.best_step = psnr, done
         if trainer.is_global_zero:
-            self._log_step(trainer, pl_module, done)
+            self._log_step(pl_module, done)
 
     def _is_quiet(self, trainer: pl.Trainer) -> bool:
         return trainer.is_global_zero and time.monotonic() - self.last_line > QUIET
 
-    def _log_step(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
+    def _log_step(self, module: pl.LightningModule, done: int) -> None:
         left = self.stopwatch.elapsed / max(done - self.first, 1) * (self.max_steps - done)
-        summary = self._summary(trainer, module, done)
+        summary = self._summary(module, done)
         self._log("step %d/%d  %s  %s left", done, self.max_steps, summary, tqdm.format_interval(left))
 
     def _log(self, text: str, *values: Any) -> None:
@@ -119,19 +121,12 @@ class Progress(pl.Callback):
         for logger in run_loggers(module.loggers):
             logger.log_summary(summary | {"time/patches_per_second": rate})
 
-    def _summary(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> str:
+    def _summary(self, module: pl.LightningModule, done: int) -> str:
         """Format the latest values: loss, PSNR on the validation images beside that of bicubic and the best, speed."""
         parts = [f"loss {module.latest['train/loss']:.5f}"] if "train/loss" in module.latest else []
         if (psnr := module.latest.get("val/psnr")) is not None:
-            best = max(psnr, best_score(trainer) or psnr)
             place = "" if self.best_step is None else f" at {self.best_step}"
             others = [] if self.bicubic_psnr is None else [f"bicubic {self.bicubic_psnr:.2f}"]
-            parts.append(f"val {psnr:.2f} dB ({', '.join([*others, f'best {best:.2f}{place}'])})")
+            parts.append(f"val {psnr:.2f} dB ({', '.join([*others, f'best {self.best:.2f}{place}'])})")
         rate = (done - self.first) * self.batch_size / self.stopwatch.elapsed
         return "  ".join([*parts, f"{rate:,.0f} patches/s"])
-
-
-def best_score(trainer: pl.Trainer) -> float | None:
-    """Return the best score so far, the part before a resume included; None before the first validation."""
-    best = trainer.checkpoint_callback.best_model_score
-    return None if best is None else best.item()

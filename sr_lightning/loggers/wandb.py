@@ -72,29 +72,12 @@ class WandbRun(RunLogger, WandbLogger):
             raise InputError(
                 f"logger.offline={offline}, logger.tags={tags}: set true or false, and a list such as [a,b]"
             )
+        shown = {"name": name, "group": group, "tags": tags, "notes": notes, "job_type": job_type}
         try:
-            wandb.Settings(
-                project=project,
-                run_name=name,
-                entity=entity,
-                run_group=group,
-                run_tags=tags,
-                run_notes=notes,
-                run_job_type=job_type,
-            )
+            wandb.Settings(project=project, entity=entity, **{f"run_{key}": value for key, value in shown.items()})
         except (wandb.Error, ValueError) as error:
             raise InputError(f"logger: {error}") from error
-        super().__init__(
-            name=name,
-            save_dir=save_dir,
-            project=project,
-            offline=offline,
-            entity=entity,
-            group=group,
-            tags=tags,
-            notes=notes,
-            job_type=job_type,
-        )
+        super().__init__(save_dir=save_dir, project=project, entity=entity, offline=offline, **shown)
         self.reply_timeout, self.init_timeout, self.finish_timeout = reply_timeout, init_timeout, finish_timeout
         self._connection_lost = False  # W&B's own process has ended
         self._variables: list[str] = []  # of the environment, set for this run

@@ -76,19 +76,18 @@ def introduce(
         log.info("%-8s %s", name, text)
 
 
-def conclude(cfg: DictConfig, result: Mapping[str, Any], bicubic: float) -> None:
+def conclude(cfg: DictConfig, result: Mapping[str, Any]) -> None:
     """Log the outcome of a run, where its files are, and the commands that use it.
 
     Args:
         cfg: The run's config.
         result: As written to result.json.
-        bicubic: PSNR of bicubic on the validation images in dB.
     """
     run_dir = relative(RunFolder(cfg.run_dir).path)
     spent = tqdm.format_interval(result["seconds"] or 0)
     log.info(
         "best     %.2f dB on the validation images at step %d, %+.2f dB over bicubic, trained in %s",
-        *(result["psnr"], result["best_step"], result["psnr"] - bicubic, spent),
+        *(result["psnr"], result["best_step"], result["psnr"] - result["bicubic"], spent),
     )
     log.info("files    %s: checkpoints/best.ckpt, metrics.csv, results.csv", run_dir)
     if is_cell():

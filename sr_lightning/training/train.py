@@ -115,7 +115,7 @@ def train(cfg: DictConfig) -> float:
             gain = {"gain": psnr - result["bicubic"]}
             logger.log_outcome(Outcome(rows, images.comparisons, images.crops, result | gain))
         write_result(run.path, cfg=cfg, **result)
-        conclude(cfg, result, bicubic.value())
+        conclude(cfg, result)
         return psnr
 
 
