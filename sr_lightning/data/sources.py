@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from sr_lightning.data import public_sets
 from sr_lightning.errors import InputError
 from sr_lightning.images.folder import distinct, image_files, possible_names
 from sr_lightning.images.zip_member import ZipMember
@@ -84,7 +85,7 @@ def image_folder(
     """
     folders = _strings(hr, "hr")
     excluded = set(_strings(exclude, "exclude"))
-    everything = [file for folder in folders for file in image_files(folder)]
+    everything = [file for folder in folders for file in _image_files(folder)]
     _check_zeros(exclude, {file.stem for file in everything})
     files = [file for file in everything if file.stem not in excluded]
     if not files:
@@ -230,6 +231,7 @@ def benchmark_folder(root: str | Path, name: str) -> Path:
         choices = f"available: {', '.join(there)}" if there else "it has no <name>/HR at all"
         raise InputError(
             f"{folder}: no test set {name} ({choices}); set data_root to the folder that contains `benchmark`"
+            f"{public_sets.hint(found)}"
         )
     return found
 
@@ -242,6 +244,18 @@ def benchmark_names(root: str | Path) -> list[str]:
 def benchmark_path(root: str | Path, name: str) -> Path:
     """Return the place of a test set below a data root, whether it exists or not."""
     return Path(root).expanduser() / "benchmark" / name
+
+
+def _image_files(folder: str) -> list[Path]:
+    """List the image files of a folder.
+
+    Raises:
+        InputError: As of `image_files`; with the command that downloads the folder, if there is one.
+    """
+    try:
+        return image_files(folder)
+    except InputError as error:
+        raise InputError(f"{error}{public_sets.hint(folder)}") from None
 
 
 def _strings(values: object, key: str) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from sr_lightning.checkpoints.checkpoint import Allow, is_checkpoint, load_network
 from sr_lightning.checkpoints.interop import load_weights
+from sr_lightning.data.public_sets import hint
 from sr_lightning.data.sources import Pair, benchmark_path, benchmark_set
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.checks import NOTHING_TO_SCORE, paths_of
@@ -66,7 +67,7 @@ def sets_of_run(
         if folder.is_dir():
             sets[name] = benchmark_set(data_root, name, scale)
         else:
-            log.info("%s is not scored: %s does not exist", name, folder)
+            log.info("%s is not scored: %s does not exist%s", name, folder, hint(folder))
     return sets
 
 
