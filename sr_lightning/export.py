@@ -18,6 +18,8 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.atomic_files import replacing
 
+log = logging.getLogger("sr_lightning.export")  # also if it is __main__
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -67,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 if nothing was written.
     """
     options = parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
     try:
         path, difference = export(options.ckpt, options.to, options.output, options.layout, options.allow)
     except InputError as error:
@@ -126,6 +130,8 @@ def export(
     trained = load_best(checkpoint, allow)
     name = re.sub(r"[^\w.+-]+", "_", trained.name)
     target = Path(output or f"{name}_x{trained.network.scale}{SUFFIXES[to][0]}").expanduser()
+    size = sum(parameter.numel() for parameter in trained.network.parameters())
+    log.info("exporting %s x%d, %s parameters, from %s", trained.name, trained.network.scale, f"{size:,}", checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, target.name)
         if to == "onnx":
@@ -134,6 +140,7 @@ def export(
             run = write_torch_export(trained, draft)
         else:
             run = write_weights(trained, draft, layout)
+        log.info("comparing its output with the network's on %d shapes", len(SHAPES))
         difference = compare(trained.network, run, target)
         try:
             with replacing(target) as temporary:

@@ -194,6 +194,14 @@ def test_default_file_name_is_that_of_the_run(write, tmp_path, monkeypatch):
     assert (tmp_path / "a_b_c_x2.safetensors").is_file()
 
 
+def test_command_says_what_it_does_while_it_works(write, tmp_path, caplog, capsys):
+    _, ckpt = write(ESPCN, **TINY)
+    assert main(["-c", str(ckpt), "--to", "safetensors", "-o", str(tmp_path / "x.safetensors")]) == 0
+    assert caplog.messages[0].startswith("exporting mine x2, ") and caplog.messages[0].endswith(f"from {ckpt}")
+    assert caplog.messages[1:] == ["comparing its output with the network's on 3 shapes"]
+    assert len(capsys.readouterr().out.splitlines()) == 1  # the file, for a pipe
+
+
 @pytest.mark.parametrize("spoil", [lambda sr: sr + 3e-4, lambda sr: sr * torch.nan, lambda sr: sr[..., 1:]])
 def test_differing_output_is_an_error_and_keeps_the_old_file(write, tmp_path, monkeypatch, spoil):
     def write_spoilt(trained, path, layout):
