@@ -128,6 +128,11 @@ def export(
     from sr_lightning.checkpoints.checkpoint import load_best
 
     trained = load_best(checkpoint, allow)
+    if to in ("onnx", "torch_export") and not getattr(trained.network, "exports_any_size", True):
+        raise InputError(
+            f"--to {to}: {type(trained.network).__name__} cannot be converted for images of any size, on which its "
+            "layers depend. Write its weights: --to safetensors"
+        )
     name = re.sub(r"[^\w.+-]+", "_", trained.name)
     target = Path(output or f"{name}_x{trained.network.scale}{SUFFIXES[to][0]}").expanduser()
     size = sum(parameter.numel() for parameter in trained.network.parameters())

@@ -95,7 +95,7 @@ class SelfEnsemble(nn.Module):
         super().__init__()
         self.network = network
         self.scale, self.num_channels = network.scale, network.num_channels
-        self.receptive_radius = network.receptive_radius
+        self.receptive_radius, self.alignment = network.receptive_radius, getattr(network, "alignment", 1)
 
     def forward(self, lr: Tensor) -> Tensor:
         total: Tensor | float = 0.0
@@ -149,7 +149,7 @@ class FastInference(nn.Module):
         if precision == "float16" and self.device.type == "cpu":
             raise InputError("precision='float16' needs a GPU: choose auto, float32 or bfloat16")
         self.scale, self.num_channels = network.scale, network.num_channels
-        self.receptive_radius = network.receptive_radius
+        self.receptive_radius, self.alignment = network.receptive_radius, getattr(network, "alignment", 1)
         fused = fuse_for_inference(copy.deepcopy(network).eval()).requires_grad_(False).to(self.device)
         forms = {form.name: form for form in possible_forms(fused, precision, self.num_channels, self.scale)}
         name = next(iter(forms)) if len(forms) == 1 else fastest(self._seconds(network, forms))

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def load_weights(network: nn.Module, path: str | Path) -> KeyMap | None:
     weights, key_map = read_weights(path)
     if key_map is not None and (reasons := differences(network, key_map)):
         raise InputError(f"{path} holds {key_map} and does not fit: {'; '.join(reasons)}")
-    own = network.state_dict()
+    own, weights = network.state_dict(), _without_derived(network, weights)
     if differing := differing_keys(own, weights):
         raise InputError(
             f"{path} does not fit {type(network).__name__}:{differing}\n"
@@ -75,7 +76,7 @@ def warm_start(network: nn.Module, path: str | Path) -> None:
         InputError: The file is unreadable, or nothing in it fits.
     """
     weights, key_map = read_weights(path)
-    own = network.state_dict()
+    own, weights = network.state_dict(), _without_derived(network, weights)
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     left_out = {
         "another shape, left out": {
@@ -179,7 +180,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | None]:
             f"{path} is damaged, or of a training that diverged: values that are not finite, or beyond {LARGEST:g}, in "
             f"{len(wrong)} of {len(weights)} tensors, such as {wrong[0]}"
         )
-    key_map = next((key_map for key_map in KEY_MAPS if key_map.detect_key in weights), None)
+    key_map = next((key_map for key_map in KEY_MAPS if key_map.matches(weights)), None)
     if key_map is None:
         return weights, None
     if wrong := [
@@ -247,6 +248,12 @@ def differences(network: nn.Module, key_map: KeyMap) -> list[str]:
     if key_map.network is EDSR and network.num_channels != 3:
         reasons.append(f"this network has num_channels={network.num_channels}, not 3")
     return reasons
+
+
+def _without_derived(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what published files of the network hold besides its weights: folded layers, constants."""
+    pattern = getattr(network, "derived", "")
+    return {key: value for key, value in weights.items() if re.fullmatch(pattern, key) is None}
 
 
 def _setting_of_biases(network: nn.Module, weights: Mapping[str, Tensor]) -> str:

@@ -58,7 +58,7 @@ class KeyMap:
         project: The `layout` of `save_weights`.
         network: The equivalent class of this project.
         key_map: Number of blocks -> {our name of a layer: theirs}.
-        detect_key: A key that only files of that project have.
+        detect_key: A key that, with those of the blocks, only files of that project have.
         block_pattern: Matches one key of each block in their files.
         constants: Tensors in their files that are constants in this project.
         wrapper: The key under which their files hold the weights, if any.
@@ -76,6 +76,14 @@ class KeyMap:
 
     def __str__(self) -> str:
         return f"{self.network.__name__} ({self.project})"
+
+    def depth(self, weights: Mapping[str, Tensor]) -> int:
+        """Count the blocks in a file."""
+        return sum(re.fullmatch(self.block_pattern, key) is not None for key in weights)
+
+    def matches(self, weights: Mapping[str, Tensor]) -> bool:
+        """Return True if these are names of that project."""
+        return self.detect_key in weights and self.depth(weights) > 0
 
 
 def mean_shifts() -> dict[str, Tensor]:
@@ -127,8 +135,7 @@ KEY_MAPS = (
 
 def import_keys(weights: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
     """Rename the weights of another project's file to our names, without its constants. Unknown names are unchanged."""
-    depth = sum(re.fullmatch(key_map.block_pattern, key) is not None for key in weights)
-    names = {theirs: ours for ours, theirs in key_map.key_map(depth).items()}
+    names = {theirs: ours for ours, theirs in key_map.key_map(key_map.depth(weights)).items()}
     return {_rename(key, names): value for key, value in weights.items() if key not in key_map.constants}
 
 

@@ -41,8 +41,15 @@ def zero_bias(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def zero_init(conv: nn.Conv2d) -> None:
+def narrow_init(conv: nn.Conv2d) -> nn.Conv2d:
+    """Draw the weights of a convolution from a normal distribution with standard deviation 0.02; return it."""
+    nn.init.trunc_normal_(conv.weight, std=0.02)
+    return conv
+
+
+def zero_init(conv: nn.Module) -> None:
     """Set the weights and the bias of a convolution to zero."""
+    assert isinstance(conv, nn.Conv2d)
     nn.init.zeros_(conv.weight)
     zero_bias(conv)
 
@@ -71,6 +78,37 @@ class PixelShuffle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return pixel_shuffle(x, self.scale)
+
+
+def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad an image below and to the right by reflection, as often as it takes, so that its sides are multiples.
+
+    Shapes: x (N, C, h, w) -> (N, C, H, W); h and w may be as small as 1.
+    """
+    for dim in (-2, -1):
+        side = x.shape[dim]
+        if missing := -side % multiple:
+            period = max(2 * (side - 1), 1)
+            place = torch.arange(side, side + missing, device=x.device) % period
+            x = torch.cat([x, x.index_select(dim, torch.minimum(place, period - place) % side)], dim=dim)
+    return x
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel.
+
+    Shapes: (N, num_features, h, w) -> (N, num_features, h, w).
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
 def fold_batch_norm(network: nn.Module, conv: str, norm: str) -> None:

@@ -41,14 +41,15 @@ class Box(NamedTuple):
     def width(self) -> int:
         return self.right - self.left
 
-    def expanded(self, margin: int, whole: "Box") -> "Box":
-        """Return this box with `margin` more pixels on each side, within the whole."""
-        return Box(
-            max(self.top - margin, whole.top),
-            min(self.bottom + margin, whole.bottom),
-            max(self.left - margin, whole.left),
-            min(self.right + margin, whole.right),
-        )
+    def expanded(self, margin: int, whole: "Box", alignment: int = 1) -> "Box":
+        """Return this box with `margin` or a few more pixels on each side, within the whole.
+
+        Its edges are multiples of `alignment` away from those of the whole, also as seen by a flipped image.
+        """
+        before = (max(edge - margin - start, 0) for edge, start in ((self.top, whole.top), (self.left, whole.left)))
+        after = (max(end - edge - margin, 0) for edge, end in ((self.bottom, whole.bottom), (self.right, whole.right)))
+        (top, left), (below, right) = ([d - d % alignment for d in distances] for distances in (before, after))
+        return Box(whole.top + top, whole.bottom - below, whole.left + left, whole.right - right)
 
     def slices_in(self, other: "Box", scale: int) -> tuple[slice, slice]:
         """Return rows and columns of this box in the upscaled image of another box that contains it."""
@@ -75,13 +76,19 @@ def _split_evenly(start: int, stop: int, side: int) -> list[tuple[int, int]]:
 
 
 def tile_map(
-    compute: Callable[[Box, Box], Result], height: int, width: int, margin: int, tile: tuple[int, int] | None
+    compute: Callable[[Box, Box], Result],
+    height: int,
+    width: int,
+    margin: int,
+    tile: tuple[int, int] | None,
+    alignment: int = 1,
 ) -> Iterator[tuple[Box, Result]]:
     """Compute an image tile by tile; when memory runs out, continue with tiles of half the size.
 
-    If the margin is the receptive radius, and padding depends on the image's border alone (zeros, replicated pixels),
-    tiles equal the whole image: at the image's border a tile ends with the image, and elsewhere the padding of a cut
-    edge affects only pixels of the margin, which are discarded.
+    If the margin is the receptive radius, padding depends on the image's border alone (zeros, replicated pixels), and
+    boxes are aligned as the network needs it (windows of attention, unshuffled pixels), tiles equal the whole image: at
+    the image's border a tile ends with the image, and elsewhere the padding of a cut edge affects only pixels of the
+    margin, which are discarded.
 
     Args:
         compute: Called with the box to upscale and the same box with its margin; returns any result, on the CPU.
@@ -89,6 +96,7 @@ def tile_map(
         width: Of the LR image.
         margin: LR pixels around a box that its output depends on.
         tile: Largest height and width of a box without its margin. None: try the whole image first.
+        alignment: Boxes with their margins are multiples of this away from the image's borders.
 
     Yields:
         Boxes that make up the image without overlap, from top to bottom, and the result of each.
@@ -104,7 +112,7 @@ def tile_map(
             pending += reversed(box.split(*tile))
             continue
         try:
-            result = compute(box, box.expanded(margin, whole))
+            result = compute(box, box.expanded(margin, whole, alignment))
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

@@ -231,7 +231,8 @@ class Upscaler:
             return self._enlarge_tile(lr, box.slices_in(around, self.scale)).to(planes.device)
 
         scale, share = self.scale, 1 / (height * width)
-        for box, sr in tile_map(compute, height, width, self.margin, self._tile_for(height, width)):
+        alignment = getattr(self.network, "alignment", 1)
+        for box, sr in tile_map(compute, height, width, self.margin, self._tile_for(height, width), alignment):
             if self.sees_whole_image and box.top == box.left == 0 and box != Box(0, height, 0, width):
                 log.warning(
                     "%s depends on the whole image, but is applied to tiles: the result changes, and brightness may "

@@ -23,11 +23,13 @@ def measured_radius() -> Callable[[nn.Module, int], int]:
     def measure(network: nn.Module, margin: int) -> int:
         network = network.eval()
         for parameter in network.parameters():  # positive weights: nothing cancels, no ReLU is inactive
-            parameter.data.abs_()
-        lr = torch.ones(1, network.num_channels, 2 * margin + 1, 2 * margin + 1, requires_grad=True)
-        s, c = network.scale, margin
-        network(lr)[..., c * s : (c + 1) * s, c * s : (c + 1) * s].sum().backward()
-        reached = (lr.grad[0].sum(0) != 0).nonzero() - c
-        return reached.abs().max().item()
+            parameter.data.abs_().mul_(0.2)  # and small ones: no sigmoid is saturated
+        places = getattr(network, "alignment", 1)  # pixels of a window, or unshuffled ones, differ
+        s, reached = network.scale, 0
+        for c in range(margin, margin + places):
+            lr = torch.ones(1, network.num_channels, 2 * margin + places, 2 * margin + places, requires_grad=True)
+            network(lr)[..., c * s : (c + 1) * s, c * s : (c + 1) * s].sum().backward()
+            reached = max(reached, ((lr.grad[0].sum(0) != 0).nonzero() - c).abs().max().item())
+        return reached
 
     return measure

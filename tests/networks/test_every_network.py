@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from skimage.data import astronaut
@@ -20,9 +21,10 @@ from tests.helpers import CONF, compose, slow_except
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base")
 SCALES = [2, 3, 4, 8]
 # Sizes that make a network small enough for tests, applied if its config has them as numbers
-SMALL = {"num_features": 16, "num_blocks": 2, "num_groups": 2, "num_layers": 6, "reduction": 4}
+SMALL = {"num_features": 16, "num_blocks": 2, "num_groups": 2, "num_layers": 6, "reduction": 4, "num_heads": 4}
 
-# Number of parameters at x2, x3, x4 and x8, published or counted in the reference implementations
+FOLDED = 396_240  # numbers of the folded convolutions in published files of SPAN, which follow from the others
+# Number of parameters at x2, x3, x4 and x8, published or counted in the reference implementations; None: no such scale
 PARAMETERS = {
     "edsr_baseline": (1_369_859, 1_554_499, 1_517_571, 1_665_283),
     "edsr": (40_729_603, 43_680_003, 43_089_923, 45_450_243),
@@ -39,6 +41,14 @@ PARAMETERS = {
     "rcan": (15_444_643, 15_629_283, 15_592_355, 15_740_067),
     "vdsr": (665_921,) * 4,
     "vdsr model.network.bias=false": (664_704,) * 4,
+    "compact": (600_652, 609_307, 621_424, 704_512),
+    "rrdbnet": (16_661_059, 16_661_059, 16_697_987, 16_734_915),
+    "rrdbnet model.network.unshuffle=2": (16_703_171, None, 16_740_099, None),
+    "plksr": (5_530_316, 5_538_971, 5_551_088, 5_634_176),
+    "realplksr": (7_368_908, 7_377_563, 7_389_680, 7_472_768),
+    "safmn": (227_820, 232_695, 239_520, 286_320),
+    "span": (2_221_140 - FOLDED, 2_227_635 - FOLDED, 2_236_728 - FOLDED, 2_299_080 - FOLDED),
+    "swinir_light": (910_152, 918_267, 929_628, 1_007_532),
     "fsrcnn": (12_637 + 172,) * 4,  # 172 PReLU slopes
     "srcnn": (8_129,) * 4,
     "srcnn model.network.kernel_sizes=[9,5,5]": (57_281,) * 4,
@@ -75,9 +85,14 @@ def image(network: nn.Module, height: int = 12, width: int = 15) -> torch.Tensor
 @pytest.mark.parametrize("choice", PARAMETERS)
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_number_of_parameters_is_the_published_one(choice, scale):
+    published = PARAMETERS[choice][SCALES.index(scale)]
+    if published is None:
+        with pytest.raises(InstantiationException, match=f"scale={scale}"):
+            instantiate(config(choice, scale).network)
+        return
     with torch.device("meta"):
         network = instantiate(config(choice, scale).network)
-    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[choice][SCALES.index(scale)]
+    assert sum(p.numel() for p in network.parameters()) == published
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -153,7 +168,7 @@ def test_the_receptive_radius_is_exact(name, scale, measured_radius):
     if network.receptive_radius is None:
         lr = image(network, 24, 24).requires_grad_()
         network(lr)[..., 0, 0].sum().backward()
-        assert lr.grad[..., -1, -1].any()
+        assert lr.grad[..., -8:, -8:].any()  # SAFMN: the largest of 8x8
     else:
         assert measured_radius(network, network.receptive_radius + 3) == network.receptive_radius
 
@@ -168,7 +183,7 @@ def test_it_overfits_four_patches(name):
     hr = torch.stack([photo[:, top : top + 16, left : left + 16] for top, left in places])
     lr = F.interpolate(hr, scale_factor=0.5, mode="bicubic", antialias=True)
     lr, hr = to_channels(lr, network.num_channels), to_channels(hr, network.num_channels)
-    optimizer = Muon(network.parameters(), lr=1.5e-2)
+    optimizer = Muon(network.parameters(), lr=7e-3 if name == "rrdbnet" else 1.5e-2)  # its blocks begin near zero
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 130)
     for _ in range(130):
         sr = network(lr)

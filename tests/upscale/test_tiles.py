@@ -1,5 +1,6 @@
 """Tiles equal the whole image for every network of conf/model; out of memory means smaller tiles."""
 
+import copy
 import logging
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import nn
 
 from sr_lightning.errors import InputError
 from sr_lightning.inference import SelfEnsemble, fuse_for_inference
-from sr_lightning.networks import EDSR, ESPCN, SRCNN
+from sr_lightning.networks import EDSR, ESPCN, SRCNN, RRDBNet, SwinIR
 from sr_lightning.upscale.tiles import (
     WIDE_TILE_COST,
     Box,
@@ -35,8 +36,9 @@ def tiled(network, lr, tile, margin):
         sizes.append(tuple(part.shape[-2:]))
         return network(part)[(..., *box.slices_in(around, scale))]
 
+    alignment = getattr(network, "alignment", 1)
     with torch.inference_mode():
-        for box, part in tile_map(compute, height, width, margin, tile and (tile, tile)):
+        for box, part in tile_map(compute, height, width, margin, tile and (tile, tile), alignment):
             rows = slice(box.top * scale, box.bottom * scale)
             columns = slice(box.left * scale, box.right * scale)
             assert sr[..., rows, columns].isnan().all()  # no pixel twice
@@ -58,7 +60,8 @@ def test_tiles_with_a_margin_of_the_receptive_radius_equal_the_whole(name, scale
         whole = network(lr)
     sr, sizes = tiled(network, lr, tile, network.receptive_radius)
     assert len(sizes) == -(-height // tile) * -(-width // tile)
-    assert max(map(max, sizes)) <= tile + 2 * network.receptive_radius
+    alignment = getattr(network, "alignment", 1)
+    assert max(map(max, sizes)) <= tile + 2 * (network.receptive_radius + alignment - 1)
     torch.testing.assert_close(sr, whole, rtol=0, atol=1e-4)
 
 
@@ -74,10 +77,27 @@ def test_margin_one_pixel_smaller_differs():
     assert (tiled(network, lr, 10, network.receptive_radius - 1)[0] - whole).abs().max() > 1e-3
 
 
-def test_self_ensemble_is_tiled_with_the_margin_of_its_network():
+WINDOWS = {"num_features": 12, "num_groups": 1, "num_blocks": 2}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        EDSR(scale=2, num_features=8, num_blocks=2),
+        SwinIR(scale=2, **WINDOWS),
+        RRDBNet(scale=2, num_features=8, num_blocks=1, unshuffle=2),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+@pytest.mark.parametrize("flipped", [False, True])
+def test_tiles_are_aligned_as_the_network_needs_it_also_for_a_self_ensemble(network, flipped):
+    """Larger weights, so that what one pixel sees matters. 39 and 47 are no multiples of a window."""
     torch.manual_seed(0)
-    network = SelfEnsemble(EDSR(scale=2, num_features=8, num_blocks=2).eval())
-    lr = torch.rand(1, 3, 25, 33)
+    network = copy.deepcopy(network).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    network = SelfEnsemble(network) if flipped else network
+    lr = torch.rand(1, 3, 39, 47)
     with torch.inference_mode():
         whole = network(lr)
     torch.testing.assert_close(tiled(network, lr, 9, network.receptive_radius)[0], whole, rtol=0, atol=1e-4)
