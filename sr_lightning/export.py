@@ -8,12 +8,13 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sr_lightning.checkpoints.options import add_network_option
 from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.atomic_files import replacing
@@ -72,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO)
     try:
-        path, difference = export(options.ckpt, options.to, options.output, options.layout, options.allow)
+        path, difference = export(
+            options.ckpt, options.to, options.output, options.layout, options.allow, dict(options.network)
+        )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -88,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or a run's directory (its best checkpoint)")
+    parser.add_argument(
+        "-c", "--ckpt", required=True, help="file of weights, or a run's directory (its best checkpoint)"
+    )
     parser.add_argument("--to", required=True, choices=SUFFIXES, help="output format")
     parser.add_argument(
         "-o",
@@ -97,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
         help="output file, replaced if it exists (default: named after run and scale)",
     )
     parser.add_argument("--layout", choices=LAYOUTS, default="ours", help="key names in safetensors and torch files")
+    add_network_option(parser)
     parser.add_argument(
         "--allow", action="append", metavar="PACKAGE", help="package besides this project that may define the network"
     )
@@ -109,15 +115,17 @@ def export(
     output: str | Path | None = None,
     layout: str = "ours",
     allow: str | Sequence[str] | None = None,
+    network: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write the fused network of a checkpoint, or its weights, completely or not at all.
 
     Args:
-        ckpt: A checkpoint, or a run's directory. Averaged weights are exported if it has them.
+        ckpt: A checkpoint, a run's directory or another project's file. Averaged weights are exported if it has them.
         to: "onnx", "torch_export", "safetensors" or "torch".
         output: The file. None: a file in the working directory, named after run and scale.
         layout: Key names, as for `checkpoints.interop.save_weights`; only with "safetensors" and "torch".
         allow: Packages besides this project, or classes, that the checkpoint may name as its network.
+        network: Settings of the network that another project's file does not show, such as {"scale": 2} for VDSR.
 
     Raises:
         InputError: The checkpoint or a package is missing, options conflict, or the output differs from the
@@ -125,9 +133,9 @@ def export(
     """
     check(to, output, layout)
     checkpoint = find_checkpoint(ckpt)
-    from sr_lightning.checkpoints.checkpoint import load_best
+    from sr_lightning.checkpoints.identify import load_any
 
-    trained = load_best(checkpoint, allow)
+    trained = load_any(checkpoint, allow, dict(network or {}))
     if to in ("onnx", "torch_export") and not getattr(trained.network, "exports_any_size", True):
         raise InputError(
             f"--to {to}: {type(trained.network).__name__} cannot be converted for images of any size, on which its "
@@ -281,7 +289,7 @@ def metadata(trained: "Trained") -> dict[str, str]:
         "sr_lightning": __version__,
         "torch": torch.__version__,
         "name": trained.name,
-        "step": str(trained.step),
+        "step": "unknown" if trained.step is None else str(trained.step),
         "scale": str(network.scale),
         "num_channels": str(network.num_channels),
         "receptive_radius": "whole image" if network.receptive_radius is None else str(network.receptive_radius),

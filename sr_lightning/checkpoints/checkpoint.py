@@ -31,13 +31,13 @@ class Trained:
     Attributes:
         network: Has `scale` and `num_channels`.
         name: `name` of the run.
-        step: Number of training batches.
+        step: Number of training batches; None for weights of another project.
         config: Complete, resolved config of the run, in plain containers.
     """
 
     network: nn.Module
     name: str
-    step: int
+    step: int | None
     config: dict[str, Any]
 
 

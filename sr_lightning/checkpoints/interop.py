@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from sr_lightning.checkpoints.checkpoint import checked_fields, network_weights
 from sr_lightning.checkpoints.key_listing import differing_keys, format_groups, shape_text
-from sr_lightning.checkpoints.key_maps import KEY_MAPS, KeyMap, export_keys, import_keys
+from sr_lightning.checkpoints.key_maps import KEY_MAPS, RENAMINGS, KeyMap, Renaming, export_keys, import_keys
 from sr_lightning.checkpoints.legacy_pickle import read_module
+from sr_lightning.checkpoints.ncnn_files import NCNN_SUFFIXES, read_ncnn
 from sr_lightning.checkpoints.plausibility import LARGEST, check_tensors, implausible
 from sr_lightning.errors import InputError
 from sr_lightning.networks import EDSR
@@ -31,12 +32,12 @@ log = logging.getLogger(__name__)
 
 DIGESTS = "digests"  # entry of safetensors' metadata: JSON, name of a tensor -> its digest
 # Under these names training programs store the state dict of the network; BasicSR's average comes first.
-WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "generator", "network")
+WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "generator", "network", "net_g")
 # Of the keys: DataParallel, torch.compile, and the attribute of a module that contains the network.
 PREFIXES = ("module.", "_orig_mod.", "generator.", "netG.", "net_g.", "model.", "network.", "net.")
 
 
-def load_weights(network: nn.Module, path: str | Path) -> KeyMap | None:
+def load_weights(network: nn.Module, path: str | Path) -> KeyMap | Renaming | None:
     """Load all weights of a network from a file.
 
     Args:
@@ -150,7 +151,7 @@ def key_map_for(network: nn.Module, project: str) -> KeyMap:
     return of_class[0]
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | None]:
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | Renaming | None]:
     """Read the weights in a file to the CPU, under this project's names. No code in the file is run.
 
     Args:
@@ -180,6 +181,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | None]:
             f"{path} is damaged, or of a training that diverged: values that are not finite, or beyond {LARGEST:g}, in "
             f"{len(wrong)} of {len(weights)} tensors, such as {wrong[0]}"
         )
+    renaming = next((renaming for renaming in RENAMINGS if renaming.detect_key in weights), None)
+    if renaming is not None:
+        return {ours: weights[theirs] for theirs, ours in renaming.names(weights).items()}, renaming
     key_map = next((key_map for key_map in KEY_MAPS if key_map.matches(weights)), None)
     if key_map is None:
         return weights, None
@@ -195,6 +199,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | None]:
 def _read_file(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix in NCNN_SUFFIXES:
+        return read_ncnn(path)
     try:
         content = load_tensors(path)
     except PickledClassesError:
@@ -228,6 +234,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def recorded_network(path: Path) -> dict[str, Any] | None:
+    """Return the network's part of a config that `save_weights` stored in a safetensors file; None without one."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            recorded = json.loads((file.metadata() or {}).get("network", "null"))
+    except Exception as error:  # as in `_read_safetensors`
+        raise InputError(f"{path} cannot be read as weights: {reason(error)}") from error
+    return recorded if isinstance(recorded, dict) and "_target_" in recorded else None
+
+
 def digests(weights: Mapping[str, Tensor]) -> dict[str, str]:
     """Return a digest of the type, shape and values of each tensor."""
     found = {}
@@ -238,7 +256,7 @@ def digests(weights: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-def differences(network: nn.Module, key_map: KeyMap) -> list[str]:
+def differences(network: nn.Module, key_map: KeyMap | Renaming) -> list[str]:
     """List the reasons, other than names and shapes of weights, why a network is not that of a key map."""
     if type(network) is not key_map.network:
         return [f"this network is {type(network).__name__}"]

@@ -1,14 +1,14 @@
 """Key names of other projects' weights: EDSR-PyTorch, BasicSR, pytorch-vdsr."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from sr_lightning.errors import InputError
-from sr_lightning.networks import EDSR, VDSR, MSRResNet
+from sr_lightning.networks import EDSR, RCAN, VDSR, MSRResNet, RRDBNet
 from sr_lightning.networks.layers import div2k_mean
 
 # Names of the layers of a network with `depth` blocks, {our name: their name}. The maps include upsampling stages that
@@ -129,6 +129,86 @@ KEY_MAPS = (
         detect_key="residual_layer.0.conv.weight",
         block_pattern=r"residual_layer\.\d+\.conv\.weight",
         writable=False,
+    ),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Renaming:
+    """Names of another project, where those of the layers alone say which is which; for reading only.
+
+    Attributes:
+        project: The project.
+        network: The equivalent class of this project.
+        detect_key: A key that only these files have.
+        names: All their keys -> {their key: ours}. Others are left out, such as constants.
+    """
+
+    project: str
+    network: type[nn.Module]
+    detect_key: str
+    names: Callable[[Collection[str]], dict[str, str]]
+
+    def __str__(self) -> str:
+        return f"{self.network.__name__} ({self.project})"
+
+
+def by_patterns(*patterns: tuple[str, str]) -> Callable[[Collection[str]], dict[str, str]]:
+    """Return the `names` of regular expressions and replacements, of which the first that matches a layer counts."""
+
+    def rename(keys: Collection[str]) -> dict[str, str]:
+        names = {}
+        for key in keys:
+            layer, dot, kind = key.rpartition(".")
+            new = (re.sub(pattern, by, layer) for pattern, by in patterns if re.fullmatch(pattern, layer))
+            if (ours := next(new, None)) is not None:
+                names[key] = ours + dot + kind
+        return names
+
+    return rename
+
+
+def first_esrgan(keys: Collection[str]) -> dict[str, str]:
+    """RRDBNet of github.com/xinntao/ESRGAN's first version, also in traiNNer: a sequence numbered through."""
+    numbers = sorted({int(key.split(".")[0]) for key in keys if re.fullmatch(r"\d+\.(weight|bias)", key)})
+    layers = {numbers[0]: "conv_first", numbers[-2]: "conv_hr", numbers[-1]: "conv_last"}
+    layers |= {number: f"conv_up{i}" for i, number in enumerate(numbers[1:-2], start=1)}
+    return by_patterns(
+        (r"1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0", r"body.\1.rdb\2.conv\3"),
+        (r"1\.sub\.\d+", "conv_body"),
+        *((str(number), layer) for number, layer in layers.items()),
+    )(keys)
+
+
+RENAMINGS = (
+    Renaming("ESRGAN", RRDBNet, "1.sub.0.RDB1.conv1.0.weight", first_esrgan),
+    Renaming(
+        "BSRGAN",
+        RRDBNet,
+        "RRDB_trunk.0.RDB1.conv1.weight",
+        by_patterns(
+            (r"RRDB_trunk\.(\d+)\.RDB(\d)\.conv(\d)", r"body.\1.rdb\2.conv\3"),
+            (r"upconv(\d)", r"conv_up\1"),
+            ("trunk_conv", "conv_body"),
+            ("HRconv", "conv_hr"),
+            (r"(conv_first|conv_last)", r"\1"),
+        ),
+    ),
+    Renaming(
+        "RCAN",
+        RCAN,
+        "body.0.body.0.body.3.conv_du.0.weight",
+        by_patterns(
+            (r"body\.(\d+)\.body\.(\d+)\.body\.0", r"groups.\1.blocks.\2.conv1"),
+            (r"body\.(\d+)\.body\.(\d+)\.body\.2", r"groups.\1.blocks.\2.conv2"),
+            (r"body\.(\d+)\.body\.(\d+)\.body\.3\.conv_du\.0", r"groups.\1.blocks.\2.squeeze"),
+            (r"body\.(\d+)\.body\.(\d+)\.body\.3\.conv_du\.2", r"groups.\1.blocks.\2.excite"),
+            (r"body\.(\d+)\.body\.\d+", r"groups.\1.merge"),
+            (r"body\.\d+", "merge"),
+            (r"head\.0", "head"),
+            (r"tail\.0\.(\d)", r"upsampler.\1"),
+            (r"tail\.1", "tail"),
+        ),
     ),
 )
 

@@ -53,7 +53,10 @@ def read_module(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"it holds {len(modules)} modules")
         return _state_dict(modules[0])
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path} cannot be read as one pickled module: {reason(error)}") from error
+        raise InputError(
+            f"{path} is damaged, or holds more than tensors and plain containers: give another file of weights "
+            f"(as one pickled module: {reason(error)})"
+        ) from error
 
 
 def _state_dict(module: "Unknown", prefix: str = "") -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from sr_lightning.checkpoints.checkpoint import Allow, is_checkpoint, load_network
+from sr_lightning.checkpoints.checkpoint import Allow, is_checkpoint
+from sr_lightning.checkpoints.identify import load_any
 from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.data.public_sets import hint
 from sr_lightning.data.sources import Pair, benchmark_path, benchmark_set
@@ -125,8 +126,8 @@ def _model_without_weights(network: Mapping[str, Any] | None, name: str, scale: 
 
 
 def _trained_models(paths: Sequence[Path], scale: int | None, allow: Allow) -> list[ScoredModel]:
-    """Load the networks of this project's checkpoints, which describe them."""
-    trained = [load_network(path, allow) for path in paths]
+    """Load the networks of files that describe or show them."""
+    trained = [load_any(path, allow, {} if scale is None else {"scale": scale}) for path in paths]
     if wrong := [
         f"{p} is x{t.network.scale}"
         for p, t in zip(paths, trained, strict=True)

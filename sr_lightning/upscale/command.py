@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sr_lightning.checkpoints.options import add_network_option
 from sr_lightning.errors import InputError
 from sr_lightning.images.formats import IMAGE_FORMATS, PNG_COMPRESSION
 from sr_lightning.runs.folder import find_checkpoint
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "sr-upscale", description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, or - for standard input")
-    parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or a run's directory (its best checkpoint)")
+    parser.add_argument("-c", "--ckpt", required=True, help="file of weights, or a run's directory (its best)")
     parser.add_argument(
         "-o",
         "--out",
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
         help="bfloat16 is faster on some processors, float16 on GPUs, with errors of about a grey level; "
         "auto: the fastest as measured, if its loss of PSNR is negligible (default: float32)",
     )
+    add_network_option(parser)
     parser.add_argument(
         "--allow", action="append", metavar="PACKAGE", help="package besides this project that may define the network"
     )
@@ -166,6 +168,7 @@ def run(options: argparse.Namespace) -> list[str]:
     net = Upscaler.load(
         checkpoint,
         options.allow,
+        dict(options.network),
         device=options.device,
         precision=options.precision,
         tile=options.tile,

@@ -1,7 +1,7 @@
 """A trained network that upscales PIL images, arrays and tensors of any size."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sr_lightning.checkpoints.checkpoint import Allow, load_best
+from sr_lightning.checkpoints.checkpoint import Allow
+from sr_lightning.checkpoints.identify import load_any
 from sr_lightning.degradations import resize_strips
 from sr_lightning.errors import InputError
 from sr_lightning.images.photo import as_photo
@@ -82,18 +83,21 @@ class Upscaler:
         self._bicubic = Bicubic(scale=self.scale).to(self.device)
 
     @classmethod
-    def load(cls, path: str | Path, allow: Allow = None, **options: object) -> "Upscaler":
-        """Load the network of a checkpoint, or of the best checkpoint in a run's directory.
+    def load(
+        cls, path: str | Path, allow: Allow = None, network: Mapping[str, object] | None = None, **options: object
+    ) -> "Upscaler":
+        """Load the network of a file of weights, or of the best checkpoint in a run's directory.
 
         Args:
-            path: The file or the directory.
+            path: The file, of this project or another, or the directory.
             allow: Packages besides this project, or classes, that the checkpoint may name as its network.
+            network: Settings of the network that another project's file does not show, such as {"scale": 2} for VDSR.
             **options: Keyword arguments of the class.
 
         Raises:
-            InputError: The file is missing, damaged or not of this project; or as for the class.
+            InputError: The file is missing, damaged, or of a network that is not known here; or as for the class.
         """
-        trained = load_best(path, allow)
+        trained = load_any(path, allow, dict(network or {}))
         return cls(trained.network, trained.name, steps=trained.step, **options)
 
     def __repr__(self) -> str:

@@ -154,10 +154,12 @@ def read_archive(path: str | Path) -> TensorArchive:
     """Check a zip file of torch.save. The pickle in it imports and runs nothing here.
 
     Raises:
-        InputError: The file is damaged, cut off, or was not written by torch.save.
+        InputError: The file is damaged, cut off, a TorchScript program, or was not written by torch.save.
     """
     try:
         return _read(Path(path))
+    except InputError:
+        raise
     except Exception as error:  # a damaged directory or pickle can raise anything
         raise InputError(f"{path} cannot be read, it is damaged or cut off: {reason(error)}") from error
 
@@ -170,6 +172,8 @@ def _read(path: Path) -> TensorArchive:
         memoryview(mapped) as data,
     ):
         infos = archive.infolist()
+        if any(info.filename.split("/")[1:3] == ["code", "__torch__"] for info in infos):
+            raise InputError(f"{path} is a TorchScript program, which runs code: use the network's file of weights")
         _check_directory(infos, len(data))
         root = infos[0].filename.partition("/")[0]
         by_name = {info.filename.removeprefix(f"{root}/"): info for info in infos}

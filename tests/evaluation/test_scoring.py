@@ -116,11 +116,11 @@ def test_several_published_files_are_named_by_file(root, published):
     assert not any(model.network.training for model in models)
 
 
-def test_published_weights_need_model_and_scale(root, published):
+def test_published_weights_need_a_model_with_scale_where_they_do_not_show_all(root, published):
     path = published[1]
     with pytest.raises(InputError, match="model=edsr with ckpt needs the scale as well: add scale=x2"):
         requested_models([path], config(root, *SMALL).model.network, "edsr")
-    with pytest.raises(InputError, match=r"To score another project's file, add model=… and scale=…"):
+    with pytest.raises(InputError, match="holds EDSR, and its weights do not show residual_scale"):
         requested_models([path])
 
 

@@ -401,7 +401,7 @@ def test_inaccessible_folders_are_named_before_the_work(folder, tmp_path, comman
     assert caplog.records[-1].getMessage() == f"error: {folder}: Permission denied"
 
 
-NO_NETWORK = "does not describe its network, so it is not a checkpoint of this project's train.py"
+NO_NETWORK = "holds ESPCN, and its weights do not show activation and global_skip"
 
 
 @pytest.mark.parametrize(
