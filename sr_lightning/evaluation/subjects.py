@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sr_lightning.errors import InputError
+from sr_lightning.inference import SelfEnsemble
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import validation_psnr
 from sr_lightning.runs.saved_config import read_config
@@ -20,7 +21,8 @@ Point = TypeVar("Point", bound=tuple[Any, ...])
 
 def subject(model: "ScoredModel") -> dict[str, Any]:
     """Describe a network: `model`, its name; `facts`, name -> text; `curve`, step and PSNR of each validation in dB."""
-    facts = {"network": type(getattr(model.network, "network", model.network)).__name__}  # of a self-ensemble: its own
+    network = model.network.network if isinstance(model.network, SelfEnsemble) else model.network
+    facts = {"network": type(network).__name__, "scale": f"×{network.scale}"}
     facts["parameters"] = f"{sum(parameter.numel() for parameter in model.network.parameters()):,}"
     if model.step is not None:
         facts["steps"] = f"{model.step:,}"

@@ -12,7 +12,7 @@ from sr_lightning.evaluation.subjects import thinned
 from sr_lightning.leaderboard.runs import Group
 from sr_lightning.leaderboard.table import remarks
 from sr_lightning.runs.folder import RunFolder
-from sr_lightning.sweeps.cells import read_cell, with_bicubic
+from sr_lightning.sweeps.cells import with_bicubic
 from sr_lightning.sweeps.invocation import relative
 from sr_lightning.sweeps.run import hydra_value
 from sr_lightning.utils.atomic_files import write_text
@@ -54,7 +54,7 @@ def write_page(
 def _runs(folder: Path, groups: Sequence[Group], reasons: Mapping[Path, tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """Describe runs: row, state, curve of (step, seconds, PSNR), and the report or the command that makes it."""
     members = [(one, run) for one in groups for run in one.runs]
-    cells = with_bicubic([read_cell(run.directory, {}) for _, run in members])
+    cells = with_bicubic([run.cell for _, run in members])
     for (one, run), cell in zip(members, cells, strict=True):
         status, reason = reasons.get(run.directory, (run.status, ""))
         report = _report(run.directory)

@@ -47,10 +47,11 @@ BICUBIC = {"_target_": "sr_lightning.networks.Bicubic"}
 
 @dataclass(frozen=True)
 class Page:
-    """Contents of report.html: rows of scores, and their images."""
+    """Contents of report.html: rows of scores, their images, and the networks."""
 
     rows: Rows = field(default_factory=list)
     versions: list[Versions] = field(default_factory=list)
+    subjects: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -102,9 +103,8 @@ def evaluate(cfg: DictConfig) -> float:
     facts = not_scored | {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
     if left_out:
         facts["not in the table"] = "; ".join(f"{one['run']} ({one['status']})" for one in left_out)
-    write_evaluation_report(
-        folder.path, page.rows, page.versions, scores.scorer.protocol, leaderboard=for_page(rows), facts=facts
-    )
+    report = (folder.path, page.rows, page.versions, scores.scorer.protocol)
+    write_evaluation_report(*report, leaderboard=for_page(rows), facts=facts, subjects=page.subjects)
     write_page(folder.path, content, groups, failed)
     if diverged := [f"{relative(path)}: {why}" for path, (status, why) in failed.items() if status == DIVERGED]:
         raise InputError(f"{len(diverged)} runs are not in the table:{listing(diverged)}")
@@ -157,7 +157,9 @@ def scored_with_pictures(scores: Scores, groups: Sequence[Group], failed: Failed
             run = next((run for run in one.runs if run.directory not in failed), None)
             if run is not None:
                 models[one.name_of(run)] = run
-        page.rows.extend(scores.with_pictures(scale, models, failed, images))
+        rows, subjects = scores.with_pictures(scale, models, failed, images)
+        page.rows.extend(rows)
+        page.subjects.extend(subjects)
     page.versions.extend(images.versions)
     return page
 
@@ -259,6 +261,6 @@ def plot(folder: Path, rows: Rows, groups: Sequence[Group]) -> None:
     plot_costs(folder / "psnr_milliseconds.png", rows, "milliseconds", measured, model_styles)
     curves = []
     for one in groups:
-        if of_group := [curve for run in one.runs if (curve := run.validation())]:
+        if of_group := [run.cell.curve for run in one.runs if run.cell.curve]:
             curves.append((one.runs[0].config.scale, one.label, of_group))
     plot_validation(folder / "validation.png", curves, model_styles)

@@ -130,6 +130,13 @@ def test_report_made_by_the_command_is_linked(board):
     assert [run["report"] for run in data_of(board)["runs"] if run["report"]] == ["../a1/report/report.html"]
 
 
+def test_damaged_lines_of_metrics_are_left_out_of_the_curve(tmp_path):
+    make_run(tmp_path / "a", "a")
+    (tmp_path / "a" / "metrics.csv").write_text("step,val/psnr\nten,30\n20,inf\n30,x\n40,31.5\n")
+    (run,) = find_runs([tmp_path])
+    assert (run.cell.curve, run.cell.times) == ([(40, 31.5)], [None])
+
+
 def models(page):
     return page.locator("#table tbody tr:visible > th").all_inner_texts()
 
