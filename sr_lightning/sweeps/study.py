@@ -92,7 +92,7 @@ def _explain_errors(study: "Study") -> None:
             return sweep(self, arguments)
         except ValueError as error:
             trials = study.get_trials(deepcopy=False)
-            no_best = str(error) == "Record does not exist."
+            no_best = str(error) in ("Record does not exist.", "No trials are completed yet.")  # of SQL, of Redis
             sys.exit(f"error: {no_value(len(trials)) if no_best else f'search=optuna: {error}'}")
 
     OptunaSweeper.sweep = explained
