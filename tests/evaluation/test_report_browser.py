@@ -321,6 +321,18 @@ def test_head_describes_the_networks_and_draws_their_curves(tmp_path, visit):
     assert len(page.locator(".curve polyline").get_attribute("points").split()) == 3
 
 
+def test_many_networks_are_folded_above_the_table(tmp_path, visit):
+    for number in (4, 5):
+        path = tmp_path / f"{number}.html"
+        subjects = [{"model": f"net {i}", "facts": {"seed": "7"}, "curve": []} for i in range(number)]
+        write_report(path, [row("net", "a", 30.0)], subjects=subjects)
+        page = visit(path)
+        assert page.locator(".subject:visible").count() == (4 if number == 4 else 0)
+        assert page.locator("#networks summary:visible").count() == (number == 5)
+    page.locator("#networks summary").click()
+    assert page.locator(".subject:visible").count() == 5
+
+
 def test_crop_has_an_address(flat_page, visit):
     page = visit(flat_page)
     page.locator("#image").select_option("second")
