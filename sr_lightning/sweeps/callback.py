@@ -24,6 +24,9 @@ class Sweeps(Callback):
 
     lines: CellLines | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # launchers send a copy to their workers, and `lines` has a lock
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             self.lines = prepare(config)
