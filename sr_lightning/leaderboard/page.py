@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("leaderboard.html")
 REPORT = "report"  # folder in a run's directory for the report that the page's command makes
-OF_TABLE = ("runs", "scale", "name", "report_images", "num_comparisons", "hydra.run.dir")  # not of a run's report
+# settings of the table that its page leaves out of the command for the report of one run
+OF_TABLE = ("runs", "scale", "name", "report_images", "num_comparisons", "wandb", "hydra.run.dir")
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "results.csv", "report.html")
 
 
