@@ -7,7 +7,6 @@ import atexit
 import functools
 import logging
 import os
-import re
 import shlex
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from sr_lightning.runs.saved_config import rename_keys, upgrade_overrides
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import relative
 from sr_lightning.sweeps.processes import exit_with_first_process, exit_with_parent, is_cell, process_rank
-from sr_lightning.sweeps.run import CellFailed, in_sweep, quoted
+from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.messages import escape_messages
 from sr_lightning.utils.signals import Interrupted, handle_signals
@@ -159,8 +158,3 @@ def how_to_go_on(cfg: DictConfig, stop: Interrupted) -> str:
 def resume_override(run_dir: str) -> str:
     """Return the argument that resumes a run, quoted for Hydra and for a shell where necessary."""
     return shlex.quote(f"resume={hydra_value(str(relative(Path(run_dir))))}")
-
-
-def hydra_value(text: str) -> str:
-    """Quote a text for Hydra's command line where necessary."""
-    return text if re.fullmatch(r"[\w./-]+", text) else quoted(text)

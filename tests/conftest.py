@@ -1,9 +1,11 @@
-"""Shared fixtures: real and small images, commands of short trainings, a server, a checkpoint."""
+"""Shared fixtures: real and small images, commands of short trainings, a server, a checkpoint, a browser."""
 
 import os
+import shutil
 import signal
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -102,3 +104,51 @@ def trained(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "best.ckpt"
     torch.save(checkpoint, path)
     return path
+
+
+def missing(what: str) -> None:
+    """Skip the test; fail it if CI_BROWSER=1, which requires the browser tests to run."""
+    if os.environ.get("CI_BROWSER") == "1":
+        pytest.fail(f"CI_BROWSER=1, but there is {what}")
+    pytest.skip(f"there is {what}")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's or Playwright's chromium."""
+    try:
+        from playwright import sync_api as playwright
+    except ImportError:
+        missing("no playwright: pip install playwright")
+    with playwright.sync_playwright() as driver:
+        found = shutil.which("chromium") or shutil.which("chromium-browser") or driver.chromium.executable_path
+        if not Path(found).exists():
+            missing("no chromium: apt-get install chromium, or playwright install chromium")
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Open pages; after the test, check that they had no errors and requested only files beside them."""
+    visits = []
+
+    def opened(path, fragment="", width=1200, height=900, **options):
+        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.complaints, page.requests = [], []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (page.complaints.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: page.requests.append(unquote(request.url)))
+        page.goto(f"{path.as_uri()}{fragment}")
+        visits.append((path, context, page))
+        return page
+
+    yield opened
+    for path, context, page in visits:
+        outside = [url for url in page.requests if not url.startswith(("data:", f"file://{path.parent}"))]
+        context.close()
+        assert (page.complaints, outside) == ([], [])

@@ -6,10 +6,7 @@ models gain and lose most; `write_report` writes the page from the scores and th
 
 import base64
 import hashlib
-import html
-import json
 import logging
-import math
 import os
 import re
 import shlex
@@ -20,7 +17,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -32,6 +28,7 @@ from sr_lightning.evaluation.score_table import NOT_SCORES
 from sr_lightning.metrics.protocol import Protocol
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.utils.atomic_files import replacing, write_text
+from sr_lightning.utils.page import fill_page, plain_value, relative_url
 
 log = logging.getLogger(__name__)
 
@@ -171,19 +168,19 @@ def write_report(
     inside = picture_bytes <= embedded
     data = {
         "baseline": BASELINE,
-        "sets": _sets(rows, versions, lambda file: _data_url(file) if inside else _relative_url(file, path.parent)),
+        "sets": _sets(rows, versions, lambda file: _data_url(file) if inside else relative_url(file, path.parent)),
         "leaderboard": [_plain(row) for row in leaderboard] if leaderboard else None,
         "protocols": sorted({row["protocol"] for row in rows}),
         "facts": dict(facts or {}),
         "subjects": [
-            {"model": s["model"], "facts": dict(s["facts"]), "curve": [[x, _plain_value(y)] for x, y in s["curve"]]}
+            {"model": s["model"], "facts": dict(s["facts"]), "curve": [[x, plain_value(y)] for x, y in s["curve"]]}
             for s in subjects
         ],
         "commands": list(commands),
         "made": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
         "pictures": {"count": len(files), "bytes": picture_bytes, "inside": inside},
     }
-    text = _fill(TEMPLATE.read_text(encoding="utf-8"), data)
+    text = fill_page(TEMPLATE, _title(data["sets"]), data)
     write_text(path, text)
     if inside:
         _remove(files)
@@ -230,13 +227,13 @@ def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: 
         scores = [key for key in dict.fromkeys(key for row in of_set for key in row) if key not in NOT_SCORES]
         entries = []
         for name, by_model in images.items():
-            values = [[_plain_value(by_model.get(m, {}).get(key)) for key in scores] for m in models]
+            values = [[plain_value(by_model.get(m, {}).get(key)) for key in scores] for m in models]
             entry: dict[str, Any] = {"name": name, "scores": values}
             if (v := shown.get((dataset, scale, name))) is not None:
                 entry["size"] = v.size
                 entry["files"] = [url(v.lr), *(url(v.models[m]) if m in v.models else None for m in models), url(v.hr)]
                 entry["crops"] = [
-                    [models.index(c.model), c.top, c.left, c.size, *map(_plain_value, (c.gain, c.psnr, c.bicubic))]
+                    [models.index(c.model), c.top, c.left, c.size, *map(plain_value, (c.gain, c.psnr, c.bicubic))]
                     for c in v.crops
                     if c.model in models
                 ]
@@ -250,42 +247,17 @@ def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: 
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): _plain_value(value) for key, value in row.items()}
-
-
-def _plain_value(value: Any) -> str | int | float | None:
-    """Convert to a value that JSON supports: the page shows numbers beyond 1e300 as infinite, and None as missing."""
-    if value is None or isinstance(value, (str, int)):
-        return value
-    if isinstance(value, (float, np.number)):
-        return None if math.isnan(value) else min(max(float(value), -1e308), 1e308)
-    return str(value)
+    return {str(key): plain_value(value) for key, value in row.items()}
 
 
 def _data_url(file: Path) -> str:
     return f"data:image/{file.suffix[1:]};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def _relative_url(file: Path, folder: Path) -> str:
-    return quote(file.relative_to(folder).as_posix())
-
-
-def _fill(template: str, data: Mapping[str, Any]) -> str:
-    """Fill in title and data, and a policy that allows only the page's own script and no network access."""
-    names = ", ".join(f"{s['dataset']} ×{s['scale']}" for s in data["sets"])
-    models = list(dict.fromkeys(model for s in data["sets"] for model in s["models"] if model != BASELINE)) or [
-        BASELINE
-    ]
-    subject = ", ".join(models) if len(models) <= MAX_NAMED else f"{len(models)} models"
-    script = re.search(r"<script>(.*?)</script>", template, flags=re.DOTALL)[1]
-    values = {
-        "title": html.escape(f"{subject}: {names}"),
-        "script-hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        # escaped, so that no name can end the script element that holds the data
-        "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    values["bytes"] = str(len(template.encode()) + len(values["data"].encode(errors="backslashreplace")))
-    return re.sub(r"\{\{([a-z-]+)\}\}", lambda match: values[match[1]], template)
+def _title(sets: Sequence[Mapping[str, Any]]) -> str:
+    names = ", ".join(f"{s['dataset']} ×{s['scale']}" for s in sets)
+    models = list(dict.fromkeys(model for s in sets for model in s["models"] if model != BASELINE)) or [BASELINE]
+    return f"{', '.join(models) if len(models) <= MAX_NAMED else f'{len(models)} models'}: {names}"
 
 
 def _remove(files: Sequence[Path]) -> None:

@@ -1,9 +1,11 @@
 """Facts on the networks of a report: the run that trained each, and its validation curve."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sr_lightning.errors import InputError
+from sr_lightning.inference import SelfEnsemble
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import validation_psnr
 from sr_lightning.runs.saved_config import read_config
@@ -14,11 +16,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_POINTS = 300  # of a curve
+Point = TypeVar("Point", bound=tuple[Any, ...])
 
 
 def subject(model: "ScoredModel") -> dict[str, Any]:
     """Describe a network: `model`, its name; `facts`, name -> text; `curve`, step and PSNR of each validation in dB."""
-    facts = {"network": type(model.network).__name__}
+    network = model.network.network if isinstance(model.network, SelfEnsemble) else model.network
+    facts = {"network": type(network).__name__, "scale": f"×{network.scale}"}
     facts["parameters"] = f"{sum(parameter.numel() for parameter in model.network.parameters()):,}"
     if model.step is not None:
         facts["steps"] = f"{model.step:,}"
@@ -53,5 +57,11 @@ def _of_run(run: RunFolder) -> tuple[dict[str, str], list[tuple[int, float]]]:
         "seed": config.get("seed"),
     }
     curve = validation_psnr(run.metrics)
-    every = -(-len(curve) // MAX_POINTS) or 1
-    return {key: str(value) for key, value in facts.items() if value is not None}, curve[::every]
+    return {key: str(value) for key, value in facts.items() if value is not None}, thinned(curve)
+
+
+def thinned(curve: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
+    """Leave out points of a curve, each ending in its PSNR; about `most` remain, among them the best and the last."""
+    every = -(-len(curve) // most) or 1
+    best = max(range(len(curve)), key=lambda i: curve[i][-1], default=0)
+    return [point for i, point in enumerate(curve) if i % every == 0 or i in (best, len(curve) - 1)]

@@ -2,29 +2,19 @@
 
 import itertools
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sr_lightning.leaderboard.table import psnr_key
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.plots import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which are distinct for all kinds of colour vision, without yellow: too light for lines
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS, DASHES = "os^DvPX*", ("-", "--", ":", "-.")
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.92",
-}
 LEGEND_INSIDE = 6  # models; the legend of more is beside the panel
 Curve = Sequence[tuple[int, float]]
 Styles = dict[str, tuple[str, str, str]]  # model -> colour, marker, dashes
@@ -55,7 +45,7 @@ def plot_costs(path: Path, rows: Sequence[dict[str, Any]], cost: str, label: str
     benchmarks, scales = ({row[key]: None for row in drawn} for key in ("benchmark", "scale"))
     low, high = min(row[cost] for row in drawn), max(row[cost] for row in drawn)
     room = max(1.5, (high / low) ** 0.2)  # for labels
-    with _picture(path, len(benchmarks), len(scales), (5.0, 3.4), sharex=True) as (figure, panels):
+    with picture(path, len(benchmarks), len(scales), (5.0, 3.4), sharex=True) as (figure, panels):
         for (i, benchmark), (j, scale) in itertools.product(enumerate(benchmarks), enumerate(scales)):
             axes = panels[i][j]
             here = [row for row in rows if (row["benchmark"], row["scale"]) == (benchmark, scale)]
@@ -154,7 +144,7 @@ def plot_validation(path: Path, curves: Sequence[tuple[int, str, Sequence[Curve]
     most = max(sum(one == scale for one, _, _ in curves) for scale in scales)
     size, columns = ((5.0, 3.6), 3) if most <= LEGEND_INSIDE else ((8.0, max(3.6, 0.2 * most)), 2)
     columns = min(columns, len(scales))
-    with _picture(path, -(-len(scales) // columns), columns, size) as (_, panels):
+    with picture(path, -(-len(scales) // columns), columns, size) as (_, panels):
         every = list(itertools.chain(*panels))
         for axes, scale in itertools.zip_longest(every, scales):
             if scale is None:
@@ -197,19 +187,3 @@ def _draw_curves(axes: "Axes", models: Sequence[tuple[str, Sequence[Curve]]], st
         axes.legend(loc="lower right", frameon=True, framealpha=0.85, edgecolor="none")
     else:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-
-
-@contextmanager
-def _picture(
-    path: Path, lines: int, columns: int, size: tuple[float, float], **how: Any
-) -> Iterator[tuple["Figure", list[list["Axes"]]]]:
-    """Open a figure of lines x columns panels, each `size` inches, and write it to `path` at the end of the block."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(columns * size[0], lines * size[1]), layout="constrained")
-        panels = figure.subplots(lines, columns, squeeze=False, **how)
-        yield figure, panels.tolist()
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)

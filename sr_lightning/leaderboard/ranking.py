@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,6 +20,7 @@ from sr_lightning.evaluation.report import Versions, write_evaluation_report
 from sr_lightning.evaluation.score_table import write_results
 from sr_lightning.evaluation.scoring import NotFiniteError, Scorer
 from sr_lightning.leaderboard.costs import MEASURED, Costs
+from sr_lightning.leaderboard.page import write_page
 from sr_lightning.leaderboard.plots import plot_costs, plot_validation, styles
 from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
 from sr_lightning.leaderboard.scores import DIVERGED, Failed, Rows, Scores, settings_of_scores
@@ -45,10 +47,11 @@ BICUBIC = {"_target_": "sr_lightning.networks.Bicubic"}
 
 @dataclass(frozen=True)
 class Page:
-    """Contents of report.html: rows of scores, and their images."""
+    """Contents of report.html: rows of scores, their images, and the networks."""
 
     rows: Rows = field(default_factory=list)
     versions: list[Versions] = field(default_factory=list)
+    subjects: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -94,15 +97,15 @@ def evaluate(cfg: DictConfig) -> float:
     rows = ranked(scores, groups, known)
     folder = RunFolder(cfg.run_dir)
     not_scored = scores.scorer.facts
-    write(folder.path, rows, left_out, [f"{what}: {images}" for what, images in not_scored.items()])
+    content = write(folder.path, rows, left_out, [f"{what}: {images}" for what, images in not_scored.items()])
     write_results(folder.results, all_rows(scores, groups, known))
     plot(folder.path, rows, groups)
     facts = not_scored | {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
     if left_out:
         facts["not in the table"] = "; ".join(f"{one['run']} ({one['status']})" for one in left_out)
-    write_evaluation_report(
-        folder.path, page.rows, page.versions, scores.scorer.protocol, leaderboard=for_page(rows), facts=facts
-    )
+    report = (folder.path, page.rows, page.versions, scores.scorer.protocol)
+    write_evaluation_report(*report, leaderboard=for_page(rows), facts=facts, subjects=page.subjects)
+    write_page(folder.path, content, groups, failed)
     if diverged := [f"{relative(path)}: {why}" for path, (status, why) in failed.items() if status == DIVERGED]:
         raise InputError(f"{len(diverged)} runs are not in the table:{listing(diverged)}")
     return rows[0][psnr_key(rows[0])]
@@ -154,7 +157,9 @@ def scored_with_pictures(scores: Scores, groups: Sequence[Group], failed: Failed
             run = next((run for run in one.runs if run.directory not in failed), None)
             if run is not None:
                 models[one.name_of(run)] = run
-        page.rows.extend(scores.with_pictures(scale, models, failed, images))
+        rows, subjects = scores.with_pictures(scale, models, failed, images)
+        page.rows.extend(rows)
+        page.subjects.extend(subjects)
     page.versions.extend(images.versions)
     return page
 
@@ -220,8 +225,12 @@ def all_rows(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mappi
     return rows
 
 
-def write(folder: Path, rows: Rows, left_out: Rows, notes: Sequence[str]) -> None:
-    """Write leaderboard.md, .csv and .json with these and the usual notes into a folder, and log the Markdown."""
+def write(folder: Path, rows: Rows, left_out: Rows, notes: Sequence[str]) -> dict[str, Any]:
+    """Write leaderboard.md, .csv and .json with these and the usual notes into a folder, and log the Markdown.
+
+    Returns:
+        Contents of leaderboard.json.
+    """
     protocols: dict[str, dict[str, None]] = {}  # -> the benchmarks scored under it
     for row in rows:
         protocols.setdefault(row["protocol"], {})[row["benchmark"]] = None
@@ -241,6 +250,7 @@ def write(folder: Path, rows: Rows, left_out: Rows, notes: Sequence[str]) -> Non
     write_json(folder / "leaderboard.json", content)
     columns = shutil.get_terminal_size()[0]
     log.info("%s\n%s", folder / "leaderboard.md", markdown(rows, left_out, notes, columns))
+    return content
 
 
 def plot(folder: Path, rows: Rows, groups: Sequence[Group]) -> None:
@@ -251,6 +261,6 @@ def plot(folder: Path, rows: Rows, groups: Sequence[Group]) -> None:
     plot_costs(folder / "psnr_milliseconds.png", rows, "milliseconds", measured, model_styles)
     curves = []
     for one in groups:
-        if of_group := [curve for run in one.runs if (curve := run.validation())]:
+        if of_group := [run.cell.curve for run in one.runs if run.cell.curve]:
             curves.append((one.runs[0].config.scale, one.label, of_group))
     plot_validation(folder / "validation.png", curves, model_styles)

@@ -16,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import result_settings
 from sr_lightning.runs.folder import RunFolder
-from sr_lightning.runs.metrics_csv import last_step, validation_psnr
+from sr_lightning.runs.metrics_csv import last_step
 from sr_lightning.runs.result import FINISHED, read_result
 from sr_lightning.runs.saved_config import read_config
+from sr_lightning.sweeps.cells import Cell, read_cell
 from sr_lightning.sweeps.invocation import relative
 
 log = logging.getLogger(__name__)
@@ -95,9 +96,10 @@ class Run:
         """The config's network, in plain containers."""
         return OmegaConf.to_container(self.config.model.network, resolve=True)
 
-    def validation(self) -> list[tuple[int, float]]:
-        """Read (step, PSNR on the validation images) from metrics.csv."""
-        return validation_psnr(self.files.metrics)
+    @functools.cached_property
+    def cell(self) -> Cell:
+        """State of the training, with its validation curve; lines of metrics.csv that are damaged are left out."""
+        return read_cell(self.directory, {})
 
 
 def _first_line(error: Exception) -> str:

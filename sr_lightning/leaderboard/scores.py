@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.checkpoints.checkpoint import load_network
@@ -16,6 +15,7 @@ from sr_lightning.data.sources import Pair
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.scoring import NotFiniteError, ScoredModel, Scorer
+from sr_lightning.evaluation.subjects import subject
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.leaderboard.runs import Run
 from sr_lightning.leaderboard.score_cache import ScoreCache
@@ -63,21 +63,23 @@ class Scores:
         Raises:
             InputError: The checkpoint cannot be read, or images cannot be scored.
         """
-        network = None
+        model = None
         for benchmark, pairs in self.sets[run.config.scale].items():
             if self._cached(run, benchmark) is None:
-                if network is None:
+                if model is None:
                     log.info("scoring %s", run.directory)
-                    network = self._load(run)
+                    model = self._load("model", run)
                 rows = self.scorer.score_sets(
-                    [ScoredModel("model", network, run.checkpoint)],
+                    [model],
                     {benchmark: pairs},
                     baseline=(run.config.scale, benchmark) not in self.bicubic,
                 )
-                self.store(run, benchmark, rows, "model")
+                self.store(run, benchmark, rows, model.name)
         return {benchmark: self._cached(run, benchmark) for benchmark in self.sets[run.config.scale]}
 
-    def with_pictures(self, scale: int, runs: Mapping[str, Run], failed: Failed, images: EvaluationImages) -> Rows:
+    def with_pictures(
+        self, scale: int, runs: Mapping[str, Run], failed: Failed, images: EvaluationImages
+    ) -> tuple[Rows, list[dict[str, Any]]]:
         """Score runs side by side, all in memory and one image at a time, and write pictures.
 
         Args:
@@ -88,7 +90,7 @@ class Scores:
             images: Writes the pictures.
 
         Returns:
-            Rows as of `score_sets`.
+            Rows as of `score_sets`, and the scored networks as `subject` describes them.
 
         Raises:
             InputError: Images cannot be scored.
@@ -96,7 +98,7 @@ class Scores:
         models = []
         for name, run in runs.items():
             try:
-                models.append(ScoredModel(name, self._load(run), run.checkpoint))
+                models.append(self._load(name, run))
             except InputError as error:
                 failed[run.directory] = "not scored", str(error)
         rows: Rows = []
@@ -110,11 +112,12 @@ class Scores:
         for model in models:
             for benchmark in self.sets[scale]:
                 self.store(runs[model.name], benchmark, [r for r in rows if r["dataset"] == benchmark], model.name)
-        return rows
+        return rows, [subject(model) for model in models]
 
-    def _load(self, run: Run) -> torch.nn.Module:
-        network = load_network(run.checkpoint, self.allow).network
-        return SelfEnsemble(network) if self.self_ensemble else network
+    def _load(self, name: str, run: Run) -> ScoredModel:
+        trained = load_network(run.checkpoint, self.allow)
+        network = SelfEnsemble(trained.network) if self.self_ensemble else trained.network
+        return ScoredModel(name, network, run.checkpoint, trained.step)
 
     def _key(self, scale: int, benchmark: str) -> dict[str, Any]:
         """Everything that scores depend on but the checkpoint; images are identified by name and size."""

@@ -22,21 +22,40 @@ from sr_lightning.utils.signals import handle_signals
 class Sweeps(Callback):
     """Prepare a sweep, and print its summary when the process exits: Hydra has no callback for failed jobs."""
 
+    lines: CellLines | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # launchers send a copy to their workers, and `lines` has a lock
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            prepare(config)
+            self.lines = prepare(config)
         except InputError as error:
             sys.exit(f"error: {error}")
         except Exception:  # Hydra would only warn
             traceback.print_exc()
             sys.exit(1)
 
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Draw the study of a search, after its last trial."""
+        if self.lines is None or "optuna" not in config.hydra.sweeper._target_:
+            return
+        from sr_lightning.sweeps.study import picture_study
 
-def prepare(config: DictConfig) -> None:
+        try:
+            self.lines.closing = picture_study(config)
+        except InputError as error:
+            self.lines.closing = f"warning: {error}"
+
+
+def prepare(config: DictConfig) -> CellLines | None:
     """Begin an invocation of a sweep.
 
     Args:
         config: The sweep's config; changed in place for a study or a dry run.
+
+    Returns:
+        Printer of the cells that end, which has started; None for a dry run.
 
     Raises:
         InputError: The launcher or the sweeper cannot be used with these settings.
@@ -62,10 +81,11 @@ def prepare(config: DictConfig) -> None:
     handle_signals(first=invocation.stop_cells)
     if config.dry_run:
         atexit.register(print_plan, invocation)
-        return
+        return None
     lines = CellLines(invocation)
     atexit.register(print_summary, lines, number_of_cells(config))
     lines.start()
+    return lines
 
 
 def number_of_cells(config: DictConfig) -> int | None:
@@ -85,7 +105,9 @@ def print_plan(invocation: SweepInvocation) -> None:
 
 
 def print_summary(lines: CellLines, number: int | None) -> None:
-    """Print the cells that have just ended, and a table of all; nothing without cells."""
+    """Print the cells that have just ended, a table of all unless there are none, and the closing line."""
     lines.update()
     if lines.invocation.reports():
         print(f"\n{summary(lines.invocation, number)}", flush=True)
+    if lines.closing:
+        print(lines.closing, flush=True)

@@ -28,6 +28,7 @@ class CellLines:
     def __init__(self, invocation: SweepInvocation) -> None:
         self.invocation = invocation
         self.printed: dict[int, str] = {}  # a job's number -> its status when it was printed
+        self.closing = ""  # printed after the summary of the sweep
         self.parallel = 1  # the most cells that were seen training at the same time
         self.lock = threading.Lock()
 

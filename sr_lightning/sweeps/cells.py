@@ -37,6 +37,7 @@ class Cell:
         bicubic: PSNR of bicubic on the same images; None if unknown.
         speed: Steps in a second.
         curve: Step and val/psnr of each validation.
+        times: Seconds of training until each validation; None in runs of earlier versions.
         error: First line of the error of a failed cell.
         task: What cells must have in common for their scores to be compared; None if unknown.
     """
@@ -49,6 +50,7 @@ class Cell:
     bicubic: float | None = None
     speed: float | None = None
     curve: Sequence[tuple[int, float]] = field(default_factory=list)
+    times: Sequence[float | None] = field(default_factory=list)
     error: str = ""
     task: str | None = None
 
@@ -143,7 +145,8 @@ def read_cell(path: Path, report: dict[str, Any]) -> Cell:
         result = {}  # of a full disk, or an earlier version; the sweep's command writes it again
     config = read_config_quickly(run.config)
     rows = [row for row in read_metrics(run.metrics) if (row.get("step") or "").isdecimal()]
-    curve = [(int(row["step"]), psnr) for row in rows if (psnr := number_in(row, "val/psnr")) is not None]
+    validated = [row for row in rows if number_in(row, "val/psnr") is not None]
+    curve = [(int(row["step"]), float(row["val/psnr"])) for row in validated]
     status = status_of(run, report, result)
     ended = result if status == result.get("status") else {}
     error = first_error_line(ended or report) if status == FAILED else ""
@@ -156,6 +159,7 @@ def read_cell(path: Path, report: dict[str, Any]) -> Cell:
         bicubic=result.get("bicubic") or bicubic_in(run.results),
         speed=speed_of(rows[-RECENT:] if status == "running" else rows),
         curve=curve,
+        times=[number_in(row, "seconds") for row in validated],
         error=error,
         task=task_of(config),
     )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -208,3 +209,8 @@ def exit_reason(code: int) -> str:
 def quoted(value: object) -> str:
     """Quote a value for Hydra's command line."""
     return "'" + str(value).replace("'", r"\'") + "'"
+
+
+def hydra_value(text: str) -> str:
+    """Quote a text for Hydra's command line where necessary."""
+    return text if re.fullmatch(r"[\w./-]+", text) else quoted(text)

@@ -18,7 +18,7 @@ from skimage.color import rgb2ycbcr
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.evaluate import requested_models
 from sr_lightning.evaluation.report import find_crops, save_versions, write_report
-from sr_lightning.evaluation.subjects import subject
+from sr_lightning.evaluation.subjects import subject, thinned
 from tests.helpers import ROOT
 
 PROTOCOL = "y_shave-scale_8bit_ssim-wang_lr-made"
@@ -252,6 +252,15 @@ def test_missing_data_for_the_report_is_an_error(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_long_curves_keep_their_best_and_last_points():
+    curve = [(step, 30.0 + (step == 777)) for step in range(1000)]
+    points = thinned(curve, 100)
+    assert points[0] == (0, 30.0) and points[-1] == (999, 30.0) and (777, 31.0) in points
+    assert len(points) == 102
+    assert thinned(curve[:100], 100) == curve[:100]
+    assert thinned([]) == []
+
+
 def test_networks_are_described_by_their_runs(tmp_path, caplog):
     run = tmp_path / "a_run"
     shutil.copytree(next((ROOT / "tests" / "earlier_version" / "multirun" / "tiny").glob("*seed2*")), run)
@@ -268,6 +277,8 @@ def test_networks_are_described_by_their_runs(tmp_path, caplog):
     }
     assert expected.items() <= described["facts"].items()
     assert described["facts"]["steps"] == f"{model.step} of {described['facts']['steps'].split()[-1]}"
+    (ensemble,) = requested_models([run / "checkpoints" / "best.ckpt"], self_ensemble=True)
+    assert subject(ensemble)["facts"] == described["facts"]
     write_report(tmp_path / "report.html", [row("net")], subjects=[described])
     assert data_of(tmp_path / "report.html")["subjects"][0]["curve"] == [[10, 20.5], [30, None]]
 

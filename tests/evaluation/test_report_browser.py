@@ -2,11 +2,8 @@
 
 import base64
 import io
-import os
 import shutil
 import time
-from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -19,53 +16,6 @@ PROTOCOL = "y_shave-scale_8bit_ssim-wang_lr-made"
 SIZE = 96  # of HR
 GREY, RED, BLUE, GREEN = (90, 90, 90), (200, 30, 30), (30, 60, 210), (30, 190, 60)
 ODD = "<img src=x onerror=alert(1)> \"q\" 'é' & 100 %/#?"
-
-
-def missing(what: str) -> None:
-    """Skip the test; fail it if CI_BROWSER=1, which requires the browser tests to run."""
-    if os.environ.get("CI_BROWSER") == "1":
-        pytest.fail(f"CI_BROWSER=1, but there is {what}")
-    pytest.skip(f"there is {what}")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    try:
-        from playwright import sync_api as playwright
-    except ImportError:
-        missing("no playwright: pip install playwright")
-    with playwright.sync_playwright() as driver:
-        found = shutil.which("chromium") or shutil.which("chromium-browser") or driver.chromium.executable_path
-        if not Path(found).exists():
-            missing("no chromium: apt-get install chromium, or playwright install chromium")
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium):
-    """Open pages; after the test, check that they had no errors and requested only files beside them."""
-    visits = []
-
-    def opened(path, fragment="", width=1200, height=900, **options):
-        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.complaints, page.requests = [], []
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (page.complaints.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: page.requests.append(unquote(request.url)))
-        page.goto(f"{path.as_uri()}{fragment}")
-        visits.append((path, context, page))
-        return page
-
-    yield opened
-    for path, context, page in visits:
-        outside = [url for url in page.requests if not url.startswith(("data:", f"file://{path.parent}"))]
-        context.close()
-        assert (page.complaints, outside) == ([], [])
 
 
 def row(model, image, psnr, dataset="Flat", scale=2):
@@ -369,6 +319,18 @@ def test_head_describes_the_networks_and_draws_their_curves(tmp_path, visit):
     text = f"Validation of {ODD}: 30.00 dB at step 100, 30.50 at 400, highest 31.00 at 300"
     assert page.locator(".subject svg").get_attribute("aria-label") == text
     assert len(page.locator(".curve polyline").get_attribute("points").split()) == 3
+
+
+def test_many_networks_are_folded_above_the_table(tmp_path, visit):
+    for number in (4, 5):
+        path = tmp_path / f"{number}.html"
+        subjects = [{"model": f"net {i}", "facts": {"seed": "7"}, "curve": []} for i in range(number)]
+        write_report(path, [row("net", "a", 30.0)], subjects=subjects)
+        page = visit(path)
+        assert page.locator(".subject:visible").count() == (4 if number == 4 else 0)
+        assert page.locator("#networks summary:visible").count() == (number == 5)
+    page.locator("#networks summary").click()
+    assert page.locator(".subject:visible").count() == 5
 
 
 def test_crop_has_an_address(flat_page, visit):

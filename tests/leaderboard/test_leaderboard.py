@@ -485,6 +485,13 @@ def test_report_opens_with_the_table_and_shows_every_row(root, tmp_path):
     assert [row["model"] for row in data["leaderboard"]] == [row["model"] for row in rows]
     assert [row["psnr_y"] for row in data["leaderboard"]] == [float(row["psnr_y"]) for row in rows]
     assert data["facts"]["not in the table"] == f"{runs / 'spoilt'} (not scored)"
+    described = {one["model"]: (one["facts"]["run"], one["curve"]) for one in data["subjects"]}
+    assert described == {"srcnn seed 0": ("0", [[10, 20]]), "other": ("x", [[10, 20]])}
+    assert [one["facts"]["steps"] for one in data["subjects"]] == ["10 of 10"] * 2
+    table = (tmp_path / "out" / "leaderboard.html").read_text()
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', table)[1])
+    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in data["rows"]] == rows
+    assert "report.html" in data["files"]
     assert (tmp_path / "out" / "pictures" / "Set5_x2_a.png").is_file()
     for folder in folders:
         spoil(folder)

@@ -196,12 +196,36 @@ def test_study_survives_failing_trials_and_a_kill(app):
     first.wait()
     assert results(sweep)[9]["status"] == "failed"
 
-    assert "Best value: 30.4" in run(*words).stdout
+    done = run(*words).stdout
+    assert "Best value: 30.4" in done
+    drawn = "study.png: the trials and the slices of the settings; no importance with fewer than 5 trials"
+    assert done.endswith(f"{drawn}\n")
+    assert (sweep / "study.png").read_bytes().startswith(b"\x89PNG")
     assert [report["status"] for report in reports(sweep)] == ["resumed"]  # what was under way, and no more
     storage = f"sqlite:///{sweep / 'study.db'}"
     (study,) = optuna.get_all_study_summaries(storage)
     trials = optuna.load_study(study.study_name, storage).trials
     assert [(trial.params["seed"], trial.value) for trial in trials] == [(9, None), (4, None), (4, 30.4)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("searched", "message"),
+    [
+        ("seed=choice(13)", "the study has no value: 0 of 1 trials succeeded; the train.log of each has the reason"),
+        ("data.batch_size=interval(5,4)", "search=optuna: The `low` value must be smaller than or equal to the `high`"),
+    ],
+)
+def test_study_without_a_value_ends_in_one_line(app, searched, message):
+    pytest.importorskip("optuna", reason="search=optuna needs hydra-optuna-sweeper")
+    words, folder = app
+    sweep = folder / f"without_{searched.partition('=')[0]}"
+    words = [*words, "search=optuna", searched, "hydra.sweeper.n_trials=1", f"hydra.sweep.dir={sweep}"]
+    done = run(*words, "hydra.sweeper.n_jobs=1", check=False)
+    assert done.returncode == 1
+    assert f"error: {message}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (sweep / "study.png").exists()
 
 
 def test_run_directory_is_locked(tmp_path):
