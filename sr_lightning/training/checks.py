@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 NO_LIMIT = 2**62
 SCORED = ("benchmarks", "measures", "num_comparisons", "report_images", "data_root")  # settings of the final scoring
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
+STOPPING_SCORES = ("val/psnr", "val/ssim")
 NUMBERS_OR_NULL = ("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
 WRONG_KINDS = {  # what cannot stand in place of a value; many settings accept, say, a number or a list
     "true or false": ("a number", "a text", "a list", "a group of settings"),
@@ -41,6 +42,7 @@ PRECISIONS = (
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
     **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, NO_LIMIT)),
+    "early_stopping.patience": (1, NO_LIMIT),
     **dict.fromkeys(("comparisons_every", "prune_after", "data.batch_size", "data.patch_size"), (1, NO_LIMIT)),
     **dict.fromkeys(("num_comparisons", "report_images", "data.num_workers"), (0, NO_LIMIT)),
 }
@@ -72,15 +74,17 @@ def finished_score(cfg: DictConfig) -> float | None:
     except InputError:  # a damaged result is written again
         return None
     saved = read_config(run.config)
-    if result.get("status") != FINISHED or result["steps"] < cfg.max_steps:
+    early = result.get("stopped_early") if result.get("max_steps") == cfg.max_steps else None
+    if result.get("status") != FINISHED or (result["steps"] < cfg.max_steps and not early):
         return None
     if any(saved.get(key) != cfg.get(key) for key in SCORED):
         return None
+    steps = f"{result['steps']:,}"
+    done = f"the run stopped early at step {steps} ({early})" if early else f"all {steps} steps are done"
     log.info(
-        "nothing is left to train: all %s steps are done, best %.2f dB at step %s. To train longer: python train.py %s "
-        "max_steps=%d extend=stretch",
-        *(f"{result['steps']:,}", result["psnr"], result.get("best_step"), resume_override(cfg.run_dir)),
-        2 * cfg.max_steps,
+        "nothing is left to train: %s, best %.2f dB at step %s. To train longer: python train.py %s max_steps=%d "
+        "extend=stretch",
+        *(done, result["psnr"], result.get("best_step"), resume_override(cfg.run_dir), 2 * cfg.max_steps),
     )
     return result["psnr"]
 
@@ -98,6 +102,7 @@ def check_settings(cfg: DictConfig) -> None:
         partial(check_kinds, cfg, given.values()),
         partial(check_numbers, cfg),
         partial(check_choices, cfg),
+        partial(check_early_stopping, cfg.get("early_stopping")),
         partial(check_device, cfg.trainer),
         partial(check_measures, cfg.measures),
         partial(check_benchmarks, cfg.benchmarks),
@@ -229,6 +234,25 @@ def check_choices(cfg: DictConfig) -> None:
             wrong.append(f"logger.{key}={loggers[key]}: choose its logger first, such as logger=wandb")
     if str(cfg.trainer.precision) not in PRECISIONS:
         wrong.append(f"trainer.precision={cfg.trainer.precision}: choose auto, or one of {', '.join(PRECISIONS[1:])}")
+    if wrong:
+        raise InputError("\n".join(wrong))
+
+
+def check_early_stopping(settings: DictConfig | None) -> None:
+    """Check the settings of early stopping but its patience, which is among the numbers.
+
+    Raises:
+        InputError: Names those that are wrong.
+    """
+    if not settings:
+        return
+    if not OmegaConf.is_dict(settings) or not {"_target_", "monitor", "patience", "min_delta"} <= settings.keys():
+        raise InputError(f"early_stopping={settings}: choose early_stopping=psnr first, then change its settings")
+    wrong = []
+    if settings.monitor not in STOPPING_SCORES:
+        wrong.append(f"early_stopping.monitor={settings.monitor}: choose {' or '.join(STOPPING_SCORES)}")
+    if kind(settings.min_delta) != "a number" or not 0 <= settings.min_delta < float("inf"):
+        wrong.append(f"early_stopping.min_delta={settings.min_delta}: give a number of at least 0, such as 0.01")
     if wrong:
         raise InputError("\n".join(wrong))
 

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from sr_lightning.callbacks.early_stopping import condition
 from sr_lightning.cli import hydra_value, resume_override
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
@@ -55,6 +56,7 @@ def introduce(
     benchmarks = [f"{name} ({len(pairs)})" for name, pairs in sets.items() if name != "held-out"]
     lr = "from files" if all(pair.lr for pair in datamodule.train) else f"made by {lr_name(datamodule)}"
     begun = f", {done:,} of them done" if done else ""
+    until = f"; fewer after {condition(cfg.early_stopping)}" if cfg.get("early_stopping") else ""
     why = "as the run began" if cfg.resume else "the fastest here" if cfg.trainer.precision == "auto" else "as set"
     threads = torch.get_num_threads()
     facts = {
@@ -65,7 +67,7 @@ def introduce(
         "data": f"{cfg.choices.data}: {len(datamodule.train_store)} images to train on, {len(datamodule.val_store)} to "
         f"validate on, {', '.join(benchmarks) or 'no benchmark'} to score at the end; LR {lr}",
         "steps": f"{cfg.max_steps:,}{begun}, of {datamodule.batch_size} patches of {side}x{side} LR pixels; "
-        f"seed {cfg.seed}",
+        f"seed {cfg.seed}{until}",
         "device": f"{device_name(cfg)}, {cfg.chosen.precision} ({why}), "
         f"{'compiled, ' if cfg.chosen.compile else ''}{threads} thread{'' if threads == 1 else 's'}",
         "bicubic": "scored in the first validation"
@@ -85,6 +87,8 @@ def conclude(cfg: DictConfig, result: Mapping[str, Any]) -> None:
     """
     run_dir = relative(RunFolder(cfg.run_dir).path)
     spent = tqdm.format_interval(result["seconds"] or 0)
+    if "stopped_early" in result:
+        log.info("ended    early, at step %d of %d: %s", result["steps"], cfg.max_steps, result["stopped_early"])
     log.info(
         "best     %.2f dB on the validation images at step %d, %+.2f dB over bicubic, trained in %s",
         *(result["psnr"], result["best_step"], result["psnr"] - result["bicubic"], spent),
