@@ -41,7 +41,7 @@ PRECISIONS = (
 )
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, NO_LIMIT)),
+    **dict.fromkeys(("max_steps", "val_every", "save_every", "save_top_k", "log_every"), (1, NO_LIMIT)),
     "early_stopping.patience": (1, NO_LIMIT),
     **dict.fromkeys(("comparisons_every", "prune_after", "data.batch_size", "data.patch_size"), (1, NO_LIMIT)),
     **dict.fromkeys(("num_comparisons", "report_images", "data.num_workers"), (0, NO_LIMIT)),

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from sr_lightning.callbacks import Progress, Pruning, ValidationPictures
+from sr_lightning.callbacks import Progress, Pruning, TopCheckpoints, ValidationPictures
 from sr_lightning.callbacks.early_stopping import condition, stopped_early
 from sr_lightning.checkpoints.checkpoint import is_trained, load_network, read_checkpoint, steps_done
 from sr_lightning.checkpoints.interop import warm_start
@@ -163,7 +163,7 @@ def build_loggers(settings: DictConfig | None, run: RunFolder, done: int) -> lis
 
 
 def build_callbacks(cfg: DictConfig, run: RunFolder, bicubic: BicubicScore) -> list[pl.Callback]:
-    """Build the progress callback and those that the config enables: pictures, early stopping, pruning."""
+    """Build the progress callback and those that the config enables."""
     callbacks: list[pl.Callback] = [Progress(cfg.max_steps, cfg.data.batch_size, bicubic.value)]
     if cfg.comparisons_every is not None:
         callbacks.append(ValidationPictures(run.pictures / "validation", cfg.comparisons_every, cfg.num_comparisons))
@@ -171,6 +171,8 @@ def build_callbacks(cfg: DictConfig, run: RunFolder, bicubic: BicubicScore) -> l
         callbacks.append(instantiate(cfg.early_stopping))
     if is_cell() and cfg.prune_after is not None:
         callbacks.append(Pruning(run.path, cfg.prune_after))
+    if cfg.save_top_k > 1:
+        callbacks.append(TopCheckpoints(run.checkpoints, cfg.save_top_k))
     return callbacks
 
 
