@@ -14,7 +14,7 @@ IRRELEVANT_SETTINGS = (
     *("data_root", "cache_dir", "data.cache_dir", "data.residence", "data.num_workers"),
     *("logger", "log_every", "model.log_every", "save_every", "save_top_k", "comparisons_every"),
     *("num_comparisons", "report_images", "benchmarks", "measures"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.profiler"),
 )
 
 

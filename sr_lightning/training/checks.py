@@ -39,6 +39,7 @@ PRECISIONS = (
     *("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", "32", "64", "16", "bf16"),
     *("transformer-engine", "transformer-engine-float16"),
 )
+PROFILERS = ("simple", "advanced", "pytorch")
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
     **dict.fromkeys(("max_steps", "val_every", "save_every", "save_top_k", "log_every"), (1, NO_LIMIT)),
@@ -234,6 +235,9 @@ def check_choices(cfg: DictConfig) -> None:
             wrong.append(f"logger.{key}={loggers[key]}: choose its logger first, such as logger=wandb")
     if str(cfg.trainer.precision) not in PRECISIONS:
         wrong.append(f"trainer.precision={cfg.trainer.precision}: choose auto, or one of {', '.join(PRECISIONS[1:])}")
+    profiler = cfg.trainer.get("profiler")
+    if profiler is not None and profiler not in PROFILERS and not OmegaConf.is_dict(profiler):
+        wrong.append(f"trainer.profiler={profiler}: choose null, or one of {', '.join(PROFILERS)}")
     if wrong:
         raise InputError("\n".join(wrong))
 

@@ -74,6 +74,9 @@ def introduce(
         if bicubic is None
         else f"{bicubic:.2f} dB on the validation images, the value to beat",
     }
+    if profiler := cfg.trainer.get("profiler"):
+        name = profiler if isinstance(profiler, str) else "your own"
+        facts["profile"] = f"{name}, written at the end; it costs time, and short steps are not taken in groups"
     for name, text in facts.items():
         log.info("%-8s %s", name, text)
 
@@ -93,7 +96,8 @@ def conclude(cfg: DictConfig, result: Mapping[str, Any]) -> None:
         "best     %.2f dB on the validation images at step %d, %+.2f dB over bicubic, trained in %s",
         *(result["psnr"], result["best_step"], result["psnr"] - result["bicubic"], spent),
     )
-    log.info("files    %s: checkpoints/best.ckpt, metrics.csv, results.csv", run_dir)
+    profile = sorted(path.name for path in RunFolder(cfg.run_dir).path.glob("fit-profile*"))
+    log.info("files    %s: %s", run_dir, ", ".join(["checkpoints/best.ckpt", "metrics.csv", "results.csv", *profile]))
     if is_cell():
         return
     compared = shlex.quote(f"runs=[{hydra_value(str(run_dir))},OTHER_RUN]")
