@@ -28,7 +28,7 @@ NO_LIMIT = 2**62
 SCORED = ("benchmarks", "measures", "num_comparisons", "report_images", "data_root")  # settings of the final scoring
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
 STOPPING_SCORES = ("val/psnr", "val/ssim")
-NUMBERS_OR_NULL = ("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
+NUMBERS_OR_NULL = ("data.limit", "model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
 WRONG_KINDS = {  # what cannot stand in place of a value; many settings accept, say, a number or a list
     "true or false": ("a number", "a text", "a list", "a group of settings"),
     "a number": ("true or false", "a text", "a group of settings"),
@@ -58,7 +58,19 @@ def checked(cfg: DictConfig) -> DictConfig:
     if cfg.resume is not None:
         cfg = config_to_resume(cfg, HydraConfig.get().overrides.task)
     check_settings(cfg)
+    check_trial(cfg)
     return cfg
+
+
+def check_trial(cfg: DictConfig) -> None:
+    """Check that a trial (`debug=`) does not overwrite a run.
+
+    Raises:
+        InputError: Its directory has the files of a run.
+    """
+    config = RunFolder(cfg.run_dir).config
+    if cfg.get("debug") and cfg.resume is None and config.is_file() and not read_config(config).get("debug"):
+        raise InputError(f"debug={cfg.debug}: {cfg.run_dir} is the directory of a run; leave hydra.run.dir out")
 
 
 def finished_score(cfg: DictConfig) -> float | None:

@@ -28,6 +28,11 @@ from sr_lightning.utils.timings import processor
 
 log = logging.getLogger(__name__)
 
+DEBUG = {
+    "overfit": "the first batch at every step; its PSNR, train/psnr, must climb",
+    "short": "everything once, in few steps",
+    "limit": "a part of the images",
+}
 AT_ONCE = 20_000_000  # HR pixels of validation images that bicubic enlarges in a second; more are scored later
 
 
@@ -61,6 +66,7 @@ def introduce(
     threads = torch.get_num_threads()
     facts = {
         "run": relative(RunFolder(cfg.run_dir).path),
+        **({"debug": f"{DEBUG.get(cfg.debug, cfg.debug)}. Not a result to compare"} if cfg.get("debug") else {}),
         "network": f"{cfg.name} x{network.scale}: {type(network).__name__} on "
         f"{'luma' if network.num_channels == 1 else 'RGB'}, {parameters(network)}, sees "
         f"{'the whole image' if radius is None else f'{radius} LR pixels around'}{discriminator}",
@@ -98,7 +104,7 @@ def conclude(cfg: DictConfig, result: Mapping[str, Any]) -> None:
     )
     profile = sorted(path.name for path in RunFolder(cfg.run_dir).path.glob("fit-profile*"))
     log.info("files    %s: %s", run_dir, ", ".join(["checkpoints/best.ckpt", "metrics.csv", "results.csv", *profile]))
-    if is_cell():
+    if is_cell() or cfg.get("debug"):
         return
     compared = shlex.quote(f"runs=[{hydra_value(str(run_dir))},OTHER_RUN]")
     for purpose, command in {

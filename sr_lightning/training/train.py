@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from sr_lightning.callbacks import Progress, Pruning, TopCheckpoints, ValidationPictures
+from sr_lightning.callbacks import Overfit, Progress, Pruning, TopCheckpoints, ValidationPictures
 from sr_lightning.callbacks.early_stopping import condition, stopped_early
 from sr_lightning.checkpoints.checkpoint import is_trained, load_network, read_checkpoint, steps_done
 from sr_lightning.checkpoints.interop import warm_start
@@ -167,6 +167,8 @@ def build_callbacks(cfg: DictConfig, run: RunFolder, bicubic: BicubicScore) -> l
     callbacks: list[pl.Callback] = [Progress(cfg.max_steps, cfg.data.batch_size, bicubic.value)]
     if cfg.comparisons_every is not None:
         callbacks.append(ValidationPictures(run.pictures / "validation", cfg.comparisons_every, cfg.num_comparisons))
+    if cfg.get("debug") == "overfit":
+        callbacks.append(Overfit())
     if cfg.get("early_stopping"):
         callbacks.append(instantiate(cfg.early_stopping))
     if is_cell() and cfg.prune_after is not None:
