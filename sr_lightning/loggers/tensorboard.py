@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from sr_lightning.loggers.base import Outcome, RunLogger
-from sr_lightning.runs.fingerprint import result_settings
+from sr_lightning.loggers.base import Outcome, RunLogger, settings_shown
 
 
 class TensorBoard(RunLogger, TensorBoardLogger):
@@ -38,9 +36,7 @@ class TensorBoard(RunLogger, TensorBoardLogger):
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         super().log_hyperparams(params, *args, **kwargs)
-        settings = result_settings(OmegaConf.create(dict(params)))
-        shown = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
-        self.experiment.file_writer.add_summary(hparams_pb(shown))
+        self.experiment.file_writer.add_summary(hparams_pb(settings_shown(params)))
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
         self._add_picture(name, path, step)

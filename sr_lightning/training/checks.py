@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
+from importlib.util import find_spec
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -39,6 +40,14 @@ PRECISIONS = (
     *("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", "32", "64", "16", "bf16"),
     *("transformer-engine", "transformer-engine-float16"),
 )
+LOGGER_PACKAGES = {  # by class: modules that are imported, and what pip installs (pyproject.toml)
+    "sr_lightning.loggers.TensorBoard": (("tensorboard",), '"tensorboard>=2.20,<3"'),
+    "sr_lightning.loggers.WandbRun": (("wandb",), '"wandb>=0.31,<0.32"'),
+    "sr_lightning.loggers.MLflowRun": (
+        ("mlflow", "sqlalchemy", "alembic"),
+        '"mlflow-skinny>=3.4,<4" "sqlalchemy>=1.4.42,<2" "alembic>=1.13,<1.14"',
+    ),
+}
 PROFILERS = ("simple", "advanced", "pytorch")
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
@@ -115,6 +124,7 @@ def check_settings(cfg: DictConfig) -> None:
         partial(check_kinds, cfg, given.values()),
         partial(check_numbers, cfg),
         partial(check_choices, cfg),
+        partial(check_loggers, cfg.get("logger")),
         partial(check_early_stopping, cfg.get("early_stopping")),
         partial(check_device, cfg.trainer),
         partial(check_measures, cfg.measures),
@@ -238,18 +248,33 @@ def check_choices(cfg: DictConfig) -> None:
     wrong = []
     if cfg.compile not in (None, True, False):
         wrong.append(f"compile={cfg.compile}: choose true, false, or null to compile if it saves time")
-    loggers = cfg.get("logger") or {}
-    if loggers and not OmegaConf.is_dict(loggers):
-        wrong.append(f"logger={loggers}: choose one of conf/logger, such as logger=wandb, or null")
-        loggers = {}
-    for key in [] if "_target_" in loggers else loggers:
-        if not OmegaConf.is_dict(loggers[key]) or "_target_" not in loggers[key]:
-            wrong.append(f"logger.{key}={loggers[key]}: choose its logger first, such as logger=wandb")
     if str(cfg.trainer.precision) not in PRECISIONS:
         wrong.append(f"trainer.precision={cfg.trainer.precision}: choose auto, or one of {', '.join(PRECISIONS[1:])}")
     profiler = cfg.trainer.get("profiler")
     if profiler is not None and profiler not in PROFILERS and not OmegaConf.is_dict(profiler):
         wrong.append(f"trainer.profiler={profiler}: choose null, or one of {', '.join(PROFILERS)}")
+    if wrong:
+        raise InputError("\n".join(wrong))
+
+
+def check_loggers(loggers: DictConfig | None) -> None:
+    """Check that loggers are chosen and their packages installed.
+
+    Raises:
+        InputError: Names those that are not, with the way to choose or install them.
+    """
+    if not loggers:
+        return
+    if not OmegaConf.is_dict(loggers):
+        raise InputError(f"logger={loggers}: choose one of conf/logger, such as logger=wandb, or null")
+    plain, wrong = OmegaConf.to_container(loggers), []
+    for key, each in [("", plain)] if "_target_" in plain else plain.items():
+        if not isinstance(each, dict) or "_target_" not in each:
+            wrong.append(f"logger.{key}={each}: choose its logger first, such as logger=wandb")
+            continue
+        modules, packages = LOGGER_PACKAGES.get(each["_target_"], ((), ""))
+        if missing := [module for module in modules if find_spec(module) is None]:
+            wrong.append(f"{each['_target_']} needs {', '.join(missing)}: pip install {packages}")
     if wrong:
         raise InputError("\n".join(wrong))
 

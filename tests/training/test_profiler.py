@@ -13,8 +13,6 @@ from tests.training.test_resume import ADVERSARIAL
     ("profiler", "settings"),
     [
         ("simple", []),
-        pytest.param("advanced", [], marks=pytest.mark.slow),
-        pytest.param("pytorch", [], marks=pytest.mark.slow),
         pytest.param("pytorch", [*ADVERSARIAL, "max_steps=2"], marks=pytest.mark.slow),
     ],
 )
