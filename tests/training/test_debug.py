@@ -37,6 +37,7 @@ def test_overfitted_batch_climbs(command, tmp_path):
 def test_batch_that_does_not_climb_is_reported(command, tmp_path):
     output, psnr = overfit(command, tmp_path, "model.optimizer.lr=0", "model.scheduler=null")
     assert len(set(psnr)) == 1
+    assert len({row["train/loss"] for row in rows_of(tmp_path / "metrics.csv")}) == 1  # the same batch at every step
     assert "it has not risen" in output
 
 
