@@ -73,7 +73,7 @@ def prepare_command(about: str, name: str) -> None:
     bound_spinning()
     escape_messages()
     handle_signals()
-    sys.argv[1:] = [name_run(argument) for argument in upgrade_overrides(sys.argv[1:])]
+    sys.argv[1:] = [name_option(name_run(argument)) for argument in upgrade_overrides(sys.argv[1:])]
     check_resume(sys.argv[1:])
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return
@@ -103,6 +103,17 @@ def name_run(argument: str) -> str:
     path = Path(argument.removeprefix("resume=").strip("'\""))
     is_last = argument.startswith("resume=") and path.parts[-2:] == ("checkpoints", "last.ckpt")
     return argument.replace(str(path), str(path.parents[1])) if is_last else argument
+
+
+def name_option(argument: str) -> str:
+    """Quote a number, true or false as option of a group: Hydra then names the options instead of raising ValueError.
+
+    >>> name_option("gan=true"), name_option("seed=3")
+    ("gan='true'", 'seed=3')
+    """
+    group, _, value = argument.partition("=")
+    odd = re.fullmatch(r"true|false|[-+.\d]+", value, re.IGNORECASE) and group and (CONF / group).is_dir()
+    return f"{group}='{value}'" if odd else argument
 
 
 def check_resume(arguments: Sequence[str]) -> None:

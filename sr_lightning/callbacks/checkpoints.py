@@ -1,5 +1,6 @@
-"""best.ckpt, which is scored, and last.ckpt, from which a stopped run resumes."""
+"""best.ckpt, which is scored, last.ckpt, from which a stopped run resumes, and further ones of high PSNR."""
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,55 @@ class BestCheckpoint(ModelCheckpoint):
         old = str(state_dict["dirpath"])
         super().load_state_dict(moved(state_dict))
         self.current_score = state_dict["current_score"]  # Lightning does not load it
+
+
+class TopCheckpoints(pl.Callback):
+    """Keep the checkpoints of the highest val/psnr, of equal ones the earliest, as step_0001000_psnr_32.5134.ckpt.
+
+    The files are the only state: their number may change in a resumed run. Those of later steps are removed when it
+    begins, because they are written again, or are of the schedule before an extension. During training a file is
+    removed after the one that replaces it is complete.
+
+    Args:
+        folder: Of the files.
+        count: Number of files.
+    """
+
+    def __init__(self, folder: str | Path, count: int) -> None:
+        self.folder, self.count = Path(folder), count
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            for path in self._ranked():
+                if step_and_psnr(path)[0] > pl_module.batches_done:
+                    path.unlink()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        path = self.folder / f"step_{pl_module.batches_done:07d}_psnr_{pl_module.latest['val/psnr']:.4f}.ckpt"
+        if not trainer.strategy.broadcast(path in self._ranked(path)[: self.count]):  # the first process decides
+            return
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            for worse in self._ranked()[self.count :]:
+                worse.unlink()
+
+    def _ranked(self, *new: Path) -> list[Path]:
+        """List the files and new ones, the best first."""
+
+        def order(path: Path) -> tuple[float, int]:
+            step, psnr = step_and_psnr(path)
+            return -psnr, step
+
+        files = {path for path in self.folder.glob("step_*.ckpt") if step_and_psnr(path)}
+        return sorted(files | set(new), key=order)
+
+
+def step_and_psnr(path: Path) -> tuple[int, float] | None:
+    """Return the numbers in the name of a file of `TopCheckpoints`; None for another file."""
+    found = re.fullmatch(r"step_(\d+)_psnr_(-?\d+\.\d+)\.ckpt", path.name)
+    return (int(found[1]), float(found[2])) if found else None
 
 
 class LastCheckpoint(Checkpoint):

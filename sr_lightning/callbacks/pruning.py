@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import validation_psnr
+from sr_lightning.runs.result import read_result
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.utils.messages import reason
 
@@ -23,9 +24,9 @@ class Pruning(pl.Callback):
     """Stop training if the best PSNR so far is below the median of the rivals' at the same step.
 
     The median stopping rule (Golovin et al. 2017, "Google Vizier", section 3.2.2; Optuna's MedianPruner). Rivals are
-    the sweep's other cells of the same data, scale, protocol and max_steps: finished, stopped or running. They are
-    read from their config.yaml and metrics.csv, so pruning works with every sweeper and launcher. A stopped cell leaves
-    a last.ckpt from which it can be resumed.
+    the sweep's other cells of the same data, scale, protocol and max_steps that have reached the step, or that early
+    stopping has ended. They are read from their config.yaml, metrics.csv and result.json, so pruning works with every
+    sweeper and launcher. A stopped cell leaves a last.ckpt from which it can be resumed.
 
     Args:
         run_dir: The cell's directory, beside those of its rivals.
@@ -64,7 +65,7 @@ class Pruning(pl.Callback):
                 and rival.config.is_file()
                 and self._terms_of(rival) == self._terms_of(self.run)
             ):
-                best = best_until(rival.metrics, step)
+                best = best_until(rival.metrics, step, ended=has_stopped_early(rival))
                 found += [] if best is None else [best]
         return found
 
@@ -80,9 +81,17 @@ class Pruning(pl.Callback):
         return self._terms[run.path]
 
 
-def best_until(metrics: Path, step: int) -> float | None:
-    """Return the highest val/psnr in dB up to a step; None if the run has not reached it."""
+def has_stopped_early(run: RunFolder) -> bool:
+    """Return True if early stopping has ended a run."""
+    try:
+        return "stopped_early" in (read_result(run.path) or {})
+    except InputError:  # a damaged result is written again
+        return False
+
+
+def best_until(metrics: Path, step: int, ended: bool = False) -> float | None:
+    """Return the highest val/psnr in dB up to a step; None if the run has not reached it, nor `ended` before."""
     validated = validation_psnr(metrics)
-    if not validated or validated[-1][0] < step:
+    if not validated or (validated[-1][0] < step and not ended):
         return None
     return max(psnr for at, psnr in validated if at <= step)

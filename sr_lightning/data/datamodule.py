@@ -134,6 +134,7 @@ class SRDataModule(pl.LightningDataModule):
         augment: Draw flips and rotations.
         skip_small: Leave out training images that are smaller than a patch, with a line in the log; otherwise they are
             an error.
+        limit: Part of the images of both sets that is used, of the first ones, at least one; None: all.
         residence: Place of the decoded images: "mmap" (a file that all processes share), "memory", or "device" (memory
             of the GPU).
         num_workers: Processes that gather batches; 0 gathers in the training process, which is faster for images in
@@ -155,11 +156,15 @@ class SRDataModule(pl.LightningDataModule):
         cache_dir: str | Path,
         augment: bool = True,
         skip_small: bool = False,
+        limit: float | None = None,
         residence: str = "mmap",
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.train, self.val, self.skip_small = list(train), list(val), skip_small
+        if limit is not None and not 0 < limit <= 1:
+            raise InputError(f"data.limit={limit}: give a part of the images above 0 and up to 1, such as 0.1, or null")
+        counts = [len(pairs) if limit is None else math.ceil(limit * len(pairs)) for pairs in (train, val)]
+        self.train, self.val, self.skip_small = list(train)[: counts[0]], list(val)[: counts[1]], skip_small
         self.scale, self.degradation = scale, degradation
         self.random_degradation = degradation if isinstance(degradation, RandomDegradation) else None
         if self.random_degradation is not None:

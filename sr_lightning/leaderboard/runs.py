@@ -66,6 +66,8 @@ class Run:
             status, reason = ("unreadable", problem) if problem else (status, "there is no config.yaml")
         elif status == FINISHED and not RunFolder(directory).best.is_file():
             reason = "there is no checkpoints/best.ckpt"
+        elif status == FINISHED and config.get("debug"):
+            reason = f"it is a trial, debug={config.debug}"
         return cls(directory, status, reason, result, config)
 
     @property

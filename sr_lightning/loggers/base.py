@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from sr_lightning.evaluation.score_table import NOT_SCORES
+from sr_lightning.runs.fingerprint import result_settings
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ class RunLogger(Logger):
 
     def close(self, failed: bool) -> None:
         """End the record of the run."""
+
+
+def settings_shown(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Select the settings of a run that affect its result, by dotted key; lists become texts."""
+    settings = result_settings(OmegaConf.create(dict(config)))
+    return {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
 
 
 def run_loggers(loggers: Sequence[Logger]) -> list[RunLogger]:

@@ -27,6 +27,10 @@ _log = logging.getLogger(__name__)
 class SRModule(pl.LightningModule):
     """One network, one pixel loss, one optimizer. A step is a batch.
 
+    Logged every `log_every` batches, as means over them: train/loss and, of a `WeightedSum`, its terms by name; as mean
+    over the optimizer's steps since the last log, train/gradient, the norm of the gradient before clipping (0 for a
+    step that fp16 loss scaling skips).
+
     Args:
         network: `network(lr) -> sr` with attributes `scale` and `num_channels`; lr (N, C, h, w) in [0, 1]. In training
             mode sr may lack a border (SRCNN's unpadded convolutions); the loss then uses the centre of hr.
@@ -98,7 +102,7 @@ class SRModule(pl.LightningModule):
         self.compiled: Callable[[Tensor], Tensor] | None = None
         self.latest: dict[str, float] = {}  # the values logged last, for the progress bar
         self.score: Score | None = None
-        self.running_means = RunningMeans()
+        self.running_means, self.gradient_norms = RunningMeans(), RunningMeans()
         self.stopwatch = Stopwatch()
         self.diverged_at: Tensor | None = None  # first batch whose gradients are not finite; 0: none
 
@@ -163,7 +167,7 @@ class SRModule(pl.LightningModule):
         if (batch_idx + 1) % self.log_every:
             return
         self.check_gradients()
-        metrics = self.running_means.take(self._of_all_processes)
+        metrics = self.running_means.take(self._of_all_processes) | self.gradient_norms.take(self._of_all_processes)
         if wrong := [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]:
             raise DivergedError(f"{', '.join(wrong)} at step {batch_idx + 1}: try a smaller learning rate")
         self.log_scalars(metrics | self.learning_rates(), batch_idx + 1)
@@ -214,8 +218,11 @@ class SRModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.stopwatch.enter(OPTIMIZER)
-        gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
-        self.judge_gradients(optimizer, torch.stack(torch._foreach_norm(gradients)).sum())
+        norms = torch.stack(torch._foreach_norm([p.grad for p in parameters_of(optimizer) if p.grad is not None]))
+        self.judge_gradients(optimizer, norms.sum())
+        if self.batches_done + 1 not in self.skipped_batches:
+            self.gradient_norms.add({"train/gradient": norms.norm().nan_to_num(0, 0, 0)})
+            self.gradient_norms.end_batch()
 
     def keep_buffers(self) -> None:
         """Keep a copy of the buffers: the next optimizer step may be skipped."""
@@ -313,13 +320,17 @@ class SRModule(pl.LightningModule):
                 "are kept. Try a smaller learning rate"
             )
         checkpoint["recorded"] = self.running_means.state_dict(self._of_all_processes)
+        checkpoint["gradient_norms"] = self.gradient_norms.state_dict(self._of_all_processes)
         if self.provenance:
             checkpoint["provenance"] = self.provenance
         if self.skipped_batches:
             checkpoint["skipped_batches"] = self.skipped_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.running_means.load_state_dict(checkpoint["recorded"], self.trainer.global_rank, self.trainer.world_size)
+        place = self.trainer.global_rank, self.trainer.world_size
+        self.running_means.load_state_dict(checkpoint["recorded"], *place)
+        if "gradient_norms" in checkpoint:  # not in those of earlier versions
+            self.gradient_norms.load_state_dict(checkpoint["gradient_norms"], *place)
         self.skipped_batches = list(checkpoint.get("skipped_batches", []))
 
     def _of_all_processes(self, values: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 IRRELEVANT_SETTINGS = (
     *("run_dir", "resume", "choices", "chosen", "sweep", "dry_run", "prune_after", "extend", "allow"),
     *("data_root", "cache_dir", "data.cache_dir", "data.residence", "data.num_workers"),
-    *("logger", "log_every", "model.log_every", "save_every", "comparisons_every"),
+    *("logger", "log_every", "model.log_every", "save_every", "save_top_k", "comparisons_every"),
     *("num_comparisons", "report_images", "benchmarks", "measures"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.profiler"),
 )
 
 

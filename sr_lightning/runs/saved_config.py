@@ -30,6 +30,7 @@ ADDED_KEYS = {
     "prune_after": None,
     "compile": None,
     "allow": None,
+    "save_top_k": 1,
 }
 MAX_SIZE = 2**20  # bytes of a config.yaml; a run's has about 3,000
 

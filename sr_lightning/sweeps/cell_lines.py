@@ -74,6 +74,8 @@ class CellLines:
             parts.append(f"{report['psnr']:.2f} dB")
             if (bicubic := report.get("bicubic")) is not None:
                 parts.append(f"{report['psnr'] - bicubic:+.2f} over bicubic")
+            if report.get("stopped_early"):
+                parts.append(f"stopped early at step {report['steps']}")
             parts.append(self.best_so_far(report["cell"]))
         left = seconds_left(reports, (facts.get("cells") or 0) - before, self.parallel)
         if left and status != "failed":

@@ -21,6 +21,7 @@ from sr_lightning.sweeps.invocation import first_error_line
 if sys.platform != "win32":
     import fcntl
 
+STOPPED_EARLY = "stopped early"
 RECENT = 20  # logged steps of which the speed is the mean
 
 
@@ -30,7 +31,7 @@ class Cell:
 
     Attributes:
         name: Of its directory.
-        status: running, waiting, finished, failed, pruned or interrupted.
+        status: running, waiting, finished, stopped early (and finished), failed, pruned or interrupted.
         step: Steps trained, up to the last logged one.
         max_steps: Steps of the whole training; None if unknown.
         psnr: The best on the validation images so far, in dB; of an ended cell, its result.
@@ -148,7 +149,7 @@ def read_cell(path: Path, report: dict[str, Any]) -> Cell:
     validated = [row for row in rows if number_in(row, "val/psnr") is not None]
     curve = [(int(row["step"]), float(row["val/psnr"])) for row in validated]
     status = status_of(run, report, result)
-    ended = result if status == result.get("status") else {}
+    ended = result if status in (result.get("status"), STOPPED_EARLY) else {}
     error = first_error_line(ended or report) if status == FAILED else ""
     return Cell(
         path.name,
@@ -172,7 +173,7 @@ def status_of(run: RunFolder, report: dict[str, Any], result: dict[str, Any]) ->
     if report.get("alive") and report["status"] in ("waiting", "running"):
         return report["status"]
     if result:
-        return result["status"]
+        return STOPPED_EARLY if "stopped_early" in result else result["status"]
     if report.get("status") == FAILED:
         return FAILED
     return "interrupted"

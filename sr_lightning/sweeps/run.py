@@ -140,7 +140,8 @@ def undamaged_result(cell: Path) -> dict[str, Any] | None:
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
     """Select the fields of a result that a report repeats."""
-    return {key: result.get(key) for key in ("psnr", "bicubic", "steps", "seconds")}  # earlier ones lack bicubic
+    numbers = {key: result.get(key) for key in ("psnr", "bicubic", "steps", "seconds")}  # earlier ones lack bicubic
+    return numbers | ({"stopped_early": result["stopped_early"]} if "stopped_early" in result else {})
 
 
 def run_in_subprocess(

@@ -4,6 +4,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
+from importlib.util import find_spec
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 NO_LIMIT = 2**62
 SCORED = ("benchmarks", "measures", "num_comparisons", "report_images", "data_root")  # settings of the final scoring
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
-NUMBERS_OR_NULL = ("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
+STOPPING_SCORES = ("val/psnr", "val/ssim")
+NUMBERS_OR_NULL = ("data.limit", "model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
 WRONG_KINDS = {  # what cannot stand in place of a value; many settings accept, say, a number or a list
     "true or false": ("a number", "a text", "a list", "a group of settings"),
     "a number": ("true or false", "a text", "a group of settings"),
@@ -38,9 +40,19 @@ PRECISIONS = (
     *("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true", "32", "64", "16", "bf16"),
     *("transformer-engine", "transformer-engine-float16"),
 )
+LOGGER_PACKAGES = {  # by class: modules that are imported, and what pip installs (pyproject.toml)
+    "sr_lightning.loggers.TensorBoard": (("tensorboard",), '"tensorboard>=2.20,<3"'),
+    "sr_lightning.loggers.WandbRun": (("wandb",), '"wandb>=0.31,<0.32"'),
+    "sr_lightning.loggers.MLflowRun": (
+        ("mlflow", "sqlalchemy", "alembic"),
+        '"mlflow-skinny>=3.4,<4" "sqlalchemy>=1.4.42,<2" "alembic>=1.13,<1.14"',
+    ),
+}
+PROFILERS = ("simple", "advanced", "pytorch")
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("max_steps", "val_every", "save_every", "log_every"), (1, NO_LIMIT)),
+    **dict.fromkeys(("max_steps", "val_every", "save_every", "save_top_k", "log_every"), (1, NO_LIMIT)),
+    "early_stopping.patience": (1, NO_LIMIT),
     **dict.fromkeys(("comparisons_every", "prune_after", "data.batch_size", "data.patch_size"), (1, NO_LIMIT)),
     **dict.fromkeys(("num_comparisons", "report_images", "data.num_workers"), (0, NO_LIMIT)),
 }
@@ -55,7 +67,19 @@ def checked(cfg: DictConfig) -> DictConfig:
     if cfg.resume is not None:
         cfg = config_to_resume(cfg, HydraConfig.get().overrides.task)
     check_settings(cfg)
+    check_trial(cfg)
     return cfg
+
+
+def check_trial(cfg: DictConfig) -> None:
+    """Check that a trial (`debug=`) does not overwrite a run.
+
+    Raises:
+        InputError: Its directory has the files of a run.
+    """
+    config = RunFolder(cfg.run_dir).config
+    if cfg.get("debug") and cfg.resume is None and config.is_file() and not read_config(config).get("debug"):
+        raise InputError(f"debug={cfg.debug}: {cfg.run_dir} is the directory of a run; leave hydra.run.dir out")
 
 
 def finished_score(cfg: DictConfig) -> float | None:
@@ -72,15 +96,17 @@ def finished_score(cfg: DictConfig) -> float | None:
     except InputError:  # a damaged result is written again
         return None
     saved = read_config(run.config)
-    if result.get("status") != FINISHED or result["steps"] < cfg.max_steps:
+    early = result.get("stopped_early") if result.get("max_steps") == cfg.max_steps else None
+    if result.get("status") != FINISHED or (result["steps"] < cfg.max_steps and not early):
         return None
     if any(saved.get(key) != cfg.get(key) for key in SCORED):
         return None
+    steps = f"{result['steps']:,}"
+    done = f"the run stopped early at step {steps} ({early})" if early else f"all {steps} steps are done"
     log.info(
-        "nothing is left to train: all %s steps are done, best %.2f dB at step %s. To train longer: python train.py %s "
-        "max_steps=%d extend=stretch",
-        *(f"{result['steps']:,}", result["psnr"], result.get("best_step"), resume_override(cfg.run_dir)),
-        2 * cfg.max_steps,
+        "nothing is left to train: %s, best %.2f dB at step %s. To train longer: python train.py %s max_steps=%d "
+        "extend=stretch",
+        *(done, result["psnr"], result.get("best_step"), resume_override(cfg.run_dir), 2 * cfg.max_steps),
     )
     return result["psnr"]
 
@@ -98,6 +124,8 @@ def check_settings(cfg: DictConfig) -> None:
         partial(check_kinds, cfg, given.values()),
         partial(check_numbers, cfg),
         partial(check_choices, cfg),
+        partial(check_loggers, cfg.get("logger")),
+        partial(check_early_stopping, cfg.get("early_stopping")),
         partial(check_device, cfg.trainer),
         partial(check_measures, cfg.measures),
         partial(check_benchmarks, cfg.benchmarks),
@@ -220,15 +248,52 @@ def check_choices(cfg: DictConfig) -> None:
     wrong = []
     if cfg.compile not in (None, True, False):
         wrong.append(f"compile={cfg.compile}: choose true, false, or null to compile if it saves time")
-    loggers = cfg.get("logger") or {}
-    if loggers and not OmegaConf.is_dict(loggers):
-        wrong.append(f"logger={loggers}: choose one of conf/logger, such as logger=wandb, or null")
-        loggers = {}
-    for key in [] if "_target_" in loggers else loggers:
-        if not OmegaConf.is_dict(loggers[key]) or "_target_" not in loggers[key]:
-            wrong.append(f"logger.{key}={loggers[key]}: choose its logger first, such as logger=wandb")
     if str(cfg.trainer.precision) not in PRECISIONS:
         wrong.append(f"trainer.precision={cfg.trainer.precision}: choose auto, or one of {', '.join(PRECISIONS[1:])}")
+    profiler = cfg.trainer.get("profiler")
+    if profiler is not None and profiler not in PROFILERS and not OmegaConf.is_dict(profiler):
+        wrong.append(f"trainer.profiler={profiler}: choose null, or one of {', '.join(PROFILERS)}")
+    if wrong:
+        raise InputError("\n".join(wrong))
+
+
+def check_loggers(loggers: DictConfig | None) -> None:
+    """Check that loggers are chosen and their packages installed.
+
+    Raises:
+        InputError: Names those that are not, with the way to choose or install them.
+    """
+    if not loggers:
+        return
+    if not OmegaConf.is_dict(loggers):
+        raise InputError(f"logger={loggers}: choose one of conf/logger, such as logger=wandb, or null")
+    plain, wrong = OmegaConf.to_container(loggers), []
+    for key, each in [("", plain)] if "_target_" in plain else plain.items():
+        if not isinstance(each, dict) or "_target_" not in each:
+            wrong.append(f"logger.{key}={each}: choose its logger first, such as logger=wandb")
+            continue
+        modules, packages = LOGGER_PACKAGES.get(each["_target_"], ((), ""))
+        if missing := [module for module in modules if find_spec(module) is None]:
+            wrong.append(f"{each['_target_']} needs {', '.join(missing)}: pip install {packages}")
+    if wrong:
+        raise InputError("\n".join(wrong))
+
+
+def check_early_stopping(settings: DictConfig | None) -> None:
+    """Check the settings of early stopping but its patience, which is among the numbers.
+
+    Raises:
+        InputError: Names those that are wrong.
+    """
+    if not settings:
+        return
+    if not OmegaConf.is_dict(settings) or not {"_target_", "monitor", "patience", "min_delta"} <= settings.keys():
+        raise InputError(f"early_stopping={settings}: choose early_stopping=psnr first, then change its settings")
+    wrong = []
+    if settings.monitor not in STOPPING_SCORES:
+        wrong.append(f"early_stopping.monitor={settings.monitor}: choose {' or '.join(STOPPING_SCORES)}")
+    if kind(settings.min_delta) != "a number" or not 0 <= settings.min_delta < float("inf"):
+        wrong.append(f"early_stopping.min_delta={settings.min_delta}: give a number of at least 0, such as 0.01")
     if wrong:
         raise InputError("\n".join(wrong))
 

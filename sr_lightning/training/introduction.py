@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from sr_lightning.callbacks.early_stopping import condition
 from sr_lightning.cli import hydra_value, resume_override
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
@@ -27,6 +28,11 @@ from sr_lightning.utils.timings import processor
 
 log = logging.getLogger(__name__)
 
+DEBUG = {
+    "overfit": "the first batch at every step; its PSNR, train/psnr, must climb",
+    "short": "everything once, in few steps",
+    "limit": "a part of the images",
+}
 AT_ONCE = 20_000_000  # HR pixels of validation images that bicubic enlarges in a second; more are scored later
 
 
@@ -55,23 +61,28 @@ def introduce(
     benchmarks = [f"{name} ({len(pairs)})" for name, pairs in sets.items() if name != "held-out"]
     lr = "from files" if all(pair.lr for pair in datamodule.train) else f"made by {lr_name(datamodule)}"
     begun = f", {done:,} of them done" if done else ""
+    until = f"; fewer after {condition(cfg.early_stopping)}" if cfg.get("early_stopping") else ""
     why = "as the run began" if cfg.resume else "the fastest here" if cfg.trainer.precision == "auto" else "as set"
     threads = torch.get_num_threads()
     facts = {
         "run": relative(RunFolder(cfg.run_dir).path),
+        **({"debug": f"{DEBUG.get(cfg.debug, cfg.debug)}. Not a result to compare"} if cfg.get("debug") else {}),
         "network": f"{cfg.name} x{network.scale}: {type(network).__name__} on "
         f"{'luma' if network.num_channels == 1 else 'RGB'}, {parameters(network)}, sees "
         f"{'the whole image' if radius is None else f'{radius} LR pixels around'}{discriminator}",
         "data": f"{cfg.choices.data}: {len(datamodule.train_store)} images to train on, {len(datamodule.val_store)} to "
         f"validate on, {', '.join(benchmarks) or 'no benchmark'} to score at the end; LR {lr}",
         "steps": f"{cfg.max_steps:,}{begun}, of {datamodule.batch_size} patches of {side}x{side} LR pixels; "
-        f"seed {cfg.seed}",
+        f"seed {cfg.seed}{until}",
         "device": f"{device_name(cfg)}, {cfg.chosen.precision} ({why}), "
         f"{'compiled, ' if cfg.chosen.compile else ''}{threads} thread{'' if threads == 1 else 's'}",
         "bicubic": "scored in the first validation"
         if bicubic is None
         else f"{bicubic:.2f} dB on the validation images, the value to beat",
     }
+    if profiler := cfg.trainer.get("profiler"):
+        name = profiler if isinstance(profiler, str) else "your own"
+        facts["profile"] = f"{name}, written at the end; it costs time, and short steps are not taken in groups"
     for name, text in facts.items():
         log.info("%-8s %s", name, text)
 
@@ -85,12 +96,15 @@ def conclude(cfg: DictConfig, result: Mapping[str, Any]) -> None:
     """
     run_dir = relative(RunFolder(cfg.run_dir).path)
     spent = tqdm.format_interval(result["seconds"] or 0)
+    if "stopped_early" in result:
+        log.info("ended    early, at step %d of %d: %s", result["steps"], cfg.max_steps, result["stopped_early"])
     log.info(
         "best     %.2f dB on the validation images at step %d, %+.2f dB over bicubic, trained in %s",
         *(result["psnr"], result["best_step"], result["psnr"] - result["bicubic"], spent),
     )
-    log.info("files    %s: checkpoints/best.ckpt, metrics.csv, results.csv", run_dir)
-    if is_cell():
+    profile = sorted(path.name for path in RunFolder(cfg.run_dir).path.glob("fit-profile*"))
+    log.info("files    %s: %s", run_dir, ", ".join(["checkpoints/best.ckpt", "metrics.csv", "results.csv", *profile]))
+    if is_cell() or cfg.get("debug"):
         return
     compared = shlex.quote(f"runs=[{hydra_value(str(run_dir))},OTHER_RUN]")
     for purpose, command in {

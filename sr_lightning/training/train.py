@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from sr_lightning.callbacks import Progress, Pruning, ValidationPictures
+from sr_lightning.callbacks import Overfit, Progress, Pruning, TopCheckpoints, ValidationPictures
+from sr_lightning.callbacks.early_stopping import condition, stopped_early
 from sr_lightning.checkpoints.checkpoint import is_trained, load_network, read_checkpoint, steps_done
 from sr_lightning.checkpoints.interop import warm_start
 from sr_lightning.data import SRDataModule
@@ -110,7 +111,7 @@ def train(cfg: DictConfig) -> float:
         best = load_network(run.best, allow=cfg.model.network._target_)  # the checks of the config allow it
         psnr, rows = score_run(scorer, ScoredModel(str(cfg.name), best.network, run.best, best.step), sets, images)
         cache_scores(cfg, scorer, {name: pairs for name, pairs in sets.items() if name != "held-out"}, rows)
-        result = run_outcome(run, cfg.max_steps, psnr, best.step, rows[0]["protocol"]) | {"bicubic": bicubic.value()}
+        result = run_outcome(run, cfg, psnr, best.step, rows[0]["protocol"]) | {"bicubic": bicubic.value()}
         for logger in run_loggers(loggers):
             gain = {"gain": psnr - result["bicubic"]}
             logger.log_outcome(Outcome(rows, images.comparisons, images.crops, result | gain))
@@ -143,7 +144,13 @@ def start_run_folder(cfg: DictConfig) -> RunFolder:
 def progress(checkpoint: Path, max_steps: int) -> tuple[int, bool]:
     """Return the number of batches trained when a checkpoint was written, and whether the training is complete."""
     content = read_checkpoint(checkpoint)
-    return steps_done(content), is_trained(content, max_steps)
+    return steps_done(content), is_trained(content, max_steps) or ended_early(content, max_steps)
+
+
+def ended_early(checkpoint: dict[str, Any], max_steps: int) -> bool:
+    """Return True if early stopping has ended the run of a checkpoint, and it was not extended since."""
+    same_length = checkpoint["hyper_parameters"].get("max_steps") == max_steps
+    return same_length and steps_done(checkpoint) < max_steps and stopped_early(checkpoint)
 
 
 def build_loggers(settings: DictConfig | None, run: RunFolder, done: int) -> list[Logger]:
@@ -156,16 +163,22 @@ def build_loggers(settings: DictConfig | None, run: RunFolder, done: int) -> lis
 
 
 def build_callbacks(cfg: DictConfig, run: RunFolder, bicubic: BicubicScore) -> list[pl.Callback]:
-    """Build the progress callback and those that the config enables: validation pictures, pruning."""
+    """Build the progress callback and those that the config enables."""
     callbacks: list[pl.Callback] = [Progress(cfg.max_steps, cfg.data.batch_size, bicubic.value)]
     if cfg.comparisons_every is not None:
         callbacks.append(ValidationPictures(run.pictures / "validation", cfg.comparisons_every, cfg.num_comparisons))
+    if cfg.get("debug") == "overfit":
+        callbacks.append(Overfit())
+    if cfg.get("early_stopping"):
+        callbacks.append(instantiate(cfg.early_stopping))
     if is_cell() and cfg.prune_after is not None:
         callbacks.append(Pruning(run.path, cfg.prune_after))
+    if cfg.save_top_k > 1:
+        callbacks.append(TopCheckpoints(run.checkpoints, cfg.save_top_k))
     return callbacks
 
 
-def run_outcome(run: RunFolder, max_steps: int, psnr: float, best_step: int, protocol: str) -> dict[str, Any]:
+def run_outcome(run: RunFolder, cfg: DictConfig, psnr: float, best_step: int, protocol: str) -> dict[str, Any]:
     """Return the fields of result.json that are not in the config.
 
     Raises:
@@ -174,15 +187,15 @@ def run_outcome(run: RunFolder, max_steps: int, psnr: float, best_step: int, pro
     if math.isnan(psnr):
         raise FloatingPointError(f"the score of {run.path} is {psnr}: try a smaller learning rate")
     last = read_checkpoint(run.last)
-    steps = steps_done(last)
+    steps, early = steps_done(last), ended_early(last, cfg.max_steps)
     return {
-        "status": FINISHED if steps >= max_steps else PRUNED,
+        "status": FINISHED if steps >= cfg.max_steps or early else PRUNED,
         "psnr": psnr,
         "protocol": protocol,
         "best_step": best_step,
         "steps": steps,
         "seconds": last["callbacks"].get("Progress", {}).get("seconds"),  # None in checkpoints of earlier versions
-    }
+    } | ({"stopped_early": condition(cfg.early_stopping)} if early else {})
 
 
 def preflight(module: SRModule, datamodule: SRDataModule) -> None:

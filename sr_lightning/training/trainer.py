@@ -15,7 +15,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
 
 from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from sr_lightning.errors import InputError
@@ -44,6 +44,15 @@ class NoProfiler(PassThroughProfiler):
 
     def profile(self, action_name: str) -> contextlib.nullcontext:
         return self.nothing
+
+
+class FirstSteps(PyTorchProfiler):
+    """Profiler of torch's operations in training steps 3 to 5; with validations it records all steps between them."""
+
+    STEP_FUNCTIONS = {"training_step"}  # noqa: RUF012  as in Lightning
+
+
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": FirstSteps}
 
 
 def build_trainer(
@@ -98,7 +107,7 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=run_dir,
-        **({} if "profiler" in settings else {"profiler": NoProfiler()}),
+        **profiler_of(settings.get("profiler"), run),
         **({} if module.automatic_optimization else gan_trainer_settings(settings)),
     )
     try:
@@ -110,6 +119,13 @@ def build_trainer(
     trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # noqa: SLF001  it broadcasts amid a step
     GroupedEpochLoop.install(trainer, module.log_every, val_every, save_every)
     return trainer
+
+
+def profiler_of(setting: str | DictConfig | None, run: RunFolder) -> dict[str, Any]:
+    """Return the trainer's argument `profiler`, which writes into the run's directory; none for a profiler by class."""
+    if isinstance(setting, DictConfig):
+        return {}
+    return {"profiler": PROFILERS[setting](run.path, "profile") if setting else NoProfiler()}
 
 
 def gan_trainer_settings(settings: DictConfig) -> dict[str, Any]:

@@ -106,6 +106,24 @@ def test_weights_that_are_not_finite_are_not_saved(monkeypatch):
         trained.on_save_checkpoint({})
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_gradient_norm_is_logged_as_the_mean_over_the_steps_since_the_last_log(fit, monkeypatch, accumulated):
+    norms, logged = [], []
+
+    class Follow(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            norms.append(torch.cat([p.grad.flatten() for p in module.network.parameters()]).norm().item())
+
+    trained = module(log_every=4)
+    monkeypatch.setattr(trained, "log_scalars", lambda metrics, step: logged.append(metrics["train/gradient"]))
+    settings = {"accumulate_grad_batches": accumulated, "gradient_clip_val": 1e-3}
+    fit(trained, 12, callbacks=[Follow()], **settings)
+    until = [(step - 1) // accumulated for step in (4, 8, 12)]  # a batch is logged before the optimizer's step
+    expected = [sum(norms[start:end]) / (end - start) for start, end in itertools.pairwise([0, *until])]
+    assert logged == pytest.approx(expected)
+    assert min(norms) > 1e-3
+
+
 class InfiniteGradient(nn.Module):
     """Loss that is finite and has an infinite gradient in its third call in training."""
 

@@ -51,6 +51,11 @@ def test_cell_has_its_number_score_gain_the_best_so_far_and_the_time_left(lines,
     assert printed(lines, capsys) == []
 
 
+def test_cell_that_stopped_early_says_so(lines, capsys):
+    cell = end(lines, 0, "finished", 31.5, stopped_early="no gain")
+    assert f"{cell}  31.50 dB  +1.50 over bicubic  stopped early at step 10  " in printed(lines, capsys)[0]
+
+
 def test_scores_at_another_scale_are_not_compared(lines, capsys):
     end(lines, 0, "finished", 35, scale=2)
     printed(lines, capsys)

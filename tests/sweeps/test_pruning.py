@@ -35,6 +35,15 @@ def test_cell_below_the_median_is_pruned(tmp_path):
     assert not Pruning(cell(tmp_path, "better", [29.0, 32.6]), after=10).is_hopeless(20)
 
 
+def test_rivals_that_stopped_early_count_at_later_steps(tmp_path):
+    for i in range(MIN_RIVALS):
+        rival = cell(tmp_path, f"rival{i}", [20.0, 31.0 + i])
+        (rival / "result.json").write_text('{"status": "finished", "stopped_early": "no gain"}')
+    assert Pruning(cell(tmp_path, "worse", [29.0, 32.4, 32.4]), after=10).is_hopeless(30)
+    (rival / "result.json").write_text('{"status": "pruned"}')
+    assert not Pruning(cell(tmp_path, "other", [29.0, 32.4, 32.4]), after=10).is_hopeless(30)
+
+
 def test_few_rivals_or_another_scale_do_not_prune(tmp_path):
     for i in range(MIN_RIVALS - 1):
         cell(tmp_path, f"rival{i}", [30.0, 40.0])
