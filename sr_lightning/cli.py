@@ -7,6 +7,7 @@ import atexit
 import functools
 import logging
 import os
+import re
 import shlex
 import sys
 import tempfile
