@@ -189,7 +189,13 @@ def test_list_counts_what_is_there(sets, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("folder", "name"),
-    [("Flickr2K/Flickr2K_HR", "flickr2k"), ("T91", "t91"), ("BSDS500/test", "bsds500"), ("benchmark/BSD100/HR", "bsd100"), ("benchmark/Set14/HR", "set14")],
+    [
+        ("Flickr2K/Flickr2K_HR", "flickr2k"),
+        ("T91", "t91"),
+        ("BSDS500/test", "bsds500"),
+        ("benchmark/BSD100/HR", "bsd100"),
+        ("benchmark/Set14/HR", "set14"),
+    ],
 )
 def test_error_of_a_missing_public_folder_names_the_command(tmp_path, folder, name):
     with pytest.raises(InputError, match=f"no such folder.*python -m sr_lightning.data fetch {name}$"):
