@@ -63,8 +63,8 @@ def sets(server, monkeypatch):
         "Flickr2K.tar": packed(
             {
                 f"Flickr2K/{file}": image(5)
-                for file in ("Flickr2K_HR/000001.png", "Flickr2K_HR/000002.png")
-                + tuple(f"Flickr2K_LR_bicubic/X2/{name}x2.png" for name in ("000001", "000002"))
+                for name in ("000001", "000002")
+                for file in (f"Flickr2K_HR/{name}.png", f"Flickr2K_LR_bicubic/X2/{name}x2.png")
             },
             "",
         ),

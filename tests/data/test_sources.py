@@ -113,7 +113,9 @@ def test_unpaired_files_leave_the_complete_pairs(tmp_path):
 def test_lr_folder_without_the_scale_says_which_it_has(tmp_path):
     hr = touch(tmp_path / "hr", "a.png")
     touch(tmp_path / "lr" / "X2", "ax2.png")
-    with pytest.raises(InputError, match=r"lr: no LR of scale 8, only X2; set lr to null to make LR from HR"):
+    with pytest.raises(
+        InputError, match=r"lr: no image in this folder for scale 8, only X2; set lr to null to make LR from HR"
+    ):
         image_folder(hr, tmp_path / "lr", scale=8)
 
 
