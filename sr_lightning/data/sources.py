@@ -317,7 +317,8 @@ def _lr_files(lr: str | Path, scale: int | None) -> list[Path]:
                 return image_files(folder / name)
         if others := sorted(each.name for each in folder.expanduser().glob("[Xx][0-9]") if each.is_dir()):
             raise InputError(
-                f"{folder}: no image in this folder for scale {scale}, only {', '.join(others)}; set lr to null to make LR from HR"
+                f"{folder}: no image in this folder for scale {scale}, only {', '.join(others)}; "
+                "set lr to null to make LR from HR"
             ) from None
         raise
 
