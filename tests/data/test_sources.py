@@ -113,9 +113,7 @@ def test_unpaired_files_leave_the_complete_pairs(tmp_path):
 def test_lr_folder_without_the_scale_says_which_it_has(tmp_path):
     hr = touch(tmp_path / "hr", "a.png")
     touch(tmp_path / "lr" / "X2", "ax2.png")
-    with pytest.raises(
-        InputError, match=r"lr: no image in this folder for scale 8, only X2; set lr to null"
-    ):
+    with pytest.raises(InputError, match=r"lr: no image in this folder for scale 8, only X2; set lr to null"):
         image_folder(hr, tmp_path / "lr", scale=8)
 
 
