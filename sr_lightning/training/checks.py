@@ -130,7 +130,8 @@ def check_settings(cfg: DictConfig) -> None:
         partial(check_measures, cfg.measures),
         partial(check_benchmarks, cfg.benchmarks),
         *(partial(benchmark_folder, cfg.data_root, name) for name in named_benchmarks(cfg, given)),
-        partial(check_warm_start, path),
+        partial(check_weights, "model.warm_start", path),
+        partial(check_weights, "model.teacher", OmegaConf.select(cfg, "model.teacher")),
         partial(check_data, cfg.data),
     )
 
@@ -298,8 +299,8 @@ def check_early_stopping(settings: DictConfig | None) -> None:
         raise InputError("\n".join(wrong))
 
 
-def check_warm_start(path: object) -> None:
-    """Check that the file or run of `model.warm_start` exists.
+def check_weights(key: str, path: object) -> None:
+    """Check that the file or run that is the value of a key exists.
 
     Raises:
         InputError: The file does not exist, or the folder has no checkpoint.
@@ -308,7 +309,7 @@ def check_warm_start(path: object) -> None:
         try:
             find_checkpoint(str(path))
         except InputError as error:
-            raise InputError(f"model.warm_start={path}: {error}") from None
+            raise InputError(f"{key}={path}: {error}") from None
 
 
 def check_data(data: DictConfig) -> None:
