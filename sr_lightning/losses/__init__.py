@@ -2,10 +2,13 @@
 
 from sr_lightning.losses.adversarial import Adversarial, Hinge, LeastSquares, RelativisticAverage, Vanilla
 from sr_lightning.losses.pixel import Charbonnier, TotalVariation
+from sr_lightning.losses.structure import LDL, MSSSIM
 from sr_lightning.losses.vgg import VGGLoss
 from sr_lightning.losses.weighted_sum import WeightedSum
 
 __all__ = [
+    "LDL",
+    "MSSSIM",
     "Adversarial",
     "Charbonnier",
     "Hinge",
