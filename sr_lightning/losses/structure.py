@@ -32,6 +32,8 @@ class MSSSIM(nn.Module):
         InputError: No weight or one that is not above 0, or images that are too small.
     """
 
+    gaussian: Tensor
+
     def __init__(self, weights: Sequence[float] = MS_SSIM_WEIGHTS) -> None:
         super().__init__()
         if not weights or min(weights) <= 0:
