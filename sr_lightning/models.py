@@ -30,7 +30,11 @@ def main(arguments: list[str] | None = None) -> None:
         help="network in conf/model, or recipe in conf/experiment (default: all networks)",
     )
     parser.add_argument("--scale", type=int, choices=scales(), default=2, help="upscaling factor (default: 2)")
-    parser.add_argument("--measure", action="store_true", help="also measure time and peak memory on this machine")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="also measure time and peak memory on this machine; with OMP_NUM_THREADS=1 processor time",
+    )
     parser.add_argument(
         "--budget", type=float, default=5, metavar="SECONDS", help="measure only networks within this time (default: 5)"
     )
