@@ -25,6 +25,7 @@ from sr_lightning.data.sources import (
 )
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
+from sr_lightning.training.checks import check_data
 from tests.helpers import compose, run_in_new_interpreter
 
 
@@ -141,6 +142,14 @@ def test_df2k_is_div2k_and_flickr2k_with_their_lr(tmp_path):
     train, val = instantiate(cfg.data.train), instantiate(cfg.data.val)
     assert names(train) == [*numbers[:800], "000001", "000002"] and names(val) == numbers[800:]
     assert all(pair.lr.name == f"{pair.name}x2.png" for pair in train)
+
+
+def test_missing_sets_of_a_join_are_all_named_also_beside_one_that_is_downloaded(tmp_path):
+    words = ("data=df2k", "scale=x2", f"data_root={tmp_path}")
+    with pytest.raises(InputError, match=r"(?s)DIV2K images are missing.*Flickr2K_HR: no such folder.*fetch flickr2k"):
+        check_data(compose(*words).data)
+    with pytest.raises(InputError, match=r"^\S*Flickr2K_HR: no such folder"):
+        check_data(compose(*words, "data.train.div2k.download=true").data)
 
 
 @pytest.mark.parametrize(
