@@ -1,13 +1,10 @@
 """Weights & Biases: curves, tables and pictures of many runs."""
 
-import http.client
 import logging
 import os
 import secrets
 import shlex
-import ssl
-import urllib.error
-import urllib.request
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,19 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
+from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.score_table import NOT_SCORES
 from sr_lightning.loggers.base import Outcome, RunLogger
+from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.metrics_csv import read_metrics
 from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.wandb_server import connection_problem
 
 log = logging.getLogger(__name__)
+
+CHECKPOINTS = ("last", "best")  # the order of uploads: W&B's alias `latest` is that of the last one
+UPLOAD_SPEED = 1e6  # bytes in a second, for which the end of a run waits
 
 
 class WandbRun(RunLogger, WandbLogger):
@@ -41,6 +45,7 @@ class WandbRun(RunLogger, WandbLogger):
         tags: Labels to filter runs by.
         notes: A text about the run.
         job_type: Its kind, to filter and group by.
+        checkpoints: Which of the run's checkpoints, "best" and "last", are uploaded at its end.
         offline: Write to the directory and use no network.
         reply_timeout: Seconds to wait for any reply of the server.
         init_timeout: Seconds to wait for the start of the run.
@@ -61,6 +66,7 @@ class WandbRun(RunLogger, WandbLogger):
         tags: Sequence[str] | None = None,
         notes: str | None = None,
         job_type: str | None = None,
+        checkpoints: Sequence[str] | None = ("best",),
         offline: bool = True,
         reply_timeout: float = 5.0,
         init_timeout: float = 20.0,
@@ -72,6 +78,8 @@ class WandbRun(RunLogger, WandbLogger):
             raise InputError(
                 f"logger.offline={offline}, logger.tags={tags}: set true or false, and a list such as [a,b]"
             )
+        if isinstance(checkpoints, str) or not set(checkpoints or ()) <= set(CHECKPOINTS):
+            raise InputError(f"logger.checkpoints={checkpoints}: give a list, [best], [best,last] or [] for none")
         shown = {"name": name, "group": group, "tags": tags, "notes": notes, "job_type": job_type}
         try:
             wandb.Settings(project=project, entity=entity, **{f"run_{key}": value for key, value in shown.items()})
@@ -79,6 +87,7 @@ class WandbRun(RunLogger, WandbLogger):
             raise InputError(f"logger: {error}") from error
         super().__init__(save_dir=save_dir, project=project, entity=entity, offline=offline, **shown)
         self.reply_timeout, self.init_timeout, self.finish_timeout = reply_timeout, init_timeout, finish_timeout
+        self.checkpoints = [name for name in CHECKPOINTS if name in (checkpoints or ())]
         self._connection_lost = False  # W&B's own process has ended
         self._variables: list[str] = []  # of the environment, set for this run
 
@@ -139,16 +148,9 @@ class WandbRun(RunLogger, WandbLogger):
         Raises:
             wandb.Error: The key is malformed.
         """
-        import wandb
-
         if self._not_uploaded():
             return "earlier parts of this run are not uploaded yet, and the order matters"
-        settings = wandb.setup(wandb.Settings(mode="online", silent=True)).settings
-        if not wandb.login(prompt=False, verify=False):
-            return f"no key for {settings.base_url}: `wandb login` asks for it once"
-        if settings.http_proxy or settings.https_proxy:  # only W&B's own client uses proxies
-            return None
-        return probe_server(f"{settings.base_url}/graphql", self.reply_timeout)
+        return connection_problem(self.reply_timeout)
 
     @property
     def _folder(self) -> Path:
@@ -214,15 +216,60 @@ class WandbRun(RunLogger, WandbLogger):
             return
         part = Path(run.dir).parent.name
         try:
-            run.finish(exit_code=int(failed))
+            try:
+                self._upload_checkpoints(run)
+            finally:
+                run.finish(exit_code=int(failed))
         except Exception as error:  # whatever W&B's processes raise: the results are already written
-            reason = str(error) or type(error).__name__
+            reason = " ".join(str(error).split()) or type(error).__name__
             log.warning("Weights & Biases: %s To upload the rest later: %s", reason, self._sync_command(part))
         else:
             if part.startswith("offline-run-"):
                 log.info("Weights & Biases, to upload this run: %s", self._sync_command())
         for name in self._variables:
             del os.environ[name]
+
+    def _upload_checkpoints(self, run: Any) -> None:
+        """Add each checkpoint to the artifact `model-ID`, with its facts; W&B uploads no content that it has."""
+        import wandb
+
+        for name in self.checkpoints:
+            path = RunFolder(self.save_dir).checkpoints / f"{name}.ckpt"
+            if not path.is_file():
+                continue
+            facts = checkpoint_facts(path) | {"run": self._id}
+            artifact = wandb.Artifact(f"model-{self._id}", "model", metadata=facts)
+            snapshot = linked(path, self._folder / "checkpoints" / f"{name}_step_{facts['step']}.ckpt")
+            artifact.add_file(str(snapshot), path.name, skip_cache=True, policy="immutable")
+            run.log_artifact(artifact, aliases=[name, f"step_{facts['step']}"])
+            if not run.offline:
+                artifact.wait(timeout=int(self.finish_timeout + path.stat().st_size / UPLOAD_SPEED))
+
+
+def linked(path: Path, link: Path) -> Path:
+    """Create `link`, which keeps the content of a file that is replaced later; where links are not possible, a copy."""
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    try:
+        link.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, link)
+    return link.absolute()
+
+
+def checkpoint_facts(path: Path) -> dict[str, Any]:
+    """Describe a checkpoint of a run: name, scale, step, PSNR on the validation images (None: unknown) and network.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    checkpoint = read_checkpoint(path)
+    config, step = checkpoint["hyper_parameters"], steps_done(checkpoint)
+    network = config["model"]["network"]
+    rows = read_metrics(RunFolder(path.parents[1]).metrics)
+    psnr = [float(row["val/psnr"]) for row in rows if row["step"] == str(step) and row.get("val/psnr")]
+    facts = {"name": config["name"], "scale": network["scale"], "step": step, "psnr": psnr[-1] if psnr else None}
+    return facts | {"network": network}
 
 
 def run_id(run_dir: Path) -> str:
@@ -232,21 +279,6 @@ def run_id(run_dir: Path) -> str:
         with replacing(path) as temporary:
             temporary.write_text(secrets.token_hex(4) + "\n")
     return path.read_text().strip()
-
-
-def probe_server(url: str, timeout: float) -> str | None:
-    """Return an error text if a server answers with a status from 500, or not within `timeout` seconds; else None.
-
-    Invalid certificates are accepted: W&B's client may trust others.
-    """
-    try:
-        urllib.request.urlopen(url, timeout=timeout).close()
-    except urllib.error.HTTPError as error:
-        return f"{url} answers {error.code} {error.reason}" if error.code >= 500 else None
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        return None if isinstance(reason, ssl.SSLCertVerificationError) else f"{url} cannot be reached ({reason})"
-    return None
 
 
 def crops_table(rows: Sequence[dict[str, Any]], crops: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

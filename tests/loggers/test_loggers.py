@@ -1,6 +1,5 @@
 """metrics.csv, and failures of Weights & Biases against a local server that records uploads."""
 
-import contextlib
 import json
 import logging
 import os
@@ -8,9 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import wandb
@@ -19,32 +16,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.loggers.metrics_csv import MetricsCSV
 from sr_lightning.loggers.wandb import WandbRun, run_id
 from tests.helpers import rows_of, slow_except
-from tests.loggers.wandb_server import KEY, WandbServer
-
-WANDB = Path(sys.executable).with_name("wandb")
-
-
-@pytest.fixture
-def private_wandb(tmp_path_factory, monkeypatch):
-    """Give Weights & Biases a key, no state of other tests, and folders of its own."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name in ("XDG_DATA_HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
-        monkeypatch.setenv(name, str(tmp_path_factory.mktemp(name)))
-    monkeypatch.setenv("NETRC", str(tmp_path_factory.mktemp("netrc") / "none"))
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    wandb.teardown()
-    yield
-    with contextlib.suppress(ConnectionError):  # of a process that has ended
-        wandb.teardown()
-
-
-@pytest.fixture
-def wandb_server(private_wandb, monkeypatch):
-    server = WandbServer()
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    yield server
-    server.close()
+from tests.loggers.wandb_server import KEY, WANDB
 
 
 def history_of(file):

@@ -214,7 +214,7 @@ def test_wandb_sync_merges_both_parts(resumed_run, home):
     finally:
         server.close()
     ((run_id, uploaded),) = server.runs.items()
-    assert server.artifacts == {f"run-{run_id}-results", f"run-{run_id}-crops"}
+    assert {a.name for a in server.artifacts} == {f"run-{run_id}-results", f"run-{run_id}-crops", f"model-{run_id}"}
     assert uploaded.exit_code == 0 and uploaded.group == "mine"
     assert uploaded.config["max_steps"]["value"] == 30
     rows = [row for _, row in sorted(uploaded.history.items())]
