@@ -177,6 +177,9 @@ class WandbRun(RunLogger, WandbLogger):
     def log_picture(self, name: str, path: Path, step: int) -> None:
         self.log_image(name, [str(path)], step=step)
 
+    def log_resources(self, values: Mapping[str, float], step: int) -> None:
+        self.log_metrics(values, step)
+
     def log_summary(self, values: Mapping[str, Any]) -> None:
         self._send(lambda run: run.summary.update(dict(values)))
 
