@@ -18,6 +18,7 @@ from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import Versions, write_evaluation_report
 from sr_lightning.evaluation.score_table import write_results
 from sr_lightning.evaluation.scoring import NotFiniteError, Scorer
+from sr_lightning.evaluation.wandb_scores import check_record, summary_scores, write_scores
 from sr_lightning.leaderboard.costs import MEASURED, Costs
 from sr_lightning.leaderboard.plots import plot_costs, plot_validation, styles
 from sr_lightning.leaderboard.runs import Group, Run, find_runs, group
@@ -96,6 +97,8 @@ def evaluate(cfg: DictConfig) -> float:
     not_scored = scores.scorer.facts
     write(folder.path, rows, left_out, [f"{what}: {images}" for what, images in not_scored.items()])
     write_results(folder.results, all_rows(scores, groups, known))
+    if cfg.wandb:
+        write_run_scores(cfg, groups, known)
     plot(folder.path, rows, groups)
     facts = not_scored | {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
     if left_out:
@@ -218,6 +221,18 @@ def all_rows(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mappi
         for name, table in tables.items():
             rows += [{"model": name, "scale": scale, "dataset": benchmark} | row for row in table]
     return rows
+
+
+def write_run_scores(cfg: DictConfig, groups: Sequence[Group], known: Mapping[Path, Mapping[str, Rows]]) -> None:
+    """Write the mean scores of each run into its summary in Weights & Biases; a line names each run without one."""
+    for run in (run for one in groups for run in one.runs if run.directory in known):
+        rows = [{"dataset": name} | row for name, table in known[run.directory].items() for row in table]
+        config = OmegaConf.to_container(run.config)
+        try:
+            check_record(run.directory)
+            write_scores(run.directory, config.get("logger"), summary_scores(rows, config, cfg))
+        except InputError as error:
+            log.warning("%s", error)
 
 
 def write(folder: Path, rows: Rows, left_out: Rows, notes: Sequence[str]) -> None:

@@ -2,8 +2,6 @@
 
 import logging
 import os
-import secrets
-import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from sr_lightning.evaluation.score_table import NOT_SCORES
 from sr_lightning.loggers.base import Outcome, RunLogger
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import read_metrics
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.runs.wandb_record import not_uploaded, run_id, sync_command
 from sr_lightning.utils.wandb_server import connection_problem
 
 log = logging.getLogger(__name__)
@@ -107,7 +105,7 @@ class WandbRun(RunLogger, WandbLogger):
         }
         self._variables = [name for name in defaults if name not in os.environ]
         os.environ |= {name: defaults[name] for name in self._variables}
-        self._wandb_init["id"] = self._id = run_id(Path(self.save_dir))
+        self._wandb_init["id"] = self._id = run_id(self.save_dir)
         mode = "offline" if self._offline else os.environ.get("WANDB_MODE", "online")
         if mode == "online":
             try:
@@ -118,7 +116,7 @@ class WandbRun(RunLogger, WandbLogger):
                 reason = str(error).replace("\n", " ")
             log.warning(
                 "Weights & Biases: %s. The run is recorded in %s instead; to upload it later: %s",
-                *(reason, self._folder, self._sync_command()),
+                *(reason, self._folder, sync_command(self.save_dir)),
             )
             mode = "offline"
         return self._init(mode)
@@ -143,28 +141,14 @@ class WandbRun(RunLogger, WandbLogger):
         return run
 
     def _offline_reason(self) -> str | None:
-        """Return the reason why this run cannot be online; None if nothing is known against it.
-
-        Raises:
-            wandb.Error: The key is malformed.
-        """
-        if self._not_uploaded():
+        """Return the reason why this run cannot be online; None if nothing is known against it."""
+        if not_uploaded(self.save_dir):
             return "earlier parts of this run are not uploaded yet, and the order matters"
         return connection_problem(self.reply_timeout)
 
     @property
     def _folder(self) -> Path:
         return Path(self.save_dir, "wandb")
-
-    def _not_uploaded(self) -> list[Path]:
-        """List the offline parts of this run that `wandb sync` has not uploaded."""
-        parts = self._folder.glob(f"offline-run-*/run-{self._id}.wandb")
-        return [part for part in parts if not part.with_name(f"{part.name}.synced").exists()]
-
-    def _sync_command(self, part: str = "offline-run-*") -> str:
-        """Return the command that uploads offline parts, or the rest of an online part."""
-        online = "" if part.startswith("offline-run-") else "--include-online "
-        return f"wandb sync {online}{shlex.quote(str(self._folder))}/{part}"
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -225,10 +209,10 @@ class WandbRun(RunLogger, WandbLogger):
                 run.finish(exit_code=int(failed))
         except Exception as error:  # whatever W&B's processes raise: the results are already written
             reason = " ".join(str(error).split()) or type(error).__name__
-            log.warning("Weights & Biases: %s To upload the rest later: %s", reason, self._sync_command(part))
+            log.warning("Weights & Biases: %s To upload the rest later: %s", reason, sync_command(self.save_dir, part))
         else:
             if part.startswith("offline-run-"):
-                log.info("Weights & Biases, to upload this run: %s", self._sync_command())
+                log.info("Weights & Biases, to upload this run: %s", sync_command(self.save_dir))
         for name in self._variables:
             del os.environ[name]
 
@@ -273,15 +257,6 @@ def checkpoint_facts(path: Path) -> dict[str, Any]:
     psnr = [float(row["val/psnr"]) for row in rows if row["step"] == str(step) and row.get("val/psnr")]
     facts = {"name": config["name"], "scale": network["scale"], "step": step, "psnr": psnr[-1] if psnr else None}
     return facts | {"network": network}
-
-
-def run_id(run_dir: Path) -> str:
-    """Return W&B's id of a run, stored in its directory; create it if missing."""
-    path = run_dir / "wandb_id"
-    if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(secrets.token_hex(4) + "\n")
-    return path.read_text().strip()
 
 
 def crops_table(rows: Sequence[dict[str, Any]], crops: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,14 +9,14 @@ from typing import Any
 from urllib.parse import quote
 
 from sr_lightning.errors import InputError
+from sr_lightning.runs.wandb_record import ID_FILE
 from sr_lightning.utils.atomic_files import write_text
 from sr_lightning.utils.timings import cache_dir
-from sr_lightning.utils.wandb_server import connection_problem
+from sr_lightning.utils.wandb_server import REPLY_TIMEOUT, connection_problem
 
 log = logging.getLogger(__name__)
 
 PREFIX = "wandb:"
-REPLY_TIMEOUT = 5.0  # seconds
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 
 
@@ -43,7 +43,7 @@ def artifact_checkpoint(reference: str) -> Path:
     cached = folder / known.read_text(encoding="utf-8") if known.is_file() else None
     if cached is not None and cached.is_file() and re.search(r":v\d+$", name):
         return cached
-    if problem := _unreachable():
+    if problem := connection_problem(REPLY_TIMEOUT):
         if cached is None or not cached.is_file():
             raise InputError(f"{reference} cannot be read: {problem}")
         log.warning("%s: %s. Using the version downloaded before, %s", reference, problem, cached)
@@ -51,18 +51,6 @@ def artifact_checkpoint(reference: str) -> Path:
     path = _download(name, folder)
     write_text(known, str(path.relative_to(folder)))
     return path
-
-
-def _unreachable() -> str | None:
-    """Return the reason why W&B cannot be used; None without one."""
-    try:
-        import wandb
-    except ImportError:
-        return "Weights & Biases is not installed: pip install 'sr_lightning[wandb]'"
-    try:
-        return connection_problem(REPLY_TIMEOUT)
-    except wandb.Error as error:
-        return str(error)
 
 
 def _download(name: str, folder: Path) -> Path:
@@ -84,7 +72,7 @@ def _download(name: str, folder: Path) -> Path:
             _note_run(artifact.metadata, place.parents[1])
     except InputError:
         raise
-    except (wandb.Error, ValueError, OSError) as error:
+    except Exception as error:  # W&B raises nearly anything
         raise InputError(f"{PREFIX}{name} cannot be read: {' '.join(str(error).split())}") from error
     return place
 
@@ -116,4 +104,4 @@ def _fetch(entry: Any, place: Path) -> None:
 def _note_run(metadata: dict[str, Any], run_dir: Path) -> None:
     """Note the run that an artifact is of, as in a run's directory."""
     if isinstance(run := metadata.get("run"), str):
-        write_text(run_dir / "wandb_id", f"{run}\n")
+        write_text(run_dir / ID_FILE, f"{run}\n")

@@ -5,21 +5,25 @@ import ssl
 import urllib.error
 import urllib.request
 
+REPLY_TIMEOUT = 5.0  # seconds
+
 
 def connection_problem(timeout: float) -> str | None:
-    """Return the reason why the server cannot be used: no key, or it is not reached; None if nothing is known.
+    """Return the reason why W&B's server cannot be used, such as no key or no network; None if nothing is known.
 
     Args:
         timeout: Seconds to wait for a reply.
-
-    Raises:
-        wandb.Error: The key is malformed.
     """
-    import wandb
-
+    try:
+        import wandb
+    except ImportError:
+        return "Weights & Biases is not installed: pip install 'sr_lightning[wandb]'"
     settings = wandb.setup(wandb.Settings(mode="online", silent=True)).settings
-    if not wandb.login(prompt=False, verify=False):
-        return f"no key for {settings.base_url}: `wandb login` asks for it once"
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            return f"no key for {settings.base_url}: `wandb login` asks for it once"
+    except wandb.Error as error:  # a malformed key
+        return " ".join(str(error).split())
     if settings.http_proxy or settings.https_proxy:  # only W&B's own client uses proxies
         return None
     return probe_server(f"{settings.base_url}/graphql", timeout)

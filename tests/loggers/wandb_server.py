@@ -134,6 +134,7 @@ class WandbServer:
         answers = {
             "Viewer": lambda: {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": None}},
             "GetDefaultEntity": lambda: {"viewer": {"id": "1", "entity": "me"}},
+            "Run": lambda: {"project": self.public_run(variables["name"])},
             "RunResumeStatus": lambda: {"model": self.project | {"bucket": self.known(variables["name"])}},
             "UpsertBucket": lambda: {"upsertBucket": self.begin(variables)},
             "CreateArtifact": lambda: {"createArtifact": {"artifact": self.create_artifact(variables["input"])}},
@@ -171,12 +172,23 @@ class WandbServer:
             "historyTail": json.dumps([json.dumps(run.history[max(run.history)])] if run.history else []),
         }
 
+    def public_run(self, run_id):
+        """Return a run for W&B's public API; None if unknown."""
+        run = self.runs.get(run_id)
+        facts = {"projectId": "1", "state": "finished", "user": {"name": "me", "username": "me"}, "readOnly": False}
+        dates = {"createdAt": "2026-01-01T00:00:00Z", "heartbeatAt": "2026-01-01T00:00:00Z"}
+        others = dict.fromkeys(("sweepName", "jobType", "commit", "description"))
+        counts = {"systemMetrics": "{}", "historyKeys": None, "group": run and run.group}
+        return {"run": run and self.known(run_id) | facts | dates | others | counts}
+
     def begin(self, variables):
-        run_id, there = variables["name"], variables["name"] in self.runs
+        run_id = variables.get("name") or variables["id"]
+        there = run_id in self.runs
         named = (variables.get(key) for key in ("displayName", "groupName", "tags"))
         run = self.runs.setdefault(run_id, Uploaded(*named))
         run.parts += variables.get("host") is not None  # updates of the config have no host
         run.config |= json.loads(variables.get("config") or "{}")
+        run.summary = variables.get("summaryMetrics") or run.summary  # of W&B's public API
         bucket = {"id": run_id, "name": run_id, "displayName": run.name, "project": self.project}
         return {"bucket": bucket, "inserted": not there}
 
