@@ -17,7 +17,7 @@ from sr_lightning.evaluation.score_table import NOT_SCORES
 from sr_lightning.loggers.base import Outcome, RunLogger
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import read_metrics
-from sr_lightning.runs.wandb_record import not_uploaded, run_id, sync_command
+from sr_lightning.runs.wandb_record import agent_run_id, not_uploaded, run_id, sync_command
 from sr_lightning.utils.wandb_server import connection_problem
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ UPLOAD_SPEED = 1e6  # bytes in a second, for which the end of a run waits
 class WandbRun(RunLogger, WandbLogger):
     """A W&B run tied to its directory, with a fallback to offline mode instead of a failure.
 
-    The directory stores the run's id, so a resumed run continues it. The x-axis of all curves is `step`: batches.
+    The directory stores the run's id, so a resumed run continues it; a sweep agent gives the id. The x-axis of all
+    curves is `step`: batches.
     The run is written to the directory, for a later upload, if offline mode is set; if W&B cannot be reached, does not
     answer or has no key; or if earlier parts of the run are not uploaded yet. This is detected within seconds and
     logged in one line.
@@ -105,7 +106,7 @@ class WandbRun(RunLogger, WandbLogger):
         }
         self._variables = [name for name in defaults if name not in os.environ]
         os.environ |= {name: defaults[name] for name in self._variables}
-        self._wandb_init["id"] = self._id = run_id(self.save_dir)
+        self._wandb_init["id"] = self._id = run_id(self.save_dir, agent_run_id())
         mode = "offline" if self._offline else os.environ.get("WANDB_MODE", "online")
         if mode == "online":
             try:
@@ -170,6 +171,7 @@ class WandbRun(RunLogger, WandbLogger):
     def log_outcome(self, outcome: Outcome) -> None:
         """Write the tables "results" and "crops"; the column `image` of "crops" joins runs."""
         self.log_summary(outcome.result | outcome.means)
+        self.log_metrics({"psnr": outcome.result["psnr"]}, outcome.result["steps"])  # the metric of W&B's sweeps
         rows = outcome.rows
         self.log_table("results", columns=list(rows[0]), data=[list(row.values()) for row in rows])
         if outcome.crops:

@@ -1,22 +1,35 @@
 """Record of a run in Weights & Biases, as the run's directory has it."""
 
+import os
 import secrets
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.atomic_files import write_text
 
 ID_FILE = "wandb_id"
 
 
-def run_id(run_dir: str | Path) -> str:
-    """Return W&B's id of a run, stored in its directory; create it if missing."""
+AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")  # what an agent adds to a run's environment
+
+
+def agent_run_id() -> str | None:
+    """Return the id that a sweep agent of W&B has given to the run of this process; None without an agent."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def run_id(run_dir: str | Path, given: str | None = None) -> str:
+    """Return W&B's id of a run, stored in its directory; create it if missing.
+
+    Args:
+        run_dir: The run's directory.
+        given: The id to store and use instead.
+    """
     path = Path(run_dir, ID_FILE)
-    if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(secrets.token_hex(4) + "\n")
+    if given is not None or not path.exists():
+        write_text(path, (given or secrets.token_hex(4)) + "\n")
     return path.read_text().strip()
 
 

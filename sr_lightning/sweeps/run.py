@@ -19,6 +19,7 @@ from sr_lightning.runs.fingerprint import changed_settings
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.result import FAILED, FINISHED, PRUNED, read_result, write_result
 from sr_lightning.runs.saved_config import read_config
+from sr_lightning.runs.wandb_record import AGENT
 from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
 from sr_lightning.sweeps.invocation import SweepInvocation, relative
 from sr_lightning.sweeps.processes import start_command, stop
@@ -166,6 +167,7 @@ def run_in_subprocess(
     overrides += [f"resume={quoted(cell)}"] if resume else []
     overrides += pictures_left_out(cfg, hydra.overrides.task)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}  # one process
+    environment = {key: value for key, value in environment.items() if key not in AGENT}  # a W&B run of its own
     environment |= {"PYTHONUNBUFFERED": "1", SHARE: str(share_of_cores())}
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)

@@ -12,7 +12,6 @@ from sr_lightning.errors import InputError
 from sr_lightning.loggers.wandb import WandbRun
 from sr_lightning.runs import wandb_artifact
 from sr_lightning.runs.folder import find_checkpoint
-from tests.helpers import run
 from tests.loggers.wandb_server import KEY, WANDB
 
 
@@ -144,11 +143,3 @@ def test_without_a_key_the_message_says_how_to_get_one(wandb_server, cache, monk
     monkeypatch.delenv("WANDB_API_KEY")
     with pytest.raises(InputError, match=r"wandb:me/p/n cannot be read: no key for .*`wandb login`"):
         find_checkpoint("wandb:me/p/n")
-
-
-@pytest.mark.slow
-def test_evaluation_accepts_an_artifact(wandb_server, run_dir, cache, data_root, tmp_path):
-    reference = f"wandb:me/sr_lightning/model-{train_part(run_dir, offline=False)}:best"
-    sets = [f"data_root={data_root}", f"hydra.run.dir={tmp_path}/scores", "num_comparisons=0", "report_images=0"]
-    run("evaluate.py", f"ckpt={reference}", *sets)
-    assert "tiny" in (tmp_path / "scores" / "results.csv").read_text()

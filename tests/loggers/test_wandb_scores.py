@@ -117,7 +117,8 @@ def test_evaluation_and_leaderboard_write_their_scores_into_the_run(wandb_server
     (uploaded,) = wandb_server.runs.values()
     before = json.loads(uploaded.summary)
     sets = ["wandb=true", f"data_root={data_root}", f"hydra.run.dir={tmp_path}/scores"]
-    run("evaluate.py", f"ckpt={folder}", *sets, "num_comparisons=0", "report_images=0")
+    reference = f"wandb:me/sr_lightning/model-{run_id(folder)}:best"  # notes the run beside its checkpoint
+    run("evaluate.py", f"ckpt={reference}", *sets, "num_comparisons=0", "report_images=0")
     after = json.loads(uploaded.summary)
     assert after["test/Set5/psnr_y"] > 30 and "test/Set5/psnr_y" not in before
     assert {key: after[key] for key in before} == before

@@ -83,6 +83,8 @@ class WandbServer:
         self.artifacts: list[Artifact] = []  # in the order of creation
         self.files: dict[str, bytes] = {}  # by path
         self.received: list[str] = []  # paths of uploads
+        self.sweep = ""  # config of a sweep, YAML
+        self.commands: list[list[dict[str, Any]]] = []  # for each heartbeat of an agent
         self.status: int | None = None
         self.silent = False
         self._closing = threading.Event()
@@ -133,6 +135,9 @@ class WandbServer:
         variables = request.get("variables") or {}
         answers = {
             "Viewer": lambda: {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": None}},
+            "SweepWithRuns": lambda: {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}},
+            "CreateAgent": lambda: {"createAgent": {"agent": {"id": "1"}}},
+            "Heartbeat": lambda: {"agentHeartbeat": self.heartbeat()},
             "GetDefaultEntity": lambda: {"viewer": {"id": "1", "entity": "me"}},
             "Run": lambda: {"project": self.public_run(variables["name"])},
             "RunResumeStatus": lambda: {"model": self.project | {"bucket": self.known(variables["name"])}},
@@ -152,6 +157,10 @@ class WandbServer:
         return {"data": answers.get(re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1], dict)()}
 
     project = {"id": "p", "internalId": "p", "name": "sr_lightning", "entity": {"id": "e", "name": "me"}}  # noqa: RUF012
+
+    def heartbeat(self):
+        commands = self.commands.pop(0) if self.commands else []
+        return {"agent": {"id": "1"}, "commands": json.dumps(commands)}
 
     def known(self, run_id):
         """Return the state of a run for a client that resumes it; None if unknown."""
