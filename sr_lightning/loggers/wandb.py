@@ -18,7 +18,7 @@ from sr_lightning.loggers.base import Outcome, RunLogger
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import read_metrics
 from sr_lightning.runs.wandb_record import agent_run_id, not_uploaded, run_id, sync_command
-from sr_lightning.utils.wandb_server import connection_problem
+from sr_lightning.utils.wandb_server import connection_problem, server_problem
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class WandbRun(RunLogger, WandbLogger):
         self.reply_timeout, self.init_timeout, self.finish_timeout = reply_timeout, init_timeout, finish_timeout
         self.checkpoints = [name for name in CHECKPOINTS if name in (checkpoints or ())]
         self._connection_lost = False  # W&B's own process has ended
+        self._lost = False  # the server does not answer
         self._variables: list[str] = []  # of the environment, set for this run
 
     @property
@@ -172,6 +173,8 @@ class WandbRun(RunLogger, WandbLogger):
         """Write the tables "results" and "crops"; the column `image` of "crops" joins runs."""
         self.log_summary(outcome.result | outcome.means)
         self.log_metrics({"psnr": outcome.result["psnr"]}, outcome.result["steps"])  # the metric of W&B's sweeps
+        if not self._takes_artifacts():
+            return
         rows = outcome.rows
         self.log_table("results", columns=list(rows[0]), data=[list(row.values()) for row in rows])
         if outcome.crops:
@@ -200,7 +203,7 @@ class WandbRun(RunLogger, WandbLogger):
         Args:
             failed: Mark the run as failed.
         """
-        run, self._experiment = self._experiment, None
+        run = self._experiment
         if run is None:
             return
         part = Path(run.dir).parent.name
@@ -215,20 +218,34 @@ class WandbRun(RunLogger, WandbLogger):
         else:
             if part.startswith("offline-run-"):
                 log.info("Weights & Biases, to upload this run: %s", sync_command(self.save_dir))
+        self._experiment = None
         for name in self._variables:
             del os.environ[name]
+
+    def _takes_artifacts(self) -> bool:
+        """Return True if tables, pictures and checkpoints can be recorded; W&B's client would wait 20 s for each.
+
+        It asks the server about each artifact, unless it is offline, and records none without an answer.
+        """
+        if self._experiment is None or self._experiment.offline or self._lost:
+            return not self._lost
+        if problem := server_problem(self._experiment.settings, self.reply_timeout):
+            self._lost = True
+            log.warning("Weights & Biases: %s; tables and checkpoints are in %s only", problem, self.save_dir)
+        return not self._lost
 
     def _upload_checkpoints(self, run: Any) -> None:
         """Add each checkpoint to the artifact `model-ID`, with its facts; W&B uploads no content that it has."""
         import wandb
 
-        for name in self.checkpoints:
-            path = RunFolder(self.save_dir).checkpoints / f"{name}.ckpt"
-            if not path.is_file():
-                continue
+        paths = {name: RunFolder(self.save_dir).checkpoints / f"{name}.ckpt" for name in self.checkpoints}
+        paths = {name: path for name, path in paths.items() if path.is_file()}
+        if not paths or not self._takes_artifacts():
+            return
+        for name, path in paths.items():
             facts = checkpoint_facts(path) | {"run": self._id}
             artifact = wandb.Artifact(f"model-{self._id}", "model", metadata=facts)
-            snapshot = linked(path, self._folder / "checkpoints" / f"{name}_step_{facts['step']}.ckpt")
+            snapshot = linked(path, Path(run.dir).with_name(path.name).absolute())
             artifact.add_file(str(snapshot), path.name, skip_cache=True, policy="immutable")
             run.log_artifact(artifact, aliases=[name, f"step_{facts['step']}"])
             if not run.offline:
@@ -237,13 +254,11 @@ class WandbRun(RunLogger, WandbLogger):
 
 def linked(path: Path, link: Path) -> Path:
     """Create `link`, which keeps the content of a file that is replaced later; where links are not possible, a copy."""
-    link.parent.mkdir(exist_ok=True)
-    link.unlink(missing_ok=True)
     try:
         link.hardlink_to(path)
     except OSError:
         shutil.copyfile(path, link)
-    return link.absolute()
+    return link
 
 
 def checkpoint_facts(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import http.client
 import ssl
 import urllib.error
 import urllib.request
+from typing import Any
 
 REPLY_TIMEOUT = 5.0  # seconds
 
@@ -24,6 +25,11 @@ def connection_problem(timeout: float) -> str | None:
             return f"no key for {settings.base_url}: `wandb login` asks for it once"
     except wandb.Error as error:  # a malformed key
         return " ".join(str(error).split())
+    return server_problem(settings, timeout)
+
+
+def server_problem(settings: Any, timeout: float) -> str | None:
+    """Return the reason why the server of W&B's settings cannot be reached; None if nothing is known."""
     if settings.http_proxy or settings.https_proxy:  # only W&B's own client uses proxies
         return None
     return probe_server(f"{settings.base_url}/graphql", timeout)

@@ -13,6 +13,7 @@ import pytest
 import wandb
 
 from sr_lightning.errors import InputError
+from sr_lightning.loggers.base import Outcome
 from sr_lightning.loggers.metrics_csv import MetricsCSV
 from sr_lightning.loggers.wandb import WandbRun, run_id
 from tests.helpers import rows_of, slow_except
@@ -187,6 +188,20 @@ def test_lost_connection_is_recovered_by_a_later_sync(wandb_server, tmp_path, ca
     (uploaded,) = wandb_server.runs.values()
     rows = [uploaded.history[i] for i in sorted(uploaded.history)]
     assert [(row["step"], row["loss"]) for row in rows] == [(5, 1.0), (10, 0.5)]
+
+
+def test_what_a_lost_server_does_not_get_is_named_once(wandb_server, trained, tmp_path, caplog):
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(trained, tmp_path / "checkpoints" / "best.ckpt")
+    run = WandbRun(tmp_path, project="sr_lightning", offline=False, finish_timeout=0.5)
+    run.log_metrics({"loss": 1.0}, 5)
+    wandb_server.status = 500
+    row = {"model": "a", "dataset": "Set5", "image": "mean", "psnr_y": 30.5}
+    run.log_outcome(Outcome([row], [], [], {"psnr": 30.5, "steps": 5}))
+    run.close()
+    first, second = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "answers 500" in first and first.endswith(f"; tables and checkpoints are in {tmp_path} only")
+    assert "To upload the rest later" in second
 
 
 @pytest.mark.skipif(shutil.which("pgrep") is None, reason="needs pgrep to find the process")
