@@ -250,6 +250,7 @@ class WandbRun(RunLogger, WandbLogger):
             run.log_artifact(artifact, aliases=[name, f"step_{facts['step']}"])
             if not run.offline:
                 artifact.wait(timeout=int(self.finish_timeout + path.stat().st_size / UPLOAD_SPEED))
+                snapshot.unlink()
 
 
 def linked(path: Path, link: Path) -> Path:

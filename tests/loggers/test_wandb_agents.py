@@ -8,14 +8,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb.wandb_agent import Agent, run_agent
 
-import wandb
 from sr_lightning.loggers.wandb import WandbRun
+from sr_lightning.runs.wandb_record import AGENT
 from sr_lightning.sweeps.agents import agent_devices, place_run
+from sr_lightning.sweeps.run import cell_environment
 from tests.helpers import ROOT, Command
 from tests.loggers.wandb_server import WANDB
 
@@ -88,6 +90,11 @@ def test_id_of_the_agent_is_that_of_the_run(agent, tmp_path):
         run.close()
         assert run.version == (tmp_path / "run" / "wandb_id").read_text().strip() == "wxyz5678"
     assert len(list(tmp_path.glob("run/wandb/offline-run-*/run-wxyz5678.wandb"))) == 2
+
+
+def test_cells_of_a_sweep_that_an_agent_starts_are_runs_of_their_own(agent):
+    assert not {name for name in cell_environment() if name in AGENT}
+    assert cell_environment()["WANDB_PROJECT"] == "search"
 
 
 @pytest.mark.slow
