@@ -38,6 +38,8 @@ def _checks(cfg: DictConfig) -> Iterator[Callable[[], Any]]:
         for name in cfg.benchmarks:
             yield partial(benchmark_folder, cfg.data_root, name)
     if cfg.wandb is True:
+        if cfg.runs is None and not paths_of(cfg.ckpt):
+            raise InputError("wandb=true: only scores of ckpt= and runs= belong to runs; leave it out")
         yield check_connection
         for path in paths_of(cfg.ckpt):
             yield partial(_check_record, path)

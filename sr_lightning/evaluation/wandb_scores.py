@@ -28,10 +28,12 @@ def check_record(run_dir: Path) -> None:
         InputError: The run was not logged to W&B, or is not uploaded yet.
     """
     if not has_record(run_dir):
-        raise InputError(f"wandb=true: {run_dir} is no run in Weights & Biases: it was trained without logger=wandb")
+        raise InputError(
+            f"{run_dir} has no run in Weights & Biases for wandb=true: it was trained without logger=wandb"
+        )
     if not_uploaded(run_dir):
         raise InputError(
-            f"wandb=true: {run_dir} is not in Weights & Biases yet; upload it first: {sync_command(run_dir)}"
+            f"{run_dir} is not in Weights & Biases yet, for wandb=true; upload it first: {sync_command(run_dir)}"
         )
 
 
@@ -77,5 +79,5 @@ def write_scores(run_dir: Path, logger: Mapping[str, Any] | None, scores: Mappin
         run = wandb.Api().run(path)
         run.summary.update(dict(scores))
     except Exception as error:  # whatever W&B raises: the scores are already written to the disk
-        raise InputError(f"wandb=true: {path}, the run of {run_dir}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{run_dir}: its run in Weights & Biases, {path}: {' '.join(str(error).split())}") from error
     log.info("Weights & Biases: %d scores of %s written to %s", len(scores), run_dir, run.url)

@@ -224,7 +224,8 @@ def all_rows(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mappi
 
 
 def write_run_scores(cfg: DictConfig, groups: Sequence[Group], known: Mapping[Path, Mapping[str, Rows]]) -> None:
-    """Write the mean scores of each run into its summary in Weights & Biases; a line names each run without one."""
+    """Write the mean scores of each run into its summary in Weights & Biases, and log why some have none there."""
+    problems = []
     for run in (run for one in groups for run in one.runs if run.directory in known):
         rows = [{"dataset": name} | row for name, table in known[run.directory].items() for row in table]
         config = OmegaConf.to_container(run.config)
@@ -232,7 +233,10 @@ def write_run_scores(cfg: DictConfig, groups: Sequence[Group], known: Mapping[Pa
             check_record(run.directory)
             write_scores(run.directory, config.get("logger"), summary_scores(rows, config, cfg))
         except InputError as error:
-            log.warning("%s", error)
+            problems.append(str(error))
+    if problems:
+        counts = (len(problems), len(known))
+        log.warning("scores of %d of %d runs are not in Weights & Biases:%s", *counts, listing(problems))
 
 
 def write(folder: Path, rows: Rows, left_out: Rows, notes: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints in Weights & Biases: `wandb:ENTITY/PROJECT/NAME:ALIAS` names one wherever a file can be given."""
 
 import functools
+import hashlib
 import logging
 import re
 import tempfile
@@ -35,11 +36,11 @@ def artifact_checkpoint(reference: str) -> Path:
             cached and there is no wandb, no key or no network.
     """
     name = reference.removeprefix(PREFIX)
-    if not re.fullmatch(r"[^/:]+/[^/:]+/[^/:]+(:[^/:]+)?", name):
+    if not (name.isprintable() and re.fullmatch(r"[^/:]+/[^/:]+/[^/:]+(:[^/:]+)?", name)):
         raise InputError(f"{reference}: give wandb:ENTITY/PROJECT/NAME or wandb:ENTITY/PROJECT/NAME:ALIAS")
     name = name if ":" in name else f"{name}:latest"
     folder = cache_dir() / "wandb"
-    known = folder / f"{quote(name, safe='')}.txt"  # has the path of the checkpoint that the name stood for
+    known = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.txt"  # path of the checkpoint it stood for
     cached = folder / known.read_text(encoding="utf-8") if known.is_file() else None
     if cached is not None and cached.is_file() and re.search(r":v\d+$", name):
         return cached

@@ -133,7 +133,9 @@ def test_artifact_that_was_changed_on_its_way_is_not_cached(wandb_server, run_di
     assert find_checkpoint(reference).read_bytes() == whole
 
 
-@pytest.mark.parametrize("reference", ["wandb:", "wandb:me/model", "wandb:me/p/n:a:b", "wandb:me/p/n/m", "wandb://p/n"])
+@pytest.mark.parametrize(
+    "reference", ["wandb:", "wandb:me/model", "wandb:me/p/n:a:b", "wandb:me/p/n/m", "wandb://p/n", "wandb:a/b/\udcff"]
+)
 def test_malformed_references_are_refused_at_once(reference):
     with pytest.raises(InputError, match="give wandb:ENTITY/PROJECT/NAME or wandb:ENTITY/PROJECT/NAME:ALIAS"):
         find_checkpoint(reference)

@@ -43,7 +43,7 @@ def test_scores_are_added_to_the_summary_of_the_run(wandb_server, tmp_path):
 
 def test_run_that_the_server_does_not_know_is_named(wandb_server, tmp_path, caplog):
     with pytest.raises(
-        InputError, match=rf"wandb=true: me/sr_lightning/\w+, the run of {tmp_path}: Could not find run"
+        InputError, match=rf"{tmp_path}: its run in Weights & Biases, me/sr_lightning/\w+: Could not find run"
     ):
         write_scores(tmp_path, LOGGER, {"a": 1.0})
     assert KEY not in caplog.text
@@ -76,15 +76,21 @@ def test_scores_have_the_names_that_the_run_wrote_unless_they_mean_something_els
 
 def test_what_cannot_be_written_is_refused_before_anything_is_scored(wandb_server, trained, tmp_path, data_root):
     cfg = compose(f"ckpt={trained}", "wandb=true", f"data_root={data_root}", config="evaluate")
-    with pytest.raises(InputError, match=r"is no run in Weights & Biases: it was trained without logger=wandb"):
+    with pytest.raises(
+        InputError, match=r"has no run in Weights & Biases for wandb=true: it was trained without logger=wandb"
+    ):
         check_request(cfg)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.ckpt").write_bytes(trained.read_bytes())
     record(tmp_path, offline=True)
     cfg.ckpt = str(tmp_path)
     command = re.escape(f"wandb sync {tmp_path}/wandb/offline-run-*")
-    with pytest.raises(InputError, match=rf"is not in Weights & Biases yet; upload it first: {command}$"):
+    with pytest.raises(
+        InputError, match=rf"is not in Weights & Biases yet, for wandb=true; upload it first: {command}$"
+    ):
         check_request(cfg)
+    with pytest.raises(InputError, match="wandb=true: only scores of ckpt= and runs="):
+        check_request(compose("model=bicubic", "scale=x2", "wandb=true", f"data_root={data_root}", config="evaluate"))
     cfg.wandb = "yes"
     with pytest.raises(InputError, match="wandb=yes: choose true or false"):
         check_request(cfg)
@@ -111,7 +117,7 @@ def test_command_that_a_sweep_prints_uploads_all_of_its_cells(wandb_server, tmp_
 
 
 @pytest.mark.slow
-def test_evaluation_and_leaderboard_write_their_scores_into_the_run(wandb_server, command, data_root, tmp_path):
+def test_evaluation_and_leaderboard_write_their_scores_into_the_run(wandb_server, command, data_root, tmp_path, caplog):
     folder = tmp_path / "runs" / "one"
     run(*command, "logger=wandb", "logger.offline=false", f"hydra.run.dir={folder}")
     (uploaded,) = wandb_server.runs.values()
@@ -127,3 +133,7 @@ def test_evaluation_and_leaderboard_write_their_scores_into_the_run(wandb_server
     groups, _ = group([Run.read(folder)])
     write_run_scores(cfg, groups, {folder: {"Set5": [ROW]}})
     assert json.loads(uploaded.summary)["test+/Set5/psnr_y"] == 30.5
+
+    (folder / "wandb_id").unlink()
+    write_run_scores(cfg, groups, {folder: {"Set5": [ROW]}})
+    assert "scores of 1 of 1 runs are not in Weights & Biases" in caplog.text
