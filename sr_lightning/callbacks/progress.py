@@ -80,7 +80,7 @@ class Progress(pl.Callback):
         self._last_rate = (done, seconds)
         memory = {"host": torch.device("cpu")} | ({"device": module.device} if module.device.type == "cuda" else {})
         values = {f"memory/{name}": peak_memory(device) / 2**30 for name, device in memory.items()}
-        values["train/patches_per_second"] = (done - earlier) * self.batch_size / (seconds - since)
+        values["time/patches_per_second"] = (done - earlier) * self.batch_size / (seconds - since)
         for logger in run_loggers(module.loggers):
             logger.log_resources(values, done)
 

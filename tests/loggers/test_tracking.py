@@ -155,7 +155,7 @@ def test_the_best_scores_are_in_the_summary(resumed_run, parts):
 
 def test_speed_and_memory_are_curves_of_wandb_and_no_columns_of_the_metrics_file(resumed_run, parts):
     columns = rows_of(resumed_run[0] / "metrics.csv")[0].keys()
-    for key in ("train/patches_per_second", "memory/host"):
+    for key in ("time/patches_per_second", "memory/host"):
         values = curve(parts, key)
         assert sorted({step for step, _ in values}) == list(range(5, 31, 5))
         assert all(value > 0 for _, value in values) and key not in columns
