@@ -42,10 +42,12 @@ def artifact_checkpoint(reference: str) -> Path:
     folder = cache_dir() / "wandb"
     known = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.txt"  # path of the checkpoint it stood for
     cached = folder / known.read_text(encoding="utf-8") if known.is_file() else None
-    if cached is not None and cached.is_file() and re.search(r":v\d+$", name):
+    if cached is not None and not cached.is_file():
+        cached = None
+    if cached is not None and re.search(r":v\d+$", name):
         return cached
     if problem := connection_problem(REPLY_TIMEOUT):
-        if cached is None or not cached.is_file():
+        if cached is None:
             raise InputError(f"{reference} cannot be read: {problem}")
         log.warning("%s: %s. Using the version downloaded before, %s", reference, problem, cached)
         return cached
@@ -69,8 +71,8 @@ def _download(name: str, folder: Path) -> Path:
         place = folder / run_name / "checkpoints" / Path(entry.path).name
         if not place.is_file():
             log.info("downloading %s%s, %.1f MB", PREFIX, name, (entry.size or 0) / 1e6)
-            _fetch(entry, place)
             _note_run(artifact.metadata, place.parents[1])
+            _fetch(entry, place)
     except InputError:
         raise
     except Exception as error:  # W&B raises nearly anything

@@ -67,7 +67,11 @@ def parser() -> argparse.ArgumentParser:
         "sr-upscale", description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, or - for standard input")
-    parser.add_argument("-c", "--ckpt", required=True, help="checkpoint, or a run's directory (its best checkpoint)")
+    parser.add_argument(
+        *("-c", "--ckpt"),
+        required=True,
+        help="checkpoint, a run's directory (its best checkpoint), or wandb:ENTITY/PROJECT/NAME:ALIAS",
+    )
     parser.add_argument(
         "-o",
         "--out",
