@@ -1,7 +1,9 @@
 """Costs of every network in conf/model: sr-models --scale 2, or python -m sr_lightning.models."""
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from sr_lightning.configs import CONF
@@ -10,24 +12,43 @@ from sr_lightning.utils.markdown import markdown_table
 
 EXAMPLE = """example:
   sr-models --scale 4             parameters, multiply-adds, receptive field
-  sr-models --scale 4 --measure   also time and memory on this machine"""
+  sr-models --scale 4 --measure   also time and memory on this machine
+  sr-models edsr_fast espcn --lr 256x256 --measure"""
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "sr-models",
-        description="Parameters, multiply-adds and receptive field of every network in conf/model.",
+        description="Parameters, multiply-adds and receptive field of networks.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="network in conf/model, or recipe in conf/experiment (default: all networks)",
+    )
     parser.add_argument("--scale", type=int, choices=scales(), default=2, help="upscaling factor (default: 2)")
-    parser.add_argument("--measure", action="store_true", help="also measure time and peak memory on this machine")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="also measure time and peak memory on this machine; with OMP_NUM_THREADS=1 processor time",
+    )
     parser.add_argument(
         "--budget", type=float, default=5, metavar="SECONDS", help="measure only networks within this time (default: 5)"
     )
+    parser.add_argument(
+        "--lr", metavar="WxH", help="size of the LR image (default: the smallest whose output is at least 1280x720)"
+    )
     options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in (*names_in("model"), *names_in("experiment"))]:
+        parser.error(f"no file in conf/model or conf/experiment is named {', '.join(unknown)}")
+    if options.lr and not (size := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", options.lr, re.ASCII)):
+        parser.error(f"--lr {options.lr}: give width and height in pixels, such as 256x256")
+    lr = (int(size[2]), int(size[1])) if options.lr else None
     bound_spinning()
-    print(report(options.scale, options.budget if options.measure else None))
+    print(report(options.scale, options.budget if options.measure else None, options.names, lr))
 
 
 def scales() -> list[int]:
@@ -35,17 +56,27 @@ def scales() -> list[int]:
     return sorted(int(path.stem.removeprefix("x")) for path in (CONF / "scale").glob("x*.yaml"))
 
 
-def report(scale: int, budget: float | None = None) -> str:
-    """Format the costs of all networks as a Markdown table, fewest multiply-adds first.
+def names_in(group: str) -> list[str]:
+    """Return the names of the files in a folder of conf, without `base`."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
+
+
+def report(
+    scale: int, budget: float | None = None, names: Sequence[str] = (), lr: tuple[int, int] | None = None
+) -> str:
+    """Format the costs of networks as a Markdown table, fewest multiply-adds first.
 
     Args:
         scale: The factor.
         budget: Seconds per image: networks that need no more are also measured. None: measure none.
+        names: As for `networks`.
+        lr: Height and width of the LR image; None: the smallest whose output is at least 1280x720.
     """
     from sr_lightning.network_costs import count, lr_size, machine, measure_in_subprocess
 
-    height, width = lr_size(scale)
-    found = {name: (description, count(description, height, width)) for name, description in networks(scale).items()}
+    height, width = lr or lr_size(scale)
+    descriptions = networks(scale, names)
+    found = {name: (description, count(description, height, width)) for name, description in descriptions.items()}
     lines = [["network", "parameters", "multiply-adds", "receptive field"]]
     if budget is not None:
         lines[0] += ["ms", "MiB", "precision"]
@@ -63,16 +94,24 @@ def report(scale: int, budget: float | None = None) -> str:
     return text if budget is None else f"{text}\nmeasured on {machine()}; budget {budget:g} s per image"
 
 
-def networks(scale: int) -> dict[str, dict[str, Any]]:
-    """Return the `network` part of all configs in conf/model, by file name."""
+def networks(scale: int, names: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return the `network` part of configs by file name.
+
+    Args:
+        scale: The factor.
+        names: Files in conf/model or conf/experiment; none: all in conf/model.
+    """
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    names = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+    models = [name for name in names_in("model") if not names or name in names]
+    recipes = [name for name in names if name not in models]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(overrides=[f"+scale=x{scale}", *(f"+model@models.{name}={name}" for name in names)])
-    found = {name: cfg.models[name].get("network", {}) for name in names}
-    return {name: OmegaConf.to_container(n, resolve=True) for name, n in found.items() if "_target_" in n}
+        cfg = compose(overrides=[f"+scale=x{scale}", *(f"+model@models.{name}={name}" for name in models)])
+        found = {name: cfg.models[name].network for name in models}
+        for name in recipes:
+            found[name] = compose("train", [f"experiment={name}", f"scale=x{scale}"]).model.network
+    return {name: OmegaConf.to_container(network, resolve=True) for name, network in found.items()}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.export import ONNX_PACKAGES, compare, export, main, write_onnx, write_torch_export
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN, SAFMN, SwinIR
 from tests.helpers import CONF, ROOT, slow_except
-from tests.networks.test_every_network import NAMES, small
+from tests.networks.test_every_network import CHOICES, FORMS, NAMES, small
 
 SCALE = 3
 MISSING = [package for package in ONNX_PACKAGES if find_spec(package) is None]
@@ -79,7 +79,7 @@ def assert_same_on_any_shape(network, run):
         torch.testing.assert_close(run(pixel), network(pixel), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", slow_except(sorted(set(NAMES) - OF_SIZES)))
+@pytest.mark.parametrize("name", slow_except(sorted(set(CHOICES) - OF_SIZES)))
 def test_every_network_is_exported_by_torch_export(name, tmp_path):
     source = trained(name)
     assert_same_on_any_shape(source.network, write_torch_export(source, tmp_path / "a.pt2"))
@@ -93,7 +93,7 @@ def test_every_network_is_exported_by_torch_export(name, tmp_path):
 
 
 @with_onnx
-@pytest.mark.parametrize("name", slow_except(CLASSES, "espcn"))
+@pytest.mark.parametrize("name", slow_except([*CLASSES, *FORMS], "espcn"))
 def test_every_network_is_exported_to_onnx(name, tmp_path):
     import onnx
 

@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from sr_lightning.models import main, networks
-from sr_lightning.network_costs import count, lr_size, measure, measure_in_subprocess
+from sr_lightning.network_costs import MultiplyAdds, build, count, lr_size, measure, measure_in_subprocess
 from tests.helpers import CONF, ROOT, slow_except
 
 # Multiply-adds for a 1280x720 output in units of 1e9, from the tables of CARN (arXiv 1803.08664, section 4.3), of its
@@ -20,6 +21,8 @@ PUBLISHED = {
     ("srresnet", 4): 127.8,
     ("rcan", 2): 3529.7,
     ("vdsr", 2): 612.6,
+    ("safmn", 2): 51.532,  # its authors' option files
+    ("safmn", 4): 13.555,
     ("srcnn", 2): 8032 * 1280 * 720 / 1e9,
 }
 
@@ -28,6 +31,18 @@ PUBLISHED = {
 def test_multiply_adds_equal_published_numbers(name, scale):
     counted = count(networks(scale)[name], *lr_size(scale)).multiply_adds / 1e9
     assert counted == pytest.approx(PUBLISHED[name, scale], rel=0.004)
+
+
+@pytest.mark.parametrize("choice", ["espcn", "rrdbnet model.network.unshuffle=2", "swinir_light"])
+def test_multiply_adds_of_an_image_follow_from_those_of_tiny_ones(choice):
+    """SwinIR pads the sides to multiples of its windows, RRDBNet to pairs of pixels."""
+    name = choice.split()[0]
+    description = networks(2, [name])[name] | ({"unshuffle": 2} if "unshuffle" in choice else {})
+    description |= {key: 1 for key in ("num_blocks", "num_groups") if key in description}
+    with torch.no_grad(), MultiplyAdds() as counter:
+        network = build(description)
+        network(torch.zeros(1, network.num_channels, 27, 41))
+    assert count(description, 27, 41).multiply_adds == counter.total
 
 
 def test_convolution_is_counted_once_per_pixel_and_weight():
@@ -43,6 +58,30 @@ def test_smallest_lr_of_a_720p_output_is_used(scale):
     height, width = lr_size(scale)
     assert 0 <= height * scale - 720 < scale
     assert 0 <= width * scale - 1280 < scale
+
+
+def test_networks_of_recipes_are_counted_for_an_lr_of_a_given_size(capsys):
+    main(["edsr_fast", "espcn", "--lr", "2000x1000", "--scale", "3"])
+    title, _, _, *lines = capsys.readouterr().out.splitlines()
+    assert title == "x3, output 6000x3000, receptive field in LR pixels"
+    counted = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines}
+    assert list(counted) == ["espcn", "edsr_fast"]
+    weights = 24 * 9 * (1 + 9 * 24 + 24 * 9 + 9)  # first, of the blocks, upsampler, last at high resolution
+    assert float(counted["edsr_fast"].removesuffix(" G")) == pytest.approx(weights * 2e-3, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["edsr_fats", "espcn"], "is named edsr_fats"),
+        (["--lr", "256"], "--lr 256: give width and height"),
+        (["--lr", "0x9"], "--lr 0x9: give"),
+    ],
+)
+def test_unknown_names_and_sizes_are_errors(words, expected, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -219,12 +219,13 @@ def _span(s: Shapes) -> Settings:
     } | ({"norm": "no_norm" not in s} if is_published else {})
 
 
-def _plksr(s: Shapes) -> Settings:
-    channels, features, last = s.into("feats.0"), s.out("feats.0"), s.count("feats.#") - 1
+def _blocks_with_large_kernel(s: Shapes) -> Settings:
+    channels, features, num_blocks = s.into("feats.0"), s.out("feats.0"), s.count("feats.#.lk.conv")
+    last = num_blocks + 1 + ("feats.1.channel_mixer.0.weight" in s)  # RealPLKSR has a dropout layer before it
     return {
         "scale": s.shuffle(f"feats.{last}", channels),
         "num_features": features,
-        "num_blocks": s.count("feats.#.lk.conv"),
+        "num_blocks": num_blocks,
         "kernel_size": s.side("feats.1.lk.conv"),
         "split_ratio": _ratio(s.out("feats.1.lk.conv"), features),
         "attention": "feats.1.attn.f.0.weight" in s,
@@ -232,16 +233,15 @@ def _plksr(s: Shapes) -> Settings:
     }
 
 
+def _plksr(s: Shapes) -> Settings:
+    mixer = "feats.1.channe_mixer"
+    return _blocks_with_large_kernel(s) | {"mixer_kernels": [s.side(f"{mixer}.0"), s.side(f"{mixer}.2")]}
+
+
 def _realplksr(s: Shapes) -> Settings:
-    channels, features = s.into("feats.0"), s.out("feats.0")
-    num_blocks = s.count("feats.#.lk.conv")
-    return {
-        "scale": s.shuffle(f"feats.{num_blocks + 2}", channels),
-        "num_features": features,
-        "num_blocks": num_blocks,
-        "kernel_size": s.side("feats.1.lk.conv"),
-        "split_ratio": _ratio(s.out("feats.1.lk.conv"), features),
-        "num_channels": channels,
+    return _blocks_with_large_kernel(s) | {
+        "layer_norm": "feats.1.layer_norm.weight" in s,
+        "dysample": "to_img.offset.weight" in s,
     }
 
 
@@ -291,7 +291,7 @@ FORMS = (
     Form(RRDBNet, ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_last.weight"), _rrdbnet),
     Form(SPAN, ("conv_1.sk.weight", "block_1.c1_r.sk.weight", "conv_cat.weight"), _span, hidden=("norm",)),
     Form(PLKSR, ("feats.0.weight", "feats.1.channe_mixer.0.weight", "feats.1.lk.conv.weight"), _plksr),
-    Form(RealPLKSR, ("feats.0.weight", "feats.1.channel_mixer.0.weight", "feats.1.norm.weight"), _realplksr),
+    Form(RealPLKSR, ("feats.0.weight", "feats.1.channel_mixer.0.weight", "feats.1.lk.conv.weight"), _realplksr),
     Form(SAFMN, ("to_feat.weight", "feats.0.safm.aggr.weight", "to_img.0.weight"), _safmn),
     Form(SwinIR, ("layers.0.residual_group.blocks.0.attn.qkv.weight", "upsample.0.weight"), _swinir),
 )

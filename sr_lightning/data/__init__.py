@@ -5,12 +5,12 @@ The lists of files need neither torch nor Lightning: the modules that do are imp
 
 from typing import TYPE_CHECKING, Any
 
-from sr_lightning.data.sources import benchmark_set, bundled_photos, image_folder
+from sr_lightning.data.sources import benchmark_set, bundled_photos, image_folder, joined
 
 if TYPE_CHECKING:
     from sr_lightning.data.datamodule import FolderDataModule, SRDataModule
 
-__all__ = ["FolderDataModule", "SRDataModule", "benchmark_set", "bundled_photos", "image_folder"]
+__all__ = ["FolderDataModule", "SRDataModule", "benchmark_set", "bundled_photos", "image_folder", "joined"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sr_lightning.data.celeba import celeba
 from sr_lightning.data.div2k import NUMBERS, SCALES, div2k, parts
+from sr_lightning.data.lsdir import NUM_IMAGES, find_images, lsdir
 from sr_lightning.data.public_sets import PUBLIC_SETS, fetch
 from sr_lightning.data.sources import PHOTOS, Pair, bundled_photos
 from sr_lightning.errors import InputError, raise_all
@@ -22,7 +23,7 @@ EXAMPLE = """example:
   python -m sr_lightning.data list
   python -m sr_lightning.data fetch t91 bsds500 set5
   python -m sr_lightning.data fetch div2k --scale 2 4 --root /data/sr"""
-NAMES = (*PUBLIC_SETS, "div2k", "celeba")
+NAMES = (*PUBLIC_SETS, "div2k", "lsdir", "celeba")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,6 +97,9 @@ def _fetch_one(name: str, root: Path, track: str, scales: Sequence[int]) -> None
             for split in NUMBERS:
                 div2k(root, split, track, scale, download=True)
         print(f"div2k: complete below {root}")
+    elif name == "lsdir":
+        lsdir(root / "LSDIR")  # its error says how to get it
+        print(f"lsdir: complete in {root / 'LSDIR'}")
     elif name == "celeba":
         celeba(root / "CelebA", "valid")  # its error says how to get it
         print(f"celeba: complete in {root / 'CelebA'}")
@@ -119,6 +123,10 @@ def _rows(root: Path) -> Iterator[list[str]]:
         for part in (parts(split, None, None)[0], *(parts(split, "bicubic", scale)[1] for scale in (2, 3, 4))):
             first = ("div2k", "data=div2k") if part.archive == "DIV2K_train_HR" else ("", "")
             yield [*first, part.folder, _state(len(part.find(root).keys() & set(numbers)), len(numbers))]
+    for split, count in NUM_IMAGES.items():
+        first = ("lsdir", "data=lsdir") if split == "train" else ("", "")
+        found = len(find_images(root / "LSDIR", split))
+        yield [*first, f"LSDIR ({split})", _state(found, count) if found else "by hand"]
     yield ["celeba", "data=celeba", "CelebA", _listed(lambda: celeba(root / "CelebA", "valid"), "by hand")]
     yield ["", "data=demo", "(in scikit-image)", _listed(lambda: bundled_photos(PHOTOS), "missing")]
 

@@ -193,7 +193,7 @@ def _choose(split: str, track: str | None, scale: int | None, first: int | None,
 
 def _download_advice(root: Path, absent: Sequence[Part], numbers: range, base_url: str) -> str:
     gigabytes = sum(ARCHIVES[part.archive][0] for part in absent) / 1e9
-    way_out = f"set data.train.download=true (fetches {gigabytes:.1f} GB)"
+    way_out = f"set data.train.download=true (fetches {gigabytes:.1f} GB; for data=df2k data.train.div2k.download)"
     lines = [f"DIV2K images are missing. Either {way_out}, or provide:"]
     for part in absent:
         lines.append(f"  {root / part.folder / part.file(numbers[0])} and the others,")

@@ -23,13 +23,14 @@ class Archive:
         file: Its name in the data root; a file put there by hand is used instead of a download.
         url: Its address.
         size: Length in bytes, where a public source states it.
-        sha256: Digest, where a public source states it.
+        sha256, md5: Digests, where a public source states them.
     """
 
     file: str
     url: str
     size: int | None = None
     sha256: str | None = None
+    md5: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ BERKELEY = Archive(
     70763455,
     "97e49d31764f3912f0c4122707d53062ac9e783ba0f095e447a4d53c1a41af8e",
 )
+# Digest as stated by data set classes of several projects.
+FLICKR2K = Archive(
+    "Flickr2K.tar", "https://cv.snu.ac.kr/research/EDSR/Flickr2K.tar", md5="5d3f39443d5e9489bff8963f8f26cb03"
+)
 # GitHub makes its archives when asked, so that only the pixels can be verified.
 SRCNN = Archive("SRCNN-Tensorflow.zip", "https://github.com/tegg89/SRCNN-Tensorflow/archive/refs/heads/master.zip")
 T91_PIXELS = "2a09a8529fbf8c5a05fba4f3f99eac6e37e4ac7c4a52888df9fc851d86d6533c"
@@ -109,6 +114,7 @@ PUBLIC_SETS = {
             BERKELEY,
             (Folder("benchmark/BSD100/HR", "BSDS500/data/images/val", 100),),
         ),
+        PublicSet("flickr2k", "data=flickr2k", FLICKR2K, (Folder("Flickr2K", ".", 2650, "Flickr2K_HR"),)),
         *(
             PublicSet(name.lower(), f"benchmarks=[{name}]", EDSR, (Folder(f"benchmark/{name}", name, count, "HR"),))
             for name, count in (("Set5", 5), ("Set14", 14), ("B100", 100), ("Urban100", 100))
@@ -174,7 +180,7 @@ def pixel_digest(folder: str | Path) -> str:
 
 def _fetch_archive(archive: Archive, root: Path) -> list[Path]:
     """Download an archive and put the known folders in it that do not exist in place; return them."""
-    file = download(archive.url, root / archive.file, archive.sha256, size=archive.size)
+    file = download(archive.url, root / archive.file, archive.sha256, archive.md5, archive.size)
     with one_at_a_time(root / ".fetch.lock", f"the folders of {file.name}"):
         content = extract(file, root / f".{file.stem}.unpacked")
         try:

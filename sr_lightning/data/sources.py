@@ -160,6 +160,24 @@ def folder_pairs(
     return image_folder(hr, lr, scale=scale), image_folder(val_hr, val_lr, scale=scale)
 
 
+def joined(**sets: Sequence[Pair]) -> list[Pair]:
+    """Join the images of several data sets into one list, in the order of the arguments.
+
+    Args:
+        **sets: Images by the name of the set. Images of two sets with one name get those of their sets before it.
+
+    Raises:
+        InputError: No set, or one that is no list of images.
+    """
+    if wrong := [name for name, pairs in sets.items() if not (isinstance(pairs, list | tuple) and pairs)]:
+        raise InputError(f"joined sets: {', '.join(wrong)} has no images; give each a _target_ that lists some")
+    if not sets:
+        raise InputError("joined sets: none is given; add one, such as data=df2k does")
+    choices = [(pair, [pair.name, f"{name}_{pair.name}"]) for name, pairs in sets.items() for pair in pairs]
+    names = distinct([names for _, names in choices])
+    return [replace(pair, name=name) for (pair, _), name in zip(choices, names, strict=True)]
+
+
 def bundled_photos(names: str | Iterable[str]) -> list[Pair]:
     """List photos that are part of scikit-image, so nothing needs to be downloaded.
 
@@ -297,6 +315,11 @@ def _lr_files(lr: str | Path, scale: int | None) -> list[Path]:
         for name in (f"X{scale}", f"x{scale}"):
             if (folder.expanduser() / name).is_dir():
                 return image_files(folder / name)
+        if others := sorted(each.name for each in folder.expanduser().glob("[Xx][0-9]") if each.is_dir()):
+            raise InputError(
+                f"{folder}: no image in this folder for scale {scale}, only {', '.join(others)}; "
+                "set lr to null to make LR from HR"
+            ) from None
         raise
 
 

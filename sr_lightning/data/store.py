@@ -29,6 +29,8 @@ from sr_lightning.utils.messages import listing
 from sr_lightning.utils.progress import tracked
 from sr_lightning.utils.threads import in_threads
 
+UNFINISHED_DAYS = 7  # after which the store of a killed builder is removed
+SAVED_TOGETHER = 5_000  # digests of files
 FORMAT = 1  # increase it when image files are decoded or stored in another way
 RESIDENCES = ("mmap", "memory")
 
@@ -89,7 +91,7 @@ class ImageStore:
         """Open the store of these images; build it if it is not in the cache.
 
         Its key is the content of the files and the settings, whatever the paths of the files. One process builds while
-        others wait; the unfinished store of a killed process is ignored.
+        others wait; the store of a killed process is continued after its last whole image.
 
         Args:
             pairs: The images. Of HR that is no multiple of the scale, the part that both show is stored (`crop_lr`).
@@ -114,7 +116,7 @@ class ImageStore:
                 folder = cache_dir / _key(pairs, scale, degradation, cache_dir)
             index = _read_index(folder, len(pairs), scale)
             if index is None:
-                _remove_stale_partials(cache_dir)
+                _remove_abandoned(cache_dir)
                 with one_at_a_time(f"{folder}.lock", f"the decoded images in {folder}"):
                     index = _read_index(folder, len(pairs), scale)  # another process may have built it meanwhile
                     if index is None:
@@ -248,14 +250,17 @@ def _digests(files: Sequence[Path | ZipMember], cache_dir: Path | None) -> dict[
 
     unknown = [file for file, (path, *stamp) in stamps.items() if known.get(path, [])[:2] != stamp]
     now = time.time_ns()
-    found = dict(zip(unknown, in_threads(_digest, unknown, "files"), strict=True))
-    fresh = {
-        stamps[file][0]: [*stamps[file][1:], digest]
-        for file, digest in found.items()
+    found, fresh = {}, {}
+    digests = tracked(in_threads(_digest, unknown, "files"), len(unknown), "hashing files")
+    for file, digest in zip(unknown, digests, strict=True):
+        found[file] = digest
         # A file changed just now could change again within one tick of the file system's clock.
-        if abs(now - stamps[file][2]) > 2_000_000_000
-    }
-    if fresh and memory is not None:
+        if memory is not None and abs(now - stamps[file][2]) > 2_000_000_000:
+            fresh[stamps[file][0]] = [*stamps[file][1:], digest]
+        if len(fresh) == SAVED_TOGETHER:
+            _save_digests(memory, fresh)
+            fresh = {}
+    if fresh:
         _save_digests(memory, fresh)
     return {file: found[file] if file in found else known[path][2] for file, (path, *_) in stamps.items()}
 
@@ -332,38 +337,83 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
         log.warning("%s is damaged: the images are decoded again", folder)
     with _naming_all(pairs, scale):
         sizes = np.array(list(in_threads(lambda pair: _hr_size(pair, scale), pairs)), dtype=np.int64)
-    total = _layout(sizes, scale)[2]
-    free = shutil.disk_usage(folder.parent).free
-    if total > free:
-        raise InputError(f"{folder.parent}: {total:,} bytes needed, {free:,} free; make space or set another cache_dir")
-    log.info("decoding %d images into %s, %.2f GB", len(pairs), folder, total / 1e9)
+    starts, _, total = _layout(sizes, scale)
+    ends = [*starts[1:].tolist(), total]
+    unfinished = folder.with_suffix(".partial")
+    done, digest = _continue(unfinished, ends)
+    _need_space(folder, total - (ends[done - 1] if done else 0))
+    earlier = f"; {done} were decoded by a run that was stopped" if done else ""
+    log.info("decoding %d images into %s, %.2f GB%s", len(pairs), folder, total / 1e9, earlier)
 
     def load(job: tuple[Pair, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return _load(*job, scale, degradation)
 
-    unfinished = folder.with_suffix(".partial")
-    _remove(unfinished)
-    unfinished.mkdir()
     try:
-        digest = hashlib.sha256()
-        with (unfinished / "pixels").open("wb") as file:
-            images = in_threads(load, zip(pairs, sizes, strict=True))
-            for pair_of_images in tracked(images, len(pairs), "decoding images"):
+        unfinished.mkdir(exist_ok=True)
+        with (unfinished / "pixels").open("ab") as pixels, (unfinished / "digests").open("a") as digests:
+            images = in_threads(load, zip(pairs[done:], sizes[done:], strict=True))
+            for pair_of_images in tracked(images, len(pairs) - done, "decoding images"):
                 for image in pair_of_images:  # HR, LR
                     interleaved = np.ascontiguousarray(image.transpose(1, 2, 0)).data
-                    file.write(interleaved)
+                    pixels.write(interleaved)
                     digest.update(interleaved)
-            file.flush()
-            os.fsync(file.fileno())
+                pixels.flush()
+                print(digest.hexdigest(), file=digests, flush=True)
+            os.fsync(pixels.fileno())
         index = {"scale": scale, "bytes": total, "hr_sizes": sizes.tolist(), "sha256": digest.hexdigest()}
         index["checksum"] = _checksum(folder.name, index)
         with replacing(unfinished / "index.json") as temporary:
             temporary.write_text(json.dumps(index))
         _remove(folder)  # a damaged one
         unfinished.replace(folder)
-    finally:
+        (folder / "digests").unlink()
+    except Exception:  # of a process that is stopped, the images remain
         _remove(unfinished)
+        raise
     return index
+
+
+def _continue(unfinished: Path, ends: Sequence[int]) -> tuple[int, Any]:
+    """Cut the unfinished store of a killed builder after its last whole image; remove one without any.
+
+    Line k of its file `digests` is the SHA-256 of all pixels up to the end of image k.
+
+    Args:
+        unfinished: The folder.
+        ends: Number of bytes up to the end of each image.
+
+    Returns:
+        Number of whole images, and the hash of their pixels.
+    """
+    done, digest = 0, hashlib.sha256()
+    try:
+        lines = (unfinished / "digests").read_text().splitlines()
+        with (unfinished / "pixels").open("r+b") as pixels:
+            for line, end in zip(lines, ends, strict=False):
+                longer = digest.copy()
+                longer.update(pixels.read(end - pixels.tell()))
+                if longer.hexdigest() != line:
+                    break
+                done, digest = done + 1, longer
+            pixels.truncate(ends[done - 1] if done else 0)
+        (unfinished / "digests").write_text("".join(f"{line}\n" for line in lines[:done]))
+    except (OSError, ValueError):
+        done, digest = 0, hashlib.sha256()
+    if not done:
+        _remove(unfinished)
+    return done, digest
+
+
+def _need_space(folder: Path, size: int) -> None:
+    """Check that `size` bytes are free, if need be without the unfinished stores of killed processes.
+
+    Raises:
+        InputError: They are not.
+    """
+    if size > shutil.disk_usage(folder.parent).free:
+        _remove_abandoned(folder.parent, days=0)
+    if size > (free := shutil.disk_usage(folder.parent).free):
+        raise InputError(f"{folder.parent}: {size:,} bytes needed, {free:,} free; make space or set another cache_dir")
 
 
 def _remove(path: Path) -> None:
@@ -449,12 +499,14 @@ def _load(
     return hr, lr
 
 
-def _remove_stale_partials(cache_dir: Path) -> None:
-    """Delete the unfinished stores of killed processes."""
+def _remove_abandoned(cache_dir: Path, days: float = UNFINISHED_DAYS) -> None:
+    """Delete the unfinished stores of killed processes that were last written to some days ago."""
     for unfinished in cache_dir.glob("*.partial"):
         try:
             with FileLock(unfinished.with_suffix(".lock"), timeout=0):
-                _remove(unfinished)
+                written = [path.stat().st_mtime for path in (unfinished, *unfinished.glob("pixels"))]
+                if max(written) < time.time() - days * 86400:
+                    _remove(unfinished)
         except (Timeout, OSError):  # still being built, or its lock is damaged
             continue
 

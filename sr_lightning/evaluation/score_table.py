@@ -57,7 +57,7 @@ def report_scores(
     log.info("protocol %s\n%s", ", ".join(sorted({row["protocol"] for row in rows})), score_table(rows, images_of))
     log.info("%s", RunFolder(run_dir).results)
     if pictures:
-        log.info("%d pictures in %s", len(pictures), pictures[0].parent)
+        log.info("%d picture%s in %s", len(pictures), "" if len(pictures) == 1 else "s", pictures[0].parent)
 
 
 def score_table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:

@@ -101,7 +101,8 @@ class GANModule(SRModule):
         for lr, hr in parts:
             sr, hr = self.sr_and_target(lr, hr)
             share = len(lr) / len(batch["lr"])
-            self.manual_backward(share * self.generator_loss(sr, hr, share))
+            loss = self.with_teacher(self.generator_loss(sr, hr, share), sr, lr, batch_idx, share)
+            self.manual_backward(share * loss)
             images.append((sr.detach(), hr, share))
         optimizer.step()
         optimizer.zero_grad()
@@ -120,10 +121,11 @@ class GANModule(SRModule):
             configured.scheduler.step()
         self.end_of_step(batch_idx)
 
-    def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
+    def loss_of(self, batch: dict[str, Tensor], step: int = 0) -> Tensor:
         """Compute the generator's plus the discriminator's loss: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
         sr, hr = self.sr_and_target(batch["lr"], batch["hr"])
-        return self.generator_loss(sr, hr) + self.discriminator_loss(sr.detach(), hr)
+        generator_loss = self.with_teacher(self.generator_loss(sr, hr), sr, batch["lr"], step)
+        return generator_loss + self.discriminator_loss(sr.detach(), hr)
 
     def generator_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
         """Compute image loss plus adversarial loss of sr and hr (N, C, H, W), which are a share of the batch."""

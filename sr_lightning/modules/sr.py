@@ -19,6 +19,7 @@ from sr_lightning.losses import WeightedSum
 from sr_lightning.metrics.per_image import Score
 from sr_lightning.metrics.protocol import Protocol, report_left_out
 from sr_lightning.modules.running_means import RunningMeans
+from sr_lightning.modules.teacher import Teacher
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER, OTHER, Stopwatch
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ _log = logging.getLogger(__name__)
 class SRModule(pl.LightningModule):
     """One network, one pixel loss, one optimizer. A step is a batch.
 
-    Logged every `log_every` batches, as means over them: train/loss and, of a `WeightedSum`, its terms by name; as mean
+    Logged every `log_every` batches, as means over them: train/loss and, of a `WeightedSum`, its terms by name; with a
+    teacher, train/teacher, the weighted loss to its SR, which is not part of train/loss; as mean
     over the optimizer's steps since the last log, train/gradient, the norm of the gradient before clipping (0 for a
     step that fp16 loss scaling skips).
 
@@ -49,6 +51,9 @@ class SRModule(pl.LightningModule):
         max_skipped_batches: Number of batches with NaN or infinite gradients that the run may skip, without an update
             of weights, average, buffers and optimizer; the run stops at the next one. None or 0: at the first. Costs a
             GPU a wait for each step. With fp16 loss scaling, the scaler skips such steps, without a limit.
+        teacher: Run, checkpoint or file of another project with a network whose SR is a target beside hr, or None.
+        teacher_weight: Weight of the loss to that SR; None: 1.
+        teacher_steps: Number of steps over which this weight falls linearly to 0; None: it stays the same.
 
     Attributes:
         stopwatch: Seconds of training so far, by phase; `callbacks.Progress` starts it.
@@ -56,7 +61,8 @@ class SRModule(pl.LightningModule):
         provenance: The parts of the run, as of `runs.provenance`; saved in checkpoints.
 
     Raises:
-        InputError: `ema` is not between 0 and 1, or `max_skipped_batches` is not a number of batches.
+        InputError: `ema` is not between 0 and 1, `max_skipped_batches` is not a number of batches, or the teacher
+            cannot be used.
     """
 
     monitor: str | None = "val/psnr"  # best.ckpt maximises this value; None: it is the latest checkpoint
@@ -75,6 +81,9 @@ class SRModule(pl.LightningModule):
         ema: float | None = None,
         warm_start: str | None = None,
         max_skipped_batches: int | None = None,
+        teacher: str | None = None,
+        teacher_weight: float | None = None,
+        teacher_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -96,6 +105,9 @@ class SRModule(pl.LightningModule):
                 "null to stop at the first batch whose gradients are NaN or infinite"
             )
         self.max_skipped_batches = max_skipped_batches or 0
+        if teacher is None and not (teacher_weight is None and teacher_steps is None):
+            raise InputError("model.teacher_weight and model.teacher_steps need model.teacher, the file of a network")
+        self.teacher = None if teacher is None else Teacher.load(teacher, network, teacher_weight, teacher_steps)
         self.skipped_batches: list[int] = []
         self.provenance: list[dict[str, Any]] = []
         self._buffers_before: list[Tensor] | None = None  # buffers after the last optimizer step
@@ -130,9 +142,16 @@ class SRModule(pl.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
-        """Compute the loss of a batch: lr (N, 3, h, w) and hr (N, 3, H, W), float32 in [0, 1]."""
-        return self.image_loss(*self.sr_and_target(batch["lr"], batch["hr"]))
+    def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Move the teacher, which is no submodule, to the same device."""
+        if self.teacher is not None:
+            self.teacher.network._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
+
+    def loss_of(self, batch: dict[str, Tensor], step: int = 0) -> Tensor:
+        """Compute the loss of a batch: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]; `step` is the number before it."""
+        sr, hr = self.sr_and_target(batch["lr"], batch["hr"])
+        return self.with_teacher(self.image_loss(sr, hr), sr, batch["lr"], step)
 
     def sr_and_target(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's sr as float32, and hr cropped and converted to match it."""
@@ -150,10 +169,21 @@ class SRModule(pl.LightningModule):
         self.running_means.add({"train/loss": loss}, share)
         return loss
 
+    def with_teacher(self, loss: Tensor, sr: Tensor, lr: Tensor, step: int, share: float = 1.0) -> Tensor:
+        """Add the weighted loss to the teacher's SR, if there is a teacher, and record it as train/teacher."""
+        if self.teacher is None:
+            return loss
+        if weight := self.teacher.weight_at(step):
+            term = weight * self.loss(sr, center_crop(self.teacher(lr), *sr.shape[-2:]))
+        else:
+            term = torch.zeros_like(loss)
+        self.running_means.add({"train/teacher": term}, share)
+        return loss + term
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.stopwatch.enter(FORWARD_AND_BACKWARD)
         self.keep_buffers()
-        loss = self.loss_of(batch)
+        loss = self.loss_of(batch, batch_idx)
         self.end_of_step(batch_idx)
         return loss
 

@@ -18,6 +18,7 @@ from sr_lightning.networks.srcnn import SRCNN
 from sr_lightning.networks.srgan_discriminator import SRGANDiscriminator
 from sr_lightning.networks.srresnet import SRResNet
 from sr_lightning.networks.swinir import SwinIR
+from sr_lightning.networks.unet_discriminator import UNetDiscriminator
 from sr_lightning.networks.vdsr import VDSR
 from sr_lightning.networks.wdsr import WDSR
 
@@ -42,4 +43,5 @@ __all__ = [
     "SRGANDiscriminator",
     "SRResNet",
     "SwinIR",
+    "UNetDiscriminator",
 ]

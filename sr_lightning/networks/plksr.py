@@ -1,9 +1,12 @@
 """PLKSR: blocks with one large kernel on a part of the channels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sr_lightning.errors import InputError
 from sr_lightning.networks.layers import check_channels, conv3x3, narrow_init, pixel_shuffle
 
 
@@ -21,6 +24,8 @@ class PLKSR(nn.Module):
         kernel_size: Side of the large kernel, odd: 17, or 13 for the tiny network.
         split_ratio: Share of the channels that the large kernel sees.
         attention: Multiply each block's features by a sigmoid of a convolution; the tiny network does not.
+        mixer_kernels: Sides of the two convolutions that a block begins with, odd: 3 and 1, the default of the
+            authors' code, or 3 and 3, with which they train all networks (the paper's DCCM).
         num_channels: 3 (RGB, as in the paper) or 1 (luma).
 
     Attributes:
@@ -30,7 +35,7 @@ class PLKSR(nn.Module):
     not clamped.
 
     Raises:
-        InputError: The number of channels is not supported.
+        InputError: The number of channels is not supported, a kernel is even, or there are not two mixer kernels.
 
     Example:
         >>> import torch
@@ -47,15 +52,19 @@ class PLKSR(nn.Module):
         kernel_size: int = 17,
         split_ratio: float = 0.25,
         attention: bool = True,
+        mixer_kernels: Sequence[int] = (3, 1),
         num_channels: int = 3,
     ) -> None:
         super().__init__()
         check_channels(num_channels)
         self.scale, self.num_channels = scale, num_channels
-        self.receptive_radius = 2 + num_blocks * (1 + kernel_size // 2 + attention)
+        kernels = (*mixer_kernels, kernel_size)
+        if len(kernels) != 3 or any(side % 2 == 0 for side in kernels):
+            raise InputError(f"{kernel_size=}, mixer_kernels={[*mixer_kernels]}: give odd sides, two to the mixer")
+        self.receptive_radius = 2 + num_blocks * (sum(side // 2 for side in kernels) + attention)
         self.feats = nn.Sequential(
             narrow_init(conv3x3(num_channels, num_features)),
-            *(_Block(num_features, kernel_size, split_ratio, attention) for _ in range(num_blocks)),
+            *(_Block(num_features, kernel_size, split_ratio, attention, mixer_kernels) for _ in range(num_blocks)),
             narrow_init(conv3x3(num_features, num_channels * scale**2)),
         )
 
@@ -65,12 +74,15 @@ class PLKSR(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, num_features: int, kernel_size: int, split_ratio: float, attention: bool) -> None:
+    def __init__(
+        self, num_features: int, kernel_size: int, split_ratio: float, attention: bool, mixer_kernels: Sequence[int]
+    ) -> None:
         super().__init__()
+        first, last = mixer_kernels
         self.channe_mixer = nn.Sequential(
-            conv3x3(num_features, 2 * num_features),
+            nn.Conv2d(num_features, 2 * num_features, first, padding=first // 2),
             nn.GELU(),
-            narrow_init(nn.Conv2d(2 * num_features, num_features, 1)),
+            narrow_init(nn.Conv2d(2 * num_features, num_features, last, padding=last // 2)),
         )
         self.lk = PartialLargeKernel(int(num_features * split_ratio), kernel_size)
         self.attn = ElementwiseAttention(num_features) if attention else nn.Identity()

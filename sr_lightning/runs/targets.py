@@ -21,7 +21,7 @@ OF_A_RUN = re.compile(
     r"""
     sr_lightning\.(networks|modules|losses|optim|degradations|data|callbacks|loggers|metrics)\.\w+\.[A-Z]\w*
     | sr_lightning\.optim\.schedule\.[a-z]\w*
-    | sr_lightning\.data\.sources\.(image_folder|bundled_photos)
+    | sr_lightning\.data\.sources\.(image_folder|bundled_photos|joined)
     | sr_lightning\.data\.(?P<data_set>\w+)\.(?P=data_set)
     | torch\.nn\.modules\.loss\.\w+Loss
     | torch\.optim\.\w+\.[A-Z]\w*

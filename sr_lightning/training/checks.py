@@ -130,7 +130,8 @@ def check_settings(cfg: DictConfig) -> None:
         partial(check_measures, cfg.measures),
         partial(check_benchmarks, cfg.benchmarks),
         *(partial(benchmark_folder, cfg.data_root, name) for name in named_benchmarks(cfg, given)),
-        partial(check_warm_start, path),
+        partial(check_weights, "model.warm_start", path),
+        partial(check_weights, "model.teacher", OmegaConf.select(cfg, "model.teacher")),
         partial(check_data, cfg.data),
     )
 
@@ -298,8 +299,8 @@ def check_early_stopping(settings: DictConfig | None) -> None:
         raise InputError("\n".join(wrong))
 
 
-def check_warm_start(path: object) -> None:
-    """Check that the file or run of `model.warm_start` exists.
+def check_weights(key: str, path: object) -> None:
+    """Check that the file or run that is the value of a key exists.
 
     Raises:
         InputError: The file does not exist, or the folder has no checkpoint.
@@ -308,25 +309,38 @@ def check_warm_start(path: object) -> None:
         try:
             find_checkpoint(str(path))
         except InputError as error:
-            raise InputError(f"model.warm_start={path}: {error}") from None
+            raise InputError(f"{key}={path}: {error}") from None
 
 
 def check_data(data: DictConfig) -> None:
-    """Check that the images of the data set exist and pair, unless the run downloads them.
+    """Check that the images of all sets exist and pair, unless the run downloads them.
 
     Raises:
         InputError: Folders or images are missing, or HR and LR files do not pair.
     """
-    if downloads(data):
-        return
+    if data._target_ == "sr_lightning.data.FolderDataModule":
+        if OmegaConf.is_missing(data, "hr") or data.hr is None:
+            raise InputError("data=folder needs data.hr=DIR, the folder of the HR images")
+        folder_pairs(data.hr, data.lr, data.val_hr, data.val_lr, data.val_fraction, data.scale)
+    for part in ("train", "val"):
+        if data.get(part) is not None:
+            raise_all(*(partial(list_images, each) for each in joined_sets(data[part]) if not downloads(each)))
+
+
+def joined_sets(images: DictConfig) -> list[DictConfig]:
+    """List the configs of the sets that are joined, or the one config of images."""
+    sets = [each for each in images.values() if OmegaConf.is_dict(each) and "_target_" in each]
+    return sets or [images]
+
+
+def list_images(images: DictConfig) -> None:
+    """List the images of a config.
+
+    Raises:
+        InputError: Folders or images are missing, or HR and LR files do not pair.
+    """
     try:
-        if data._target_ == "sr_lightning.data.FolderDataModule":
-            if OmegaConf.is_missing(data, "hr") or data.hr is None:
-                raise InputError("data=folder needs data.hr=DIR, the folder of the HR images")
-            folder_pairs(data.hr, data.lr, data.val_hr, data.val_lr, data.val_fraction, data.scale)
-        for part in ("train", "val"):
-            if data.get(part) is not None:
-                instantiate(data[part])
+        instantiate(images)
     except Exception as error:
         if (wrong := find_input_error(error)) is None:
             raise

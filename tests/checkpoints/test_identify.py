@@ -16,7 +16,7 @@ from sr_lightning.checkpoints.interop import save_weights
 from sr_lightning.checkpoints.key_maps import KEY_MAPS, export_keys
 from sr_lightning.errors import InputError
 from sr_lightning.networks import EDSR, RCAN, VDSR, WDSR, Compact, RRDBNet
-from tests.networks.test_every_network import NAMES, config, small
+from tests.networks.test_every_network import CHOICES, config, small
 
 HIDDEN = {form.network: form.hidden for form in (*FORMS, *PLAIN)}
 WRAPS = {
@@ -36,7 +36,7 @@ def output(network: torch.nn.Module) -> torch.Tensor:
         return network(random_image(network))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "bicubic"])
+@pytest.mark.parametrize("name", [name for name in CHOICES if name != "bicubic"])
 @pytest.mark.parametrize("scale", [2, 4])
 def test_every_network_is_found_by_its_weights_and_what_they_do_not_show_is_asked_for(name, scale, tmp_path):
     network = small(name, scale)

@@ -131,7 +131,7 @@ def test_missing_folders_are_named_with_both_remedies(tmp_path):
     with pytest.raises(InputError) as error:
         div2k(tmp_path, "train", "bicubic", 2)
     message = str(error.value)
-    assert "data.train.download=true (fetches 4.5 GB)" in message
+    assert "data.train.download=true (fetches 4.5 GB; for data=df2k data.train.div2k.download)" in message
     assert f"{tmp_path}/DIV2K_train_HR/0001.png" in message
     assert f"{tmp_path}/DIV2K_train_LR_bicubic/X2/0001x2.png" in message
     assert f"{tmp_path}/DIV2K_train_HR.zip, from https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip" in message

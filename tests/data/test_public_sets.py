@@ -60,6 +60,14 @@ def sets(server, monkeypatch):
             },
             "",
         ),
+        "Flickr2K.tar": packed(
+            {
+                f"Flickr2K/{file}": image(5)
+                for name in ("000001", "000002")
+                for file in (f"Flickr2K_HR/{name}.png", f"Flickr2K_LR_bicubic/X2/{name}x2.png")
+            },
+            "",
+        ),
     }
     small = {}
     for name, each in PUBLIC_SETS.items():
@@ -70,6 +78,7 @@ def sets(server, monkeypatch):
             url=f"{server.url}/{each.archive.file}",
             size=each.archive.size and len(data),
             sha256=each.archive.sha256 and hashlib.sha256(data).hexdigest(),
+            md5=each.archive.md5 and hashlib.md5(data).hexdigest(),
         )
         small[name] = replace(
             each, archive=archive, folders=tuple(replace(f, num_images=2, pixels=None) for f in each.folders)
@@ -97,6 +106,18 @@ def test_fetched_sets_lie_where_training_and_scoring_look(sets, tmp_path, capsys
     archives = {"SRCNN-Tensorflow.zip", "BSR_bsds500.tgz", "benchmark.tar"}
     assert visible(tmp_path) == {"T91", "BSDS500", "benchmark"} | archives
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".unpacked")]
+
+
+def test_flickr2k_is_verified_by_md5_and_put_in_place_with_its_lr(sets, tmp_path, capsys):
+    folder = tmp_path / "Flickr2K"
+    right = sets["flickr2k"]
+    sets["flickr2k"] = replace(right, archive=replace(right.archive, md5="0" * 32))
+    assert main(["fetch", "flickr2k", "--root", str(tmp_path)]) == 1
+    assert "expected md5 000" in capsys.readouterr().err and not folder.exists()
+    sets["flickr2k"] = right
+    assert main(["fetch", "flickr2k", "--root", str(tmp_path)]) == 0
+    pairs = image_folder(folder / "Flickr2K_HR", folder / "Flickr2K_LR_bicubic", scale=2)
+    assert [pair.lr.name for pair in pairs] == ["000001x2.png", "000002x2.png"]
 
 
 def test_complete_sets_are_not_fetched_again_and_one_archive_serves_several(sets, tmp_path, server, capsys):
@@ -162,12 +183,19 @@ def test_list_counts_what_is_there(sets, tmp_path, capsys):
     assert ["set5", "benchmarks=[Set5]", "benchmark/Set5", "missing (2)"] in rows
     assert ["div2k", "data=div2k", "DIV2K_train_HR", "missing (800)"] in rows
     assert ["celeba", "data=celeba", "CelebA", "by hand"] in rows
+    assert ["lsdir", "data=lsdir", "LSDIR (train)", "by hand"] in rows
     assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(
     ("folder", "name"),
-    [("T91", "t91"), ("BSDS500/test", "bsds500"), ("benchmark/BSD100/HR", "bsd100"), ("benchmark/Set14/HR", "set14")],
+    [
+        ("Flickr2K/Flickr2K_HR", "flickr2k"),
+        ("T91", "t91"),
+        ("BSDS500/test", "bsds500"),
+        ("benchmark/BSD100/HR", "bsd100"),
+        ("benchmark/Set14/HR", "set14"),
+    ],
 )
 def test_error_of_a_missing_public_folder_names_the_command(tmp_path, folder, name):
     with pytest.raises(InputError, match=f"no such folder.*python -m sr_lightning.data fetch {name}$"):
@@ -177,9 +205,12 @@ def test_error_of_a_missing_public_folder_names_the_command(tmp_path, folder, na
         benchmark_set(tmp_path, "Set14", 2)
 
 
-def test_by_hand_sets_say_how(tmp_path, capsys):
-    assert main(["fetch", "celeba", "--root", str(tmp_path)]) == 1
-    assert "mmlab.ie.cuhk.edu.hk" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "address"), [("celeba", "mmlab.ie.cuhk.edu.hk"), ("lsdir", "huggingface.co/ofsoundof/LSDIR")]
+)
+def test_by_hand_sets_say_how(tmp_path, capsys, name, address):
+    assert main(["fetch", name, "--root", str(tmp_path)]) == 1
+    assert address in capsys.readouterr().err
 
 
 def test_div2k_is_fetched_by_track_and_scale(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import sr_lightning.data
@@ -19,11 +20,13 @@ from sr_lightning.data.sources import (
     bundled_photos,
     folder_pairs,
     image_folder,
+    joined,
     split_folder,
 )
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import read_image
-from tests.helpers import run_in_new_interpreter
+from sr_lightning.training.checks import check_data
+from tests.helpers import compose, run_in_new_interpreter
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -106,6 +109,47 @@ def test_unpaired_files_leave_the_complete_pairs(tmp_path):
     with pytest.raises(UnpairedError) as caught:
         image_folder(hr, lr, scale=2)
     assert caught.value.pairs == [Pair("a", hr / "a.png", lr / "ax2.png")]
+
+
+def test_lr_folder_without_the_scale_says_which_it_has(tmp_path):
+    hr = touch(tmp_path / "hr", "a.png")
+    touch(tmp_path / "lr" / "X2", "ax2.png")
+    with pytest.raises(InputError, match=r"lr: no image in this folder for scale 8, only X2; set lr to null"):
+        image_folder(hr, tmp_path / "lr", scale=8)
+
+
+def test_joined_sets_keep_their_order_and_get_distinct_names(tmp_path):
+    first, second = touch(tmp_path / "1", "b.png", "c.png"), touch(tmp_path / "2", "a.png", "b.png")
+    pairs = joined(one=image_folder(first), two=image_folder(second))
+    assert names(pairs) == ["one_b", "c", "a", "two_b"]
+    assert [pair.hr for pair in pairs] == [first / "b.png", first / "c.png", second / "a.png", second / "b.png"]
+
+
+@pytest.mark.parametrize("sets", [{}, {"one": []}, {"one": {"hr": "photos"}}, {"one": None}])
+def test_joining_nothing_is_refused(sets):
+    with pytest.raises(InputError, match="joined sets: "):
+        joined(**sets)
+
+
+def test_df2k_is_div2k_and_flickr2k_with_their_lr(tmp_path):
+    numbers = [f"{number:04}" for number in range(1, 811)]
+    for split, part in (("train", numbers[:800]), ("valid", numbers[800:])):
+        touch(tmp_path / f"DIV2K_{split}_HR", *(f"{name}.png" for name in part))
+        touch(tmp_path / f"DIV2K_{split}_LR_bicubic" / "X2", *(f"{name}x2.png" for name in part))
+    touch(tmp_path / "Flickr2K" / "Flickr2K_HR", "000001.png", "000002.png")
+    touch(tmp_path / "Flickr2K" / "Flickr2K_LR_bicubic" / "X2", "000001x2.png", "000002x2.png")
+    cfg = compose("data=df2k", "scale=x2", f"data_root={tmp_path}")
+    train, val = instantiate(cfg.data.train), instantiate(cfg.data.val)
+    assert names(train) == [*numbers[:800], "000001", "000002"] and names(val) == numbers[800:]
+    assert all(pair.lr.name == f"{pair.name}x2.png" for pair in train)
+
+
+def test_missing_sets_of_a_join_are_all_named_also_beside_one_that_is_downloaded(tmp_path):
+    words = ("data=df2k", "scale=x2", f"data_root={tmp_path}")
+    with pytest.raises(InputError, match=r"(?s)DIV2K images are missing.*Flickr2K_HR: no such folder.*fetch flickr2k"):
+        check_data(compose(*words).data)
+    with pytest.raises(InputError, match=r"^\S*Flickr2K_HR: no such folder"):
+        check_data(compose(*words, "data.train.div2k.download=true").data)
 
 
 @pytest.mark.parametrize(

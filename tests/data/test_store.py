@@ -362,18 +362,117 @@ def slow_images(tmp_path):
     return pairs, planes
 
 
-def test_store_of_a_killed_builder_is_discarded(tmp_path, slow_images):
-    pairs, planes = slow_images
-    cache = tmp_path / "cache"
-    process, pixels = start_builder(tmp_path / "hr", cache)
+def kill_builder(folder, cache):
+    """Kill a builder before its last image; return the folder of its unfinished store."""
+    process, pixels = start_builder(folder, cache)
     process.kill()
     process.wait()
-    assert pixels.exists()
-    assert ImageStore.open(pairs[:1], 2, Quick(), cache).names == ("000",)  # another set's builder clears up
-    assert not pixels.exists() and len(stores(cache)) == 1
+    return pixels.parent
+
+
+def counted_loads(monkeypatch):
+    """Return the list to which the name of each decoded image is added."""
+    loaded, load = [], store_module._load
+    monkeypatch.setattr(store_module, "_load", lambda pair, *rest: (loaded.append(pair.name), load(pair, *rest))[1])
+    return loaded
+
+
+def test_store_of_a_killed_builder_is_continued_to_the_same_bits(tmp_path, slow_images, monkeypatch):
+    pairs, _ = slow_images
+    cache = tmp_path / "cache"
+    kill_builder(tmp_path / "hr", cache)
+    ImageStore.open(pairs[:1], 2, Quick(), cache)  # the builder of another set leaves it alone
+    loaded = counted_loads(monkeypatch)
     store = ImageStore.open(pairs, 2, Quick(), cache)
+    assert loaded == ["003"]
+    undisturbed = ImageStore.open(pairs, 2, Quick(), tmp_path / "other")
+    assert store.file.parent.name == undisturbed.file.parent.name
+    assert files_of(store) == files_of(undisturbed) and len(stores(cache)) == 2
+
+
+def files_of(store):
+    return {path.name: path.read_bytes() for path in store.file.parent.iterdir()}
+
+
+def flipped(file, index):
+    content = bytearray(file.read_bytes())
+    content[index] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda folder: flipped(folder / "pixels", 250), ["001", "002", "003"]),  # in the second image of 240 bytes
+        (lambda folder: (folder / "pixels").write_bytes(bytes(100)), ["000", "001", "002", "003"]),
+        (lambda folder: (folder / "digests").unlink(), ["000", "001", "002", "003"]),  # as of an earlier version
+        (lambda folder: (folder / "digests").write_bytes(b"\xff"), ["000", "001", "002", "003"]),
+        (lambda folder: flipped(folder / "digests", 2 * 65), ["002", "003"]),
+        (lambda folder: (folder / "digests").open("a").write("f" * 20), ["003"]),  # killed within a line
+        (lambda folder: (folder / "pixels").open("ab").write(b"1" * 90), ["003"]),  # killed within an image
+        (lambda folder: (shutil.rmtree(folder), folder.touch()), ["000", "001", "002", "003"]),
+    ],
+)
+def test_whole_images_of_a_damaged_unfinished_store_are_kept(tmp_path, slow_images, monkeypatch, damage, expected):
+    pairs, planes = slow_images
+    damage(kill_builder(tmp_path / "hr", tmp_path / "cache"))
+    loaded = counted_loads(monkeypatch)
+    arguments = (pairs, 2, Quick(), tmp_path / "cache")
+    store = ImageStore.open(*arguments)
+    assert sorted(loaded) == expected
     for i, image in enumerate(planes):
         np.testing.assert_array_equal(store.hr(i), image)
+    assert verify(*arguments)
+
+
+def test_a_bad_image_in_a_continued_store_leaves_nothing(tmp_path, slow_images, monkeypatch):
+    pairs, _ = slow_images
+    unfinished = kill_builder(tmp_path / "hr", tmp_path / "cache")
+    load = store_module._load
+
+    def failing(*arguments):
+        raise InputError("cannot be decoded")
+
+    monkeypatch.setattr(store_module, "_load", failing)
+    with pytest.raises(InputError, match="cannot be decoded"):
+        ImageStore.open(pairs, 2, Quick(), tmp_path / "cache")
+    assert not unfinished.exists()
+    monkeypatch.setattr(store_module, "_load", load)
+    assert len(ImageStore.open(pairs, 2, Quick(), tmp_path / "cache")) == 4
+
+
+def test_unfinished_stores_are_removed_after_a_week_or_if_space_is_short(tmp_path, slow_images, monkeypatch):
+    pairs, _ = slow_images
+    cache = tmp_path / "cache"
+    unfinished = kill_builder(tmp_path / "hr", cache)
+    week = store_module.UNFINISHED_DAYS * 86400
+    for path in (unfinished / "pixels", unfinished):
+        os.utime(path, (path.stat().st_mtime - week - 9,) * 2)
+    ImageStore.open(pairs[:1], 2, Quick(), cache)
+    assert not unfinished.exists()
+    unfinished = kill_builder(tmp_path / "hr", cache)
+    usage = shutil.disk_usage(tmp_path)
+    free = lambda folder: usage._replace(free=100 if unfinished.exists() else 1000)  # noqa: E731
+    monkeypatch.setattr(store_module.shutil, "disk_usage", free)
+    ImageStore.open(pairs[:2], 2, Quick(), cache)
+    assert not unfinished.exists()
+
+
+def test_digests_are_saved_while_files_are_hashed(tmp_path, monkeypatch):
+    pairs, _ = images(tmp_path / "hr", *[(8, 8)] * 5)
+    age(tmp_path / "hr")
+    monkeypatch.setattr(store_module, "SAVED_TOGETHER", 2)
+    digest = store_module._digest
+
+    def stopping(file):
+        if file.name == "004.png":
+            raise KeyboardInterrupt
+        return digest(file)
+
+    monkeypatch.setattr(store_module, "_digest", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
+    assert len(json.loads((tmp_path / "cache" / "digests.json").read_text())) == 4
 
 
 def test_running_builder_is_waited_for(tmp_path, slow_images):

@@ -6,10 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sr_lightning.networks import PatchDiscriminator, SRGANDiscriminator
+from sr_lightning.errors import InputError
+from sr_lightning.networks import PatchDiscriminator, SRGANDiscriminator, UNetDiscriminator
 
 SMALL = {
     "srgan": lambda **options: SRGANDiscriminator(crop_size=32, num_features=8, num_hidden=16, **options),
+    "u-net": lambda **options: UNetDiscriminator(num_features=8, **options),
     "patch": lambda **options: PatchDiscriminator(num_features=8, num_layers=2, **options),
 }
 EVERY = pytest.mark.parametrize("kind", SMALL)
@@ -41,6 +43,8 @@ def test_the_number_of_parameters_is_the_published_one():
         assert count(SRGANDiscriminator(crop_size=96)) == 23_565_505
     # CycleGAN's, without affine normalisation: 2.765 M according to its authors' code
     assert count(PatchDiscriminator(spectral_norm=True)) == 2_764_737
+    with torch.device("meta"):
+        assert count(UNetDiscriminator()) == 4_376_897
     # without the three biases before batch normalisation, with its weights and biases
     assert count(PatchDiscriminator()) == 2_764_737 + (128 + 256 + 512)
 
@@ -129,9 +133,10 @@ def test_spectral_norm_bounds_every_layer_and_replaces_batch_normalisation(kind)
         for _ in range(60):  # each is one step of the power method
             network(images())
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = layers[1:-1] if kind == "u-net" else layers
     largest = [np.linalg.svd(layer.eval().weight.detach().flatten(1).numpy(), compute_uv=False)[0] for layer in layers]
     assert largest == pytest.approx([1] * len(layers), rel=0.02)
-    assert len(layers) == {"srgan": 10, "patch": 4}[kind]
+    assert len(layers) == {"srgan": 10, "u-net": 8, "patch": 4}[kind]
     assert not [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
@@ -210,6 +215,42 @@ def test_training_works_with_one_image_of_the_minimum_size(kind):
     least = {
         "srgan": lambda: (SRGANDiscriminator(crop_size=17, num_features=2), 17),
         "patch": lambda: (PatchDiscriminator(num_features=2), 24),
+        "u-net": lambda: (UNetDiscriminator(num_features=2), 8),
     }
     network, size = least[kind]()
     assert network.train()(images(size=size)[:1]).isfinite().all()
+
+
+def test_the_u_net_has_the_published_names_and_matches_the_paper():
+    """The normalised weights are those that the published names describe: original / (u^T W v)."""
+    torch.manual_seed(0)
+    network = UNetDiscriminator(num_features=4)
+    for _ in range(3):
+        network.train()(images())
+    weights = network.eval().state_dict()
+    normalised = [f"conv{i}.weight_{kind}" for i in range(1, 9) for kind in ("orig", "u", "v")]
+    plain_names = [f"conv{i}.{kind}" for i in (0, 9) for kind in ("weight", "bias")]
+    assert sorted(weights) == sorted(normalised + plain_names)
+
+    def conv(x, i, stride=1):
+        weight = weights[f"conv{i}.weight_orig"]
+        norm = weights[f"conv{i}.weight_u"] @ weight.flatten(1) @ weights[f"conv{i}.weight_v"]
+        return F.leaky_relu(F.conv2d(x, weight / norm, stride=stride, padding=1), 0.2)
+
+    x0 = F.leaky_relu(F.conv2d(images(), weights["conv0.weight"], weights["conv0.bias"], padding=1), 0.2)
+    x1 = conv(x0, 1, 2)
+    x2 = conv(x1, 2, 2)
+    x = conv(x2, 3, 2)
+    for i, skip in ((4, x2), (5, x1), (6, x0)):
+        x = conv(F.interpolate(x, scale_factor=2, mode="bilinear"), i) + skip
+    expected = F.conv2d(conv(conv(x, 7), 8), weights["conv9.weight"], weights["conv9.bias"], padding=1)
+    torch.testing.assert_close(network(images()), expected)
+
+
+def test_the_u_net_refuses_sizes_that_are_no_multiples_of_8():
+    with pytest.raises(
+        InputError, match=r"images of 32x36, which are no multiples of 8: choose another data\.patch_size"
+    ):
+        UNetDiscriminator(num_features=4)(torch.rand(1, 3, 32, 36))
+    with pytest.raises(InputError, match="images of 60x60"):
+        UNetDiscriminator(num_features=4, crop_size=60)

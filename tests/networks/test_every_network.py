@@ -19,6 +19,13 @@ from sr_lightning.optim import Muon
 from tests.helpers import CONF, compose, slow_except
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base")
+# Forms of networks whose options change the structure, beside those of conf/model
+FORMS = [
+    "plksr model.network.mixer_kernels=[3,3] model.network.attention=false",
+    "realplksr model.network.layer_norm=true model.network.attention=false",
+    "realplksr model.network.dysample=true",
+]
+CHOICES = [*NAMES, *FORMS]
 SCALES = [2, 3, 4, 8]
 # Sizes that make a network small enough for tests, applied if its config has them as numbers
 SMALL = {"num_features": 16, "num_blocks": 2, "num_groups": 2, "num_layers": 6, "reduction": 4, "num_heads": 4}
@@ -45,7 +52,9 @@ PARAMETERS = {
     "rrdbnet": (16_661_059, 16_661_059, 16_697_987, 16_734_915),
     "rrdbnet model.network.unshuffle=2": (16_703_171, None, 16_740_099, None),
     "plksr": (5_530_316, 5_538_971, 5_551_088, 5_634_176),
+    "plksr model.network.mixer_kernels=[3,3]": (7_365_324, 7_373_979, 7_386_096, 7_469_184),
     "realplksr": (7_368_908, 7_377_563, 7_389_680, 7_472_768),
+    "realplksr model.network.layer_norm=true": (7_368_908, 7_377_563, 7_389_680, 7_472_768),
     "safmn": (227_820, 232_695, 239_520, 286_320),
     "span": (2_221_140 - FOLDED, 2_227_635 - FOLDED, 2_236_728 - FOLDED, 2_299_080 - FOLDED),
     "swinir_light": (910_152, 918_267, 929_628, 1_007_532),
@@ -95,7 +104,7 @@ def test_the_number_of_parameters_is_the_published_one(choice, scale):
     assert sum(p.numel() for p in network.parameters()) == published
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("scale", SCALES)
 def test_any_image_is_upscaled_by_the_scale_to_float32(name, scale):
     network = small(name, scale)
@@ -108,7 +117,7 @@ def test_any_image_is_upscaled_by_the_scale_to_float32(name, scale):
         assert sr.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHOICES)
 def test_the_state_dict_holds_only_parameters_and_running_statistics(name):
     network = small(name, 2)
     learned = {key for key, _ in network.named_parameters()}
@@ -118,7 +127,7 @@ def test_the_state_dict_holds_only_parameters_and_running_statistics(name):
     assert network.state_dict().keys() == learned
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_the_gradient_reaches_every_parameter(name, scale):
     network = small(
@@ -130,7 +139,7 @@ def test_the_gradient_reaches_every_parameter(name, scale):
     assert not unreached
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_bfloat16_is_within_two_percent_of_the_outputs_range(name, scale):
     network = small(name, scale)
@@ -141,7 +150,7 @@ def test_bfloat16_is_within_two_percent_of_the_outputs_range(name, scale):
     assert (rounded - exact).abs().max() < 0.02 * (exact.max() - exact.min())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_the_memory_format_does_not_change_the_output(name, scale):
     network = small(name, scale)
@@ -152,7 +161,7 @@ def test_the_memory_format_does_not_change_the_output(name, scale):
     torch.testing.assert_close(channels_last, contiguous, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_images_of_a_batch_are_independent(name, scale):
     network = small(name, scale)
@@ -161,7 +170,7 @@ def test_images_of_a_batch_are_independent(name, scale):
         torch.testing.assert_close(network(lr)[1:], network(lr[1:]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("scale", slow_except(SCALES, 3))
 def test_the_receptive_radius_is_exact(name, scale, measured_radius):
     network = small(name, scale)
@@ -173,7 +182,7 @@ def test_the_receptive_radius_is_exact(name, scale, measured_radius):
         assert measured_radius(network, network.receptive_radius + 3) == network.receptive_radius
 
 
-@pytest.mark.parametrize("name", slow_except(NAMES, "bicubic", "espcn"))
+@pytest.mark.parametrize("name", slow_except(CHOICES, "bicubic", "espcn"))
 def test_it_overfits_four_patches(name):
     network = small(name, 2).train()
     if not any(True for _ in network.parameters()):

@@ -12,6 +12,7 @@ import torch
 
 from sr_lightning.callbacks import BestCheckpoint
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
+from sr_lightning.networks import Compact
 from sr_lightning.optim import warmup_cosine
 from tests.helpers import ROOT, Command, differences, metrics_of, rows_of, run
 from tests.kill_chains import differences_of_runs
@@ -26,6 +27,10 @@ ADVERSARIAL = [
     *("+model.loss.terms.content.layers.1_2=1", "model.discriminator.num_features=4"),
 ]
 SKIPPING = ["model.loss._target_=tests.training.failing.SometimesNaN", "model.max_skipped_batches=100", "allow=tests"]
+TAUGHT = [
+    *(*PIXEL, "max_steps=150", "model=compact", "model.network.num_features=8", "model.network.num_blocks=1"),
+    *("model.teacher=TEACHER", "model.teacher_steps=100"),
+]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 TWO_PROCESSES = ["log_every=5", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
@@ -62,6 +67,7 @@ def stop_after_new_checkpoints(words: list, path: Path, count: int, signum: int 
     ("settings", "signals"),
     [
         ([*PIXEL, *SKIPPING], (signal.SIGKILL, signal.SIGINT)),
+        (TAUGHT, (signal.SIGKILL,)),
         (ADVERSARIAL, (signal.SIGHUP, signal.SIGKILL)),
         ([*ADVERSARIAL, *TWO_PROCESSES], (signal.SIGKILL, signal.SIGTERM)),
         pytest.param(
@@ -70,11 +76,19 @@ def stop_after_new_checkpoints(words: list, path: Path, count: int, signum: int 
             marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler"),
         ),
     ],
-    ids=["pixel loss, with batches skipped", "adversarial", "adversarial in two processes", "compiled"],
+    ids=[
+        "pixel loss, with batches skipped",
+        "with a teacher",
+        "adversarial",
+        "adversarial in two processes",
+        "compiled",
+    ],
 )
 @pytest.mark.slow
 def test_stopped_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, settings, signals):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, killed, teacher = tmp_path / "whole", tmp_path / "killed", tmp_path / "teacher.pth"
+    torch.save(Compact(scale=2, num_features=16, num_blocks=1).state_dict(), teacher)
+    settings = [word.replace("TEACHER", str(teacher)) for word in settings]
     run(*command, *settings, f"hydra.run.dir={whole}")
     max_steps = steps_done(read_checkpoint(whole / "checkpoints" / "last.ckpt"))
 

@@ -21,7 +21,7 @@ from sr_lightning.upscale.tiles import (
     tile_map,
 )
 from tests.helpers import slow_except
-from tests.networks.test_every_network import NAMES, small
+from tests.networks.test_every_network import CHOICES, small
 
 
 def tiled(network, lr, tile, margin):
@@ -49,7 +49,7 @@ def tiled(network, lr, tile, margin):
 TILINGS = [(2, 37, 53, 11), (3, 41, 30, 17), (4, 29, 45, 8)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize(("scale", "height", "width", "tile"), slow_except(TILINGS, TILINGS[0]))
 def test_tiles_with_a_margin_of_the_receptive_radius_equal_the_whole(name, scale, height, width, tile):
     network = fuse_for_inference(small(name, scale))
