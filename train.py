@@ -17,7 +17,7 @@ from sr_lightning.cli import prepare_command, task
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @task
 def main(cfg: DictConfig) -> float:
-    from sr_lightning.sweeps import in_sweep, run_cell, run_lock
+    from sr_lightning.sweeps import agent_devices, in_sweep, run_cell, run_lock
 
     if cfg.dry_run:
         from sr_lightning.training.dry_run import dry_run
@@ -31,9 +31,10 @@ def main(cfg: DictConfig) -> float:
         cfg = checked(cfg)  # before torch is imported: wrong input is named at once
         if (psnr := finished_score(cfg)) is not None:
             return psnr
-        from sr_lightning.training.train import train
+        with agent_devices(cfg.trainer):
+            from sr_lightning.training.train import train
 
-        return train(cfg)
+            return train(cfg)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.folder import RunFolder, remove_failed_start
 from sr_lightning.runs.result import record_failure
 from sr_lightning.runs.saved_config import rename_keys, upgrade_overrides
+from sr_lightning.sweeps.agents import place_run
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import relative
 from sr_lightning.sweeps.processes import exit_with_first_process, exit_with_parent, is_cell, process_rank
@@ -75,6 +76,8 @@ def prepare_command(about: str, name: str) -> None:
     escape_messages()
     handle_signals()
     sys.argv[1:] = [name_option(name_run(argument)) for argument in upgrade_overrides(sys.argv[1:])]
+    if name == "train":
+        sys.argv[1:] = place_run(sys.argv[1:])
     check_resume(sys.argv[1:])
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return

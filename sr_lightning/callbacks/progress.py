@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from tqdm import tqdm
 
 from sr_lightning.loggers.base import run_loggers
+from sr_lightning.network_costs import peak_memory
 from sr_lightning.utils.progress import QUIET
 from sr_lightning.utils.stopwatch import OTHER, VALIDATION, Stopwatch
 
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 
 class Progress(pl.Callback):
     """Show loss, PSNR, patches per second and time left; save the seconds of training so far in checkpoints.
+
+    Loggers that show more than scalars receive speed and memory every `log_every` batches of the module.
 
     Validations are logged. Without a terminal, a line is logged every 30 seconds as well, also within a validation. At
     the end, log and send to the loggers the patches per second, and the shares of the time by phase (`Stopwatch`).
@@ -35,6 +39,7 @@ class Progress(pl.Callback):
         self.best_step: int | None = None  # unknown in checkpoints of earlier versions
         self.stopwatch = Stopwatch()
         self.last_line = time.monotonic()
+        self._last_rate = (0, 0.0)  # batches, and seconds of training, when the speed was last sent
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.stopwatch = pl_module.stopwatch
@@ -48,6 +53,7 @@ class Progress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.first = pl_module.batches_done
+        self._last_rate = (self.first, 0.0)
         self.stopwatch.start()
         self.bar = tqdm(
             total=self.max_steps,
@@ -64,6 +70,19 @@ class Progress(pl.Callback):
             self.bar.update(done - self.bar.n)
         elif self._is_quiet(trainer):
             self._log_step(pl_module, done)
+        if done % pl_module.log_every == 0 and trainer.is_global_zero:
+            self._send_resources(pl_module, done)
+
+    def _send_resources(self, module: pl.LightningModule, done: int) -> None:
+        """Send the patches per second since the last call, without validation, and the peaks of memory in GiB."""
+        seconds = self.stopwatch.elapsed - self.stopwatch.seconds[VALIDATION]
+        earlier, since = self._last_rate
+        self._last_rate = (done, seconds)
+        memory = {"host": torch.device("cpu")} | ({"device": module.device} if module.device.type == "cuda" else {})
+        values = {f"memory/{name}": peak_memory(device) / 2**30 for name, device in memory.items()}
+        values["time/patches_per_second"] = (done - earlier) * self.batch_size / (seconds - since)
+        for logger in run_loggers(module.loggers):
+            logger.log_resources(values, done)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stopwatch.enter(VALIDATION)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig
 
 from sr_lightning.data.sources import benchmark_folder, check_benchmarks
 from sr_lightning.errors import InputError, raise_all
+from sr_lightning.evaluation.wandb_scores import check_connection, check_record
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import find_checkpoint
 
@@ -28,12 +29,20 @@ def _checks(cfg: DictConfig) -> Iterator[Callable[[], Any]]:
     yield partial(_check_count, "report_images", cfg.report_images, "in report.html")
     yield partial(_check_count, "num_comparisons", cfg.num_comparisons, "with a comparison picture")
     yield partial(_check_flag, "self_ensemble", cfg.self_ensemble)
+    if cfg.wandb is not None:
+        yield partial(_check_flag, "wandb", cfg.wandb)
     yield partial(check_measures, cfg.measures)
     yield partial(_check_subject, cfg.ckpt, cfg.runs, "model" in cfg, cfg.scale)
     yield partial(check_benchmarks, cfg.benchmarks, at_least=1)
     if isinstance(cfg.benchmarks, ListConfig):
         for name in cfg.benchmarks:
             yield partial(benchmark_folder, cfg.data_root, name)
+    if cfg.wandb is True:
+        if cfg.runs is None and not paths_of(cfg.ckpt):
+            raise InputError("wandb=true: only scores of ckpt= and runs= belong to runs; leave it out")
+        yield check_connection
+        for path in paths_of(cfg.ckpt):
+            yield partial(_check_record, path)
 
 
 def paths_of(value: Any) -> list[str]:
@@ -51,6 +60,10 @@ def _check_count(key: str, value: Any, use: str) -> None:
 def _check_flag(key: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise InputError(f"{key}={value}: choose true or false")
+
+
+def _check_record(ckpt: str) -> None:
+    check_record(find_checkpoint(ckpt).parents[1])
 
 
 def _check_subject(ckpt: Any, runs: Any, has_model: bool, scale: int | None) -> None:

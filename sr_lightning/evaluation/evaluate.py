@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from sr_lightning.checkpoints.checkpoint import Allow, is_checkpoint
+from sr_lightning.checkpoints.checkpoint import Allow, is_checkpoint, read_checkpoint
 from sr_lightning.checkpoints.identify import load_any
 from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.data.public_sets import hint
@@ -22,6 +22,7 @@ from sr_lightning.evaluation.report import write_evaluation_report
 from sr_lightning.evaluation.score_table import first_mean, report_scores
 from sr_lightning.evaluation.scoring import Row, ScoredModel, Scorer
 from sr_lightning.evaluation.subjects import subject
+from sr_lightning.evaluation.wandb_scores import summary_scores, write_scores
 from sr_lightning.inference import SelfEnsemble
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.runs.targets import allowed
@@ -51,7 +52,17 @@ def evaluate(cfg: DictConfig) -> float:
     report_scores(rows, images.comparisons, Path(cfg.run_dir))
     report = (Path(cfg.run_dir), rows, images.versions, scorer.protocol)
     write_evaluation_report(*report, facts=scorer.facts, subjects=[subject(model) for model in models])
+    if cfg.wandb:
+        for model in models:
+            write_model_scores([row for row in rows if row["model"] == model.name], model, cfg)
     return first_mean(rows, models[0].name)
+
+
+def write_model_scores(rows: Sequence[Row], model: ScoredModel, cfg: DictConfig) -> None:
+    """Write the mean scores of a checkpoint into the summary of its run in Weights & Biases."""
+    config = read_checkpoint(model.source)["hyper_parameters"]
+    scores = summary_scores(rows, config, cfg, model.source.stem)
+    write_scores(model.source.parents[1], config.get("logger"), scores)
 
 
 def sets_of_run(

@@ -19,6 +19,7 @@ from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.report import Versions, write_evaluation_report
 from sr_lightning.evaluation.score_table import write_results
 from sr_lightning.evaluation.scoring import NotFiniteError, Scorer
+from sr_lightning.evaluation.wandb_scores import check_record, summary_scores, write_scores
 from sr_lightning.leaderboard.costs import MEASURED, Costs
 from sr_lightning.leaderboard.page import write_page
 from sr_lightning.leaderboard.plots import plot_costs, plot_validation, styles
@@ -99,6 +100,8 @@ def evaluate(cfg: DictConfig) -> float:
     not_scored = scores.scorer.facts
     content = write(folder.path, rows, left_out, [f"{what}: {images}" for what, images in not_scored.items()])
     write_results(folder.results, all_rows(scores, groups, known))
+    if cfg.wandb:
+        write_run_scores(cfg, groups, known)
     plot(folder.path, rows, groups)
     facts = not_scored | {"*": "; ".join(remarks(rows))} if any(row["differs"] for row in rows) else {}
     if left_out:
@@ -223,6 +226,22 @@ def all_rows(scores: Scores, groups: Sequence[Group], known: Mapping[Path, Mappi
         for name, table in tables.items():
             rows += [{"model": name, "scale": scale, "dataset": benchmark} | row for row in table]
     return rows
+
+
+def write_run_scores(cfg: DictConfig, groups: Sequence[Group], known: Mapping[Path, Mapping[str, Rows]]) -> None:
+    """Write the mean scores of each run into its summary in Weights & Biases, and log why some have none there."""
+    problems = []
+    for run in (run for one in groups for run in one.runs if run.directory in known):
+        rows = [{"dataset": name} | row for name, table in known[run.directory].items() for row in table]
+        config = OmegaConf.to_container(run.config)
+        try:
+            check_record(run.directory)
+            write_scores(run.directory, config.get("logger"), summary_scores(rows, config, cfg))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        counts = (len(problems), len(known))
+        log.warning("scores of %d of %d runs are not in Weights & Biases:%s", *counts, listing(problems))
 
 
 def write(folder: Path, rows: Rows, left_out: Rows, notes: Sequence[str]) -> dict[str, Any]:

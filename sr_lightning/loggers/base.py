@@ -48,6 +48,9 @@ class RunLogger(Logger):
     def log_picture(self, name: str, path: Path, step: int) -> None:
         """Show a PNG file under a name, after `step` batches."""
 
+    def log_resources(self, values: Mapping[str, float], step: int) -> None:
+        """Show speed and memory after `step` batches; metrics.csv leaves out what differs between equal runs."""
+
     def log_summary(self, values: Mapping[str, float]) -> None:
         """Show numbers of the whole training, such as its speed."""
 

@@ -1,13 +1,8 @@
 """Weights & Biases: curves, tables and pictures of many runs."""
 
-import http.client
 import logging
 import os
-import secrets
-import shlex
-import ssl
-import urllib.error
-import urllib.request
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +11,26 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
+from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.score_table import NOT_SCORES
 from sr_lightning.loggers.base import Outcome, RunLogger
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.metrics_csv import read_metrics
+from sr_lightning.runs.wandb_record import agent_run_id, not_uploaded, run_id, sync_command
+from sr_lightning.utils.wandb_server import connection_problem, server_problem
 
 log = logging.getLogger(__name__)
+
+CHECKPOINTS = ("last", "best")  # the order of uploads: W&B's alias `latest` is that of the last one
+UPLOAD_SPEED = 1e6  # bytes in a second, for which the end of a run waits
 
 
 class WandbRun(RunLogger, WandbLogger):
     """A W&B run tied to its directory, with a fallback to offline mode instead of a failure.
 
-    The directory stores the run's id, so a resumed run continues it. The x-axis of all curves is `step`: batches.
+    The directory stores the run's id, so a resumed run continues it; a sweep agent gives the id. The x-axis of all
+    curves is `step`: batches.
     The run is written to the directory, for a later upload, if offline mode is set; if W&B cannot be reached, does not
     answer or has no key; or if earlier parts of the run are not uploaded yet. This is detected within seconds and
     logged in one line.
@@ -41,6 +44,7 @@ class WandbRun(RunLogger, WandbLogger):
         tags: Labels to filter runs by.
         notes: A text about the run.
         job_type: Its kind, to filter and group by.
+        checkpoints: Which of the run's checkpoints, "best" and "last", are uploaded at its end.
         offline: Write to the directory and use no network.
         reply_timeout: Seconds to wait for any reply of the server.
         init_timeout: Seconds to wait for the start of the run.
@@ -61,6 +65,7 @@ class WandbRun(RunLogger, WandbLogger):
         tags: Sequence[str] | None = None,
         notes: str | None = None,
         job_type: str | None = None,
+        checkpoints: Sequence[str] | None = ("best",),
         offline: bool = True,
         reply_timeout: float = 5.0,
         init_timeout: float = 20.0,
@@ -72,6 +77,8 @@ class WandbRun(RunLogger, WandbLogger):
             raise InputError(
                 f"logger.offline={offline}, logger.tags={tags}: set true or false, and a list such as [a,b]"
             )
+        if isinstance(checkpoints, str) or not set(checkpoints or ()) <= set(CHECKPOINTS):
+            raise InputError(f"logger.checkpoints={checkpoints}: give a list, [best], [best,last] or [] for none")
         shown = {"name": name, "group": group, "tags": tags, "notes": notes, "job_type": job_type}
         try:
             wandb.Settings(project=project, entity=entity, **{f"run_{key}": value for key, value in shown.items()})
@@ -79,7 +86,9 @@ class WandbRun(RunLogger, WandbLogger):
             raise InputError(f"logger: {error}") from error
         super().__init__(save_dir=save_dir, project=project, entity=entity, offline=offline, **shown)
         self.reply_timeout, self.init_timeout, self.finish_timeout = reply_timeout, init_timeout, finish_timeout
+        self.checkpoints = [name for name in CHECKPOINTS if name in (checkpoints or ())]
         self._connection_lost = False  # W&B's own process has ended
+        self._lost = False  # the server does not answer
         self._variables: list[str] = []  # of the environment, set for this run
 
     @property
@@ -98,7 +107,7 @@ class WandbRun(RunLogger, WandbLogger):
         }
         self._variables = [name for name in defaults if name not in os.environ]
         os.environ |= {name: defaults[name] for name in self._variables}
-        self._wandb_init["id"] = self._id = run_id(Path(self.save_dir))
+        self._wandb_init["id"] = self._id = run_id(self.save_dir, agent_run_id())
         mode = "offline" if self._offline else os.environ.get("WANDB_MODE", "online")
         if mode == "online":
             try:
@@ -109,7 +118,7 @@ class WandbRun(RunLogger, WandbLogger):
                 reason = str(error).replace("\n", " ")
             log.warning(
                 "Weights & Biases: %s. The run is recorded in %s instead; to upload it later: %s",
-                *(reason, self._folder, self._sync_command()),
+                *(reason, self._folder, sync_command(self.save_dir)),
             )
             mode = "offline"
         return self._init(mode)
@@ -134,35 +143,14 @@ class WandbRun(RunLogger, WandbLogger):
         return run
 
     def _offline_reason(self) -> str | None:
-        """Return the reason why this run cannot be online; None if nothing is known against it.
-
-        Raises:
-            wandb.Error: The key is malformed.
-        """
-        import wandb
-
-        if self._not_uploaded():
+        """Return the reason why this run cannot be online; None if nothing is known against it."""
+        if not_uploaded(self.save_dir):
             return "earlier parts of this run are not uploaded yet, and the order matters"
-        settings = wandb.setup(wandb.Settings(mode="online", silent=True)).settings
-        if not wandb.login(prompt=False, verify=False):
-            return f"no key for {settings.base_url}: `wandb login` asks for it once"
-        if settings.http_proxy or settings.https_proxy:  # only W&B's own client uses proxies
-            return None
-        return probe_server(f"{settings.base_url}/graphql", self.reply_timeout)
+        return connection_problem(self.reply_timeout)
 
     @property
     def _folder(self) -> Path:
         return Path(self.save_dir, "wandb")
-
-    def _not_uploaded(self) -> list[Path]:
-        """List the offline parts of this run that `wandb sync` has not uploaded."""
-        parts = self._folder.glob(f"offline-run-*/run-{self._id}.wandb")
-        return [part for part in parts if not part.with_name(f"{part.name}.synced").exists()]
-
-    def _sync_command(self, part: str = "offline-run-*") -> str:
-        """Return the command that uploads offline parts, or the rest of an online part."""
-        online = "" if part.startswith("offline-run-") else "--include-online "
-        return f"wandb sync {online}{shlex.quote(str(self._folder))}/{part}"
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -175,12 +163,18 @@ class WandbRun(RunLogger, WandbLogger):
     def log_picture(self, name: str, path: Path, step: int) -> None:
         self.log_image(name, [str(path)], step=step)
 
+    def log_resources(self, values: Mapping[str, float], step: int) -> None:
+        self.log_metrics(values, step)
+
     def log_summary(self, values: Mapping[str, Any]) -> None:
         self._send(lambda run: run.summary.update(dict(values)))
 
     def log_outcome(self, outcome: Outcome) -> None:
         """Write the tables "results" and "crops"; the column `image` of "crops" joins runs."""
         self.log_summary(outcome.result | outcome.means)
+        self.log_metrics({"psnr": outcome.result["psnr"]}, outcome.result["steps"])  # the metric of W&B's sweeps
+        if not self._takes_artifacts():
+            return
         rows = outcome.rows
         self.log_table("results", columns=list(rows[0]), data=[list(row.values()) for row in rows])
         if outcome.crops:
@@ -209,44 +203,78 @@ class WandbRun(RunLogger, WandbLogger):
         Args:
             failed: Mark the run as failed.
         """
-        run, self._experiment = self._experiment, None
+        run = self._experiment
         if run is None:
             return
         part = Path(run.dir).parent.name
         try:
-            run.finish(exit_code=int(failed))
+            try:
+                self._upload_checkpoints(run)
+            finally:
+                run.finish(exit_code=int(failed))
         except Exception as error:  # whatever W&B's processes raise: the results are already written
-            reason = str(error) or type(error).__name__
-            log.warning("Weights & Biases: %s To upload the rest later: %s", reason, self._sync_command(part))
+            reason = " ".join(str(error).split()) or type(error).__name__
+            log.warning("Weights & Biases: %s To upload the rest later: %s", reason, sync_command(self.save_dir, part))
         else:
             if part.startswith("offline-run-"):
-                log.info("Weights & Biases, to upload this run: %s", self._sync_command())
+                log.info("Weights & Biases, to upload this run: %s", sync_command(self.save_dir))
+        self._experiment = None
         for name in self._variables:
             del os.environ[name]
 
+    def _takes_artifacts(self) -> bool:
+        """Return True if tables, pictures and checkpoints can be recorded; W&B's client would wait 20 s for each.
 
-def run_id(run_dir: Path) -> str:
-    """Return W&B's id of a run, stored in its directory; create it if missing."""
-    path = run_dir / "wandb_id"
-    if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(secrets.token_hex(4) + "\n")
-    return path.read_text().strip()
+        It asks the server about each artifact, unless it is offline, and records none without an answer.
+        """
+        if self._experiment is None or self._experiment.offline or self._lost:
+            return not self._lost
+        if problem := server_problem(self._experiment.settings, self.reply_timeout):
+            self._lost = True
+            log.warning("Weights & Biases: %s; tables and checkpoints are in %s only", problem, self.save_dir)
+        return not self._lost
+
+    def _upload_checkpoints(self, run: Any) -> None:
+        """Add each checkpoint to the artifact `model-ID`, with its facts; W&B uploads no content that it has."""
+        import wandb
+
+        paths = {name: RunFolder(self.save_dir).checkpoints / f"{name}.ckpt" for name in self.checkpoints}
+        paths = {name: path for name, path in paths.items() if path.is_file()}
+        if not paths or not self._takes_artifacts():
+            return
+        for name, path in paths.items():
+            facts = checkpoint_facts(path) | {"run": self._id}
+            artifact = wandb.Artifact(f"model-{self._id}", "model", metadata=facts)
+            snapshot = linked(path, Path(run.dir).with_name(path.name).absolute())
+            artifact.add_file(str(snapshot), path.name, skip_cache=True, policy="immutable")
+            run.log_artifact(artifact, aliases=[name, f"step_{facts['step']}"])
+            if not run.offline:
+                artifact.wait(timeout=int(self.finish_timeout + path.stat().st_size / UPLOAD_SPEED))
+                snapshot.unlink()
 
 
-def probe_server(url: str, timeout: float) -> str | None:
-    """Return an error text if a server answers with a status from 500, or not within `timeout` seconds; else None.
-
-    Invalid certificates are accepted: W&B's client may trust others.
-    """
+def linked(path: Path, link: Path) -> Path:
+    """Create `link`, which keeps the content of a file that is replaced later; where links are not possible, a copy."""
     try:
-        urllib.request.urlopen(url, timeout=timeout).close()
-    except urllib.error.HTTPError as error:
-        return f"{url} answers {error.code} {error.reason}" if error.code >= 500 else None
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        return None if isinstance(reason, ssl.SSLCertVerificationError) else f"{url} cannot be reached ({reason})"
-    return None
+        link.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, link)
+    return link
+
+
+def checkpoint_facts(path: Path) -> dict[str, Any]:
+    """Describe a checkpoint of a run: name, scale, step, PSNR on the validation images (None: unknown) and network.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    checkpoint = read_checkpoint(path)
+    config, step = checkpoint["hyper_parameters"], steps_done(checkpoint)
+    network = config["model"]["network"]
+    rows = read_metrics(RunFolder(path.parents[1]).metrics)
+    psnr = [float(row["val/psnr"]) for row in rows if row["step"] == str(step) and row.get("val/psnr")]
+    facts = {"name": config["name"], "scale": network["scale"], "step": step, "psnr": psnr[-1] if psnr else None}
+    return facts | {"network": network}
 
 
 def crops_table(rows: Sequence[dict[str, Any]], crops: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

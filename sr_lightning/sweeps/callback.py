@@ -13,9 +13,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from sr_lightning.errors import InputError
+from sr_lightning.runs.wandb_record import has_record, not_uploaded, sync_command_of_sweep
 from sr_lightning.sweeps.cell_lines import CellLines
 from sr_lightning.sweeps.devices import visible_devices
-from sr_lightning.sweeps.invocation import SweepInvocation, plan, summary
+from sr_lightning.sweeps.invocation import SweepInvocation, plan, relative, summary
 from sr_lightning.utils.signals import handle_signals
 
 
@@ -108,6 +109,14 @@ def print_summary(lines: CellLines, number: int | None) -> None:
     """Print the cells that have just ended, a table of all unless there are none, and the closing line."""
     lines.update()
     if lines.invocation.reports():
-        print(f"\n{summary(lines.invocation, number)}", flush=True)
+        print(f"\n{summary(lines.invocation, number)}{upload_hint(lines.invocation)}", flush=True)
     if lines.closing:
         print(lines.closing, flush=True)
+
+
+def upload_hint(invocation: SweepInvocation) -> str:
+    """Name the command that uploads the cells which Weights & Biases has recorded offline; empty without any."""
+    cells = [invocation.sweep_dir / report["cell"] for report in invocation.reports()]
+    if not any(has_record(cell) and not_uploaded(cell) for cell in cells):
+        return ""
+    return f"\nWeights & Biases, to upload the sweep: {sync_command_of_sweep(relative(invocation.sweep_dir))}"

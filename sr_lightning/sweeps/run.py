@@ -20,6 +20,7 @@ from sr_lightning.runs.fingerprint import changed_settings
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.result import FAILED, FINISHED, PRUNED, read_result, write_result
 from sr_lightning.runs.saved_config import read_config
+from sr_lightning.runs.wandb_record import AGENT
 from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
 from sr_lightning.sweeps.invocation import SweepInvocation, relative
 from sr_lightning.sweeps.processes import start_command, stop
@@ -167,8 +168,7 @@ def run_in_subprocess(
     overrides += [f"sweep={quoted(cfg.sweep or invocation.sweep_dir.name)}"]
     overrides += [f"resume={quoted(cell)}"] if resume else []
     overrides += pictures_left_out(cfg, hydra.overrides.task)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}  # one process
-    environment |= {"PYTHONUNBUFFERED": "1", SHARE: str(share_of_cores())}
+    environment = cell_environment() | {"PYTHONUNBUFFERED": "1", SHARE: str(share_of_cores())}
     if devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     if invocation.abandoned():  # while this job waited for devices
@@ -182,6 +182,11 @@ def run_in_subprocess(
         return process.exitcode
     finally:
         stop(process)
+
+
+def cell_environment() -> dict[str, str]:
+    """Return the environment without what makes a process one of SLURM's, or the one run of an agent of W&B."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") and key not in AGENT}
 
 
 def pictures_left_out(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:

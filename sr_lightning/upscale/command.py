@@ -68,7 +68,11 @@ def parser() -> argparse.ArgumentParser:
         "sr-upscale", description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, or - for standard input")
-    parser.add_argument("-c", "--ckpt", required=True, help="file of weights, or a run's directory (its best)")
+    parser.add_argument(
+        *("-c", "--ckpt"),
+        required=True,
+        help="file of weights, a run's directory (its best), or wandb:ENTITY/PROJECT/NAME:ALIAS",
+    )
     parser.add_argument(
         "-o",
         "--out",

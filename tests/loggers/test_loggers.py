@@ -1,6 +1,5 @@
 """metrics.csv, and failures of Weights & Biases against a local server that records uploads."""
 
-import contextlib
 import json
 import logging
 import os
@@ -8,43 +7,17 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import wandb
 
 from sr_lightning.errors import InputError
+from sr_lightning.loggers.base import Outcome
 from sr_lightning.loggers.metrics_csv import MetricsCSV
 from sr_lightning.loggers.wandb import WandbRun, run_id
 from tests.helpers import rows_of, slow_except
-from tests.loggers.wandb_server import KEY, WandbServer
-
-WANDB = Path(sys.executable).with_name("wandb")
-
-
-@pytest.fixture
-def private_wandb(tmp_path_factory, monkeypatch):
-    """Give Weights & Biases a key, no state of other tests, and folders of its own."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    for name in ("XDG_DATA_HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
-        monkeypatch.setenv(name, str(tmp_path_factory.mktemp(name)))
-    monkeypatch.setenv("NETRC", str(tmp_path_factory.mktemp("netrc") / "none"))
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    wandb.teardown()
-    yield
-    with contextlib.suppress(ConnectionError):  # of a process that has ended
-        wandb.teardown()
-
-
-@pytest.fixture
-def wandb_server(private_wandb, monkeypatch):
-    server = WandbServer()
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    yield server
-    server.close()
+from tests.loggers.wandb_server import KEY, WANDB
 
 
 def history_of(file):
@@ -215,6 +188,20 @@ def test_lost_connection_is_recovered_by_a_later_sync(wandb_server, tmp_path, ca
     (uploaded,) = wandb_server.runs.values()
     rows = [uploaded.history[i] for i in sorted(uploaded.history)]
     assert [(row["step"], row["loss"]) for row in rows] == [(5, 1.0), (10, 0.5)]
+
+
+def test_what_a_lost_server_does_not_get_is_named_once(wandb_server, trained, tmp_path, caplog):
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(trained, tmp_path / "checkpoints" / "best.ckpt")
+    run = WandbRun(tmp_path, project="sr_lightning", offline=False, finish_timeout=0.5)
+    run.log_metrics({"loss": 1.0}, 5)
+    wandb_server.status = 500
+    row = {"model": "a", "dataset": "Set5", "image": "mean", "psnr_y": 30.5}
+    run.log_outcome(Outcome([row], [], [], {"psnr": 30.5, "steps": 5}))
+    run.close()
+    first, second = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "answers 500" in first and first.endswith(f"; tables and checkpoints are in {tmp_path} only")
+    assert "To upload the rest later" in second
 
 
 @pytest.mark.skipif(shutil.which("pgrep") is None, reason="needs pgrep to find the process")

@@ -1,5 +1,6 @@
 """A failed and resumed run in Weights & Biases, TensorBoard and metrics.csv, read by their own readers."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -43,7 +44,7 @@ def home(tmp_path_factory):
 def resumed_run(command, home, tmp_path_factory):
     """A run's directory and the output of its two processes: one that failed at step 16, one that resumed it."""
     run_dir = tmp_path_factory.mktemp("runs") / "a"
-    words = ["logger=both", "logger.wandb.offline=false", "logger.wandb.tags=[x]", "sweep=mine"]
+    words = ["logger=both", "logger.wandb.offline=false", "logger.wandb.tags=[x]", "sweep=mine", "comparisons_every=10"]
     words += ["logger.wandb.notes=a first try", "logger.wandb.job_type=baseline"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SR_FAIL", "0:17")  # the first call is the preflight's
@@ -152,6 +153,25 @@ def test_the_best_scores_are_in_the_summary(resumed_run, parts):
     assert all(metric["summary"]["max"] for metric in metrics)
 
 
+def test_speed_and_memory_are_curves_of_wandb_and_no_columns_of_the_metrics_file(resumed_run, parts):
+    columns = rows_of(resumed_run[0] / "metrics.csv")[0].keys()
+    for key in ("time/patches_per_second", "memory/host"):
+        values = curve(parts, key)
+        assert sorted({step for step, _ in values}) == list(range(5, 31, 5))
+        assert all(value > 0 for _, value in values) and key not in columns
+
+
+def test_sr_is_shown_alone_beside_the_strips_over_the_steps(resumed_run, parts):
+    (folder,) = (resumed_run[0] / "pictures" / "validation").iterdir()
+    shown = dict(curve(parts, f"sr/{folder.name}.filenames"))
+    assert shown.keys() == {10, 20, 30}
+    for step, (file,) in shown.items():
+        digest = hashlib.sha256((folder / f"sr_00000{step}.png").read_bytes()).hexdigest()
+        assert file.endswith(f"_{digest[:20]}.png")
+    size = Image.open(folder / "sr_0000030.png").size
+    assert size == (80, 80) and Image.open(folder / "step_0000030.png").width > 4 * size[0]
+
+
 def test_shares_of_the_time_are_in_the_summary_and_in_tensorboard(resumed_run, parts):
     values = {key: value for key, value in summary(parts[-1]).items() if key.startswith("time/")}
     assert values.pop("time/patches_per_second") > 0
@@ -214,7 +234,7 @@ def test_wandb_sync_merges_both_parts(resumed_run, home):
     finally:
         server.close()
     ((run_id, uploaded),) = server.runs.items()
-    assert server.artifacts == {f"run-{run_id}-results", f"run-{run_id}-crops"}
+    assert {a.name for a in server.artifacts} == {f"run-{run_id}-results", f"run-{run_id}-crops", f"model-{run_id}"}
     assert uploaded.exit_code == 0 and uploaded.group == "mine"
     assert uploaded.config["max_steps"]["value"] == 30
     rows = [row for _, row in sorted(uploaded.history.items())]

@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import re
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 KEY = "0123456789" * 4
+WANDB = Path(sys.executable).with_name("wandb")
 
 
 @dataclass
@@ -24,12 +28,63 @@ class Uploaded:
     exit_code: int | None = None
 
 
+@dataclass
+class Artifact:
+    """A version of an artifact."""
+
+    id: str
+    name: str
+    type: str
+    digest: str
+    metadata: str
+    aliases: set[str]
+    version: int
+    committed: bool = False
+
+
+def describe(artifact, project):
+    """Describe an artifact as W&B's public API expects it."""
+    collection = {"__typename": "ArtifactSequence", "name": artifact.name, "project": project}
+    aliases = [{"__typename": "ArtifactAlias", "id": alias, "alias": alias} for alias in artifact.aliases]
+    described = {
+        "__typename": "Artifact",
+        "id": artifact.id,
+        "artifactSequence": collection,
+        "versionIndex": artifact.version,
+        "artifactType": {"name": artifact.type},
+        "description": None,
+        "metadata": artifact.metadata,
+        "ttlDurationSeconds": 0,
+        "ttlIsInherited": False,
+        "tags": [],
+        "historyStep": None,
+        "state": "COMMITTED",
+        "size": 0,
+        "digest": artifact.digest,
+        "commitHash": None,
+        "fileCount": 1,
+        "createdAt": "2026-01-01T00:00:00Z",
+        "updatedAt": None,
+    }
+    facts = {"__typename": "ArtifactCollectionMembership", "id": artifact.id, "versionIndex": artifact.version}
+    return facts | {
+        "createdAt": described["createdAt"],
+        "aliases": aliases,
+        "artifactCollection": collection,
+        "artifact": described,
+    }
+
+
 class WandbServer:
     """A local server. `status` is sent instead of an answer; `silent` accepts requests and never answers."""
 
     def __init__(self):
         self.runs: dict[str, Uploaded] = {}
-        self.artifacts: set[str] = set()  # names
+        self.artifacts: list[Artifact] = []  # in the order of creation
+        self.files: dict[str, bytes] = {}  # by path
+        self.received: list[str] = []  # paths of uploads
+        self.sweep = ""  # config of a sweep, YAML
+        self.commands: list[list[dict[str, Any]]] = []  # for each heartbeat of an agent
         self.status: int | None = None
         self.silent = False
         self._closing = threading.Event()
@@ -44,8 +99,8 @@ class WandbServer:
                 if server.silent:
                     server._closing.wait()
                     return
-                answer = {} if server.status else server.answer(self.path, body)
-                content = json.dumps(answer).encode()
+                answer = {} if server.status else server.answer(self.command, self.path, body)
+                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(server.status or 200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
@@ -63,7 +118,15 @@ class WandbServer:
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
-    def answer(self, path, body):
+    def answer(self, method, path, body):
+        if method == "PUT":
+            self.received.append(path)
+            self.files[path] = body
+        if path.startswith("/artifactsV2/"):
+            *_, artifact, _, name = path.split("/")
+            return self.files[f"/artifacts/{artifact}/{name}"]
+        if path in self.files:
+            return self.files[path]
         if path.endswith("/file_stream"):
             return self.take(self.runs[path.split("/")[-2]], json.loads(body))
         if path != "/graphql" or not body:
@@ -72,14 +135,32 @@ class WandbServer:
         variables = request.get("variables") or {}
         answers = {
             "Viewer": lambda: {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": None}},
+            "SweepWithRuns": lambda: {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}},
+            "CreateAgent": lambda: {"createAgent": {"agent": {"id": "1"}}},
+            "Heartbeat": lambda: {"agentHeartbeat": self.heartbeat()},
+            "GetDefaultEntity": lambda: {"viewer": {"id": "1", "entity": "me"}},
+            "Run": lambda: {"project": self.public_run(variables["name"])},
             "RunResumeStatus": lambda: {"model": self.project | {"bucket": self.known(variables["name"])}},
             "UpsertBucket": lambda: {"upsertBucket": self.begin(variables)},
-            "CreateArtifact": lambda: {"createArtifact": {"artifact": self.have(variables["input"])}},
+            "CreateArtifact": lambda: {"createArtifact": {"artifact": self.create_artifact(variables["input"])}},
+            "CreateArtifactFiles": lambda: {"createArtifactFiles": self.place_of_artifact_files(variables["input"])},
+            "CreateArtifactManifest": lambda: {
+                "createArtifactManifest": self.place_of_manifest(variables["artifactID"])
+            },
+            "ArtifactType": lambda: {"project": {"artifact": None}},
+            "ArtifactByID": lambda: {"artifact": self.artifact_by_id(variables["id"])},
+            "ArtifactMembershipByName": lambda: {"project": self.find_artifact(variables["name"])},
+            "FetchArtifactManifest": lambda: {"artifact": self.manifest_of(variables["id"])},
+            "CommitArtifact": lambda: {"commitArtifact": self.commit(variables["artifactID"])},
             "CreateRunFiles": lambda: {"createRunFiles": self.places(variables["files"])},
         }
-        return {"data": answers.get(request["operationName"], dict)()}
+        return {"data": answers.get(re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1], dict)()}
 
-    project = {"id": "p", "name": "sr_lightning", "entity": {"id": "e", "name": "me"}}  # noqa: RUF012
+    project = {"id": "p", "internalId": "p", "name": "sr_lightning", "entity": {"id": "e", "name": "me"}}  # noqa: RUF012
+
+    def heartbeat(self):
+        commands = self.commands.pop(0) if self.commands else []
+        return {"agent": {"id": "1"}, "commands": json.dumps(commands)}
 
     def known(self, run_id):
         """Return the state of a run for a client that resumes it; None if unknown."""
@@ -100,19 +181,73 @@ class WandbServer:
             "historyTail": json.dumps([json.dumps(run.history[max(run.history)])] if run.history else []),
         }
 
+    def public_run(self, run_id):
+        """Return a run for W&B's public API; None if unknown."""
+        run = self.runs.get(run_id)
+        facts = {"projectId": "1", "state": "finished", "user": {"name": "me", "username": "me"}, "readOnly": False}
+        dates = {"createdAt": "2026-01-01T00:00:00Z", "heartbeatAt": "2026-01-01T00:00:00Z"}
+        others = dict.fromkeys(("sweepName", "jobType", "commit", "description"))
+        counts = {"systemMetrics": "{}", "historyKeys": None, "group": run and run.group}
+        return {"run": run and self.known(run_id) | facts | dates | others | counts}
+
     def begin(self, variables):
-        run_id, there = variables["name"], variables["name"] in self.runs
+        run_id = variables.get("name") or variables["id"]
+        there = run_id in self.runs
         named = (variables.get(key) for key in ("displayName", "groupName", "tags"))
         run = self.runs.setdefault(run_id, Uploaded(*named))
         run.parts += variables.get("host") is not None  # updates of the config have no host
         run.config |= json.loads(variables.get("config") or "{}")
+        run.summary = variables.get("summaryMetrics") or run.summary  # of W&B's public API
         bucket = {"id": run_id, "name": run_id, "displayName": run.name, "project": self.project}
         return {"bucket": bucket, "inserted": not there}
 
-    def have(self, artifact):
-        """Claim to have the artifact's content, so that it is not sent."""
-        self.artifacts.add(artifact["artifactCollectionName"])
-        return {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": {"id": "a"}}}
+    def create_artifact(self, given):
+        """Create a version of an artifact, or find the one of the same content; move the aliases to it."""
+        name = given["artifactCollectionName"]
+        versions = [artifact for artifact in self.artifacts if artifact.name == name]
+        found = next((version for version in versions if version.digest == given["digest"]), None)
+        if found is None:
+            facts = (name, given["artifactTypeName"], given["digest"], given["metadata"], set(), len(versions))
+            found = Artifact(f"a{len(self.artifacts)}", *facts)
+            self.artifacts.append(found)
+        aliases = {alias["alias"] for alias in given["aliases"]}
+        for version in versions:
+            version.aliases -= aliases
+        found.aliases |= aliases
+        state = "COMMITTED" if found.committed else "PENDING"
+        return {"id": found.id, "state": state, "artifactSequence": {"latestArtifact": None}}
+
+    def place_of(self, artifact, name):
+        return {"id": name, "uploadUrl": f"{self.url}/artifacts/{artifact}/{name}", "uploadHeaders": []}
+
+    def place_of_artifact_files(self, given):
+        nodes = [
+            self.place_of(file["artifactID"], file["name"])
+            | {"storagePath": "", "uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}}
+            for file in given["artifactFiles"]
+        ]
+        return {"files": {"edges": [{"node": node} for node in nodes]}}
+
+    def place_of_manifest(self, artifact):
+        return {"artifactManifest": {"id": f"m{artifact}", "file": self.place_of(artifact, "wandb_manifest.json")}}
+
+    def commit(self, artifact_id):
+        (artifact,) = [artifact for artifact in self.artifacts if artifact.id == artifact_id]
+        artifact.committed = True
+        return {"artifact": {"id": artifact.id, "digest": artifact.digest}}
+
+    def find_artifact(self, name):
+        """Describe the version of an artifact that `NAME:ALIAS` names."""
+        name, _, alias = name.partition(":")
+        found = [a for a in self.artifacts if a.name == name and alias in {f"v{a.version}", *a.aliases}]
+        return self.project | {"artifactCollectionMembership": describe(found[0], self.project) if found else None}
+
+    def artifact_by_id(self, artifact_id):
+        (artifact,) = [artifact for artifact in self.artifacts if artifact.id == artifact_id]
+        return describe(artifact, self.project)["artifact"]
+
+    def manifest_of(self, artifact):
+        return {"currentManifest": {"file": {"directUrl": f"{self.url}/artifacts/{artifact}/wandb_manifest.json"}}}
 
     def places(self, names):
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in names]

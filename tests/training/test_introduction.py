@@ -96,7 +96,7 @@ def test_without_a_terminal_a_line_is_logged_within_long_training_and_validation
     trainer = SimpleNamespace(
         is_global_zero=True, num_val_batches=[9], checkpoint_callback=SimpleNamespace(best_model_score=None)
     )
-    module = SimpleNamespace(latest={"train/loss": 0.5}, batches_done=0, stopwatch=progress.Stopwatch())
+    module = SimpleNamespace(latest={"train/loss": 0.5}, batches_done=0, log_every=50, stopwatch=progress.Stopwatch())
     caplog.set_level(logging.INFO)
     shown = progress.Progress(max_steps=100, batch_size=4)
     shown.setup(trainer, module, "fit")
