@@ -370,6 +370,22 @@ def kill_builder(folder, cache):
     return pixels.parent
 
 
+def stop_builder(pairs, cache):
+    """Interrupt a builder in this process before its last image; return the folder of its unfinished store."""
+    load = store_module._load
+
+    def stopping(pair, *rest):
+        if pair is pairs[-1]:
+            raise KeyboardInterrupt
+        return load(pair, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store_module, "_load", stopping)
+        ImageStore.open(pairs, 2, Quick(), cache)
+    (unfinished,) = cache.glob("*.partial")
+    return unfinished
+
+
 def counted_loads(monkeypatch):
     """Return the list to which the name of each decoded image is added."""
     loaded, load = [], store_module._load
@@ -415,7 +431,7 @@ def flipped(file, index):
 )
 def test_whole_images_of_a_damaged_unfinished_store_are_kept(tmp_path, slow_images, monkeypatch, damage, expected):
     pairs, planes = slow_images
-    damage(kill_builder(tmp_path / "hr", tmp_path / "cache"))
+    damage(stop_builder(pairs, tmp_path / "cache"))
     loaded = counted_loads(monkeypatch)
     arguments = (pairs, 2, Quick(), tmp_path / "cache")
     store = ImageStore.open(*arguments)
@@ -427,7 +443,7 @@ def test_whole_images_of_a_damaged_unfinished_store_are_kept(tmp_path, slow_imag
 
 def test_a_bad_image_in_a_continued_store_leaves_nothing(tmp_path, slow_images, monkeypatch):
     pairs, _ = slow_images
-    unfinished = kill_builder(tmp_path / "hr", tmp_path / "cache")
+    unfinished = stop_builder(pairs, tmp_path / "cache")
     load = store_module._load
 
     def failing(*arguments):
@@ -444,13 +460,13 @@ def test_a_bad_image_in_a_continued_store_leaves_nothing(tmp_path, slow_images, 
 def test_unfinished_stores_are_removed_after_a_week_or_if_space_is_short(tmp_path, slow_images, monkeypatch):
     pairs, _ = slow_images
     cache = tmp_path / "cache"
-    unfinished = kill_builder(tmp_path / "hr", cache)
+    unfinished = stop_builder(pairs, cache)
     week = store_module.UNFINISHED_DAYS * 86400
     for path in (unfinished / "pixels", unfinished):
         os.utime(path, (path.stat().st_mtime - week - 9,) * 2)
     ImageStore.open(pairs[:1], 2, Quick(), cache)
     assert not unfinished.exists()
-    unfinished = kill_builder(tmp_path / "hr", cache)
+    unfinished = stop_builder(pairs, cache)
     usage = shutil.disk_usage(tmp_path)
     free = lambda folder: usage._replace(free=100 if unfinished.exists() else 1000)  # noqa: E731
     monkeypatch.setattr(store_module.shutil, "disk_usage", free)
