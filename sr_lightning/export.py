@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sr_lightning.checkpoints.checkpoint import Trained
 
 SUFFIXES = {"onnx": (".onnx",), "torch_export": (".pt2",), "safetensors": (".safetensors",), "torch": (".pth", ".pt")}
-LAYOUTS = ("ours", "basicsr", "edsr-pytorch")  # of `checkpoints.interop.save_weights`
+LAYOUTS = ("ours", "published", "basicsr", "edsr-pytorch")  # of `checkpoints.interop.save_weights`
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 METADATA = "sr_lightning.json"  # extra file inside a torch.export file
 SHAPES = ((1, 17, 23), (2, 9, 32), (3, 24, 5))  # batch, height and width of the images that verify a file
@@ -40,7 +40,7 @@ DESCRIPTION = """Export a trained network for other programs. Formats and how to
 onnx          one file for onnxruntime, TensorRT, OpenVINO, ...; any batch, height and width
 torch_export  one file for torch.export.load, which does not need this project
 safetensors   the weights, by the names of this project or another (--layout)
-torch         the weights as BasicSR or EDSR-PyTorch load them (--layout)
+torch         the weights as spandrel, BasicSR or EDSR-PyTorch load them (--layout)
 
 A file is written only if its output equals that of the network in the checkpoint."""
 EXAMPLE = """example:
@@ -177,7 +177,9 @@ def check(to: str, output: str | Path | None, layout: str) -> None:
     elif output is not None and Path(output).suffix not in SUFFIXES[to]:
         wrong.append(f"-o {output}: with --to {to} the name must end in {' or '.join(SUFFIXES[to])}")
     if to == "torch" and layout == "ours":
-        wrong.append("--to torch writes for other projects: add --layout basicsr or edsr-pytorch, or use safetensors")
+        wrong.append(
+            "--to torch writes for other projects: add --layout published, basicsr or edsr-pytorch, or use safetensors"
+        )
     if to in ("onnx", "torch_export") and layout != "ours":
         wrong.append(f"--layout {layout} renames weights, and {to} has no key names: leave it out, or use --to torch")
     if to == "onnx" and (missing := [package for package in ONNX_PACKAGES if find_spec(package) is None]):

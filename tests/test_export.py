@@ -12,12 +12,15 @@ from safetensors import safe_open
 
 from sr_lightning import export as export_module
 from sr_lightning.checkpoints.checkpoint import Trained
+from sr_lightning.checkpoints.identify import load_any
 from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.errors import InputError
-from sr_lightning.export import ONNX_PACKAGES, compare, export, main, write_onnx, write_torch_export
-from sr_lightning.networks import EDSR, ESPCN, FSRCNN, SAFMN, SwinIR
+from sr_lightning.export import ONNX_PACKAGES, compare, export, main, write_onnx, write_torch_export, write_weights
+from sr_lightning.networks import EDSR, ESPCN, FSRCNN, SAFMN, SPAN, Compact, RRDBNet, SwinIR
 from tests.helpers import CONF, ROOT, slow_except
 from tests.networks.test_every_network import NAMES, small
+from tests.networks.test_published_networks import SMALL as PUBLISHED
+from tests.networks.test_published_networks import perturbed
 
 SCALE = 3
 MISSING = [package for package in ONNX_PACKAGES if find_spec(package) is None]
@@ -180,6 +183,37 @@ def test_weights_round_trip_in_the_names_of_each_project(write, tmp_path, to, la
         assert torch.equal(other.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_layout_is_read_by_spandrel_and_here(spandrel, name, suffix, tmp_path):
+    source = Trained(perturbed(name, 2), name, 0, {"model": {"network": {}}, "protocol": {}})
+    path = tmp_path / f"a{suffix}"
+    write_weights(source, path, "published")
+    assert suffix == ".safetensors" or list(torch.load(path, weights_only=True)) == ["params_ema"]
+    lr = torch.rand(1, 3, 16, 24)
+    with torch.inference_mode():
+        expected = source.network(lr)
+        theirs = spandrel.ModelLoader().load_from_file(path).model.eval()(lr.clone())
+        assert torch.equal(load_any(path).network(lr), expected)
+    torch.testing.assert_close(theirs, expected, rtol=0, atol=1e-5 * expected.abs().max().clamp(min=1).item())
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (Compact, {"global_skip": True}, "no published Compact has global_skip=true"),
+        (RRDBNet, {"scale": 3, "growth": 4}, "no published RRDBNet has scale=3, growth=4"),
+        (SPAN, {"num_blocks": 3, "num_channels": 1}, "no published SPAN has num_channels=1, num_blocks=3"),
+        (EDSR, {"num_blocks": 1}, r"layout='published' has no EDSR; choose ours or one of .*Compact \(published\)"),
+    ],
+)
+def test_network_without_a_published_form_is_refused_by_its_settings(write, tmp_path, cls, settings, message):
+    _, ckpt = write(cls, **{"scale": 2, "num_features": 8} | settings)
+    with pytest.raises(InputError, match=message):
+        export(ckpt, "torch", tmp_path / "a.pth", "published")
+    assert not (tmp_path / "a.pth").exists()
+
+
 def test_averaged_weights_are_exported(write, tmp_path):
     averaged, ckpt = write(ESPCN, averaged=True, **TINY)
     path, _ = export(ckpt, "safetensors", tmp_path / "a.safetensors")
@@ -241,7 +275,7 @@ def test_differing_output_is_an_error_and_keeps_the_old_file(write, tmp_path, mo
             ["--to", "onnx", "-o", "a.pt", "--layout", "basicsr"],
             ["the name must end in .onnx", "--layout basicsr renames"],
         ),
-        (["--to", "torch"], ["add --layout basicsr or edsr-pytorch"]),
+        (["--to", "torch"], ["add --layout published, basicsr or edsr-pytorch"]),
         (["--to", "torch", "--layout", "basicsr"], ["there is no file or folder none.ckpt"]),
         (["--to", "safetensors", "-o", "."], ["-o . is a directory"]),
     ],
