@@ -20,6 +20,7 @@ from sr_lightning.checkpoints.key_maps import KEY_MAPS, RENAMINGS, KeyMap, Renam
 from sr_lightning.checkpoints.legacy_pickle import read_module
 from sr_lightning.checkpoints.ncnn_files import NCNN_SUFFIXES, read_ncnn
 from sr_lightning.checkpoints.plausibility import LARGEST, check_tensors, implausible
+from sr_lightning.checkpoints.spandrel_networks import SpandrelNetwork
 from sr_lightning.errors import InputError
 from sr_lightning.networks import EDSR, PLKSR, SAFMN, SPAN, Compact, RealPLKSR, RRDBNet, SwinIR
 from sr_lightning.runs.folder import find_checkpoint
@@ -107,9 +108,9 @@ def save_weights(
     Args:
         network: In training or inference form.
         path: The file to write: safetensors with layout "ours" or the suffix .safetensors, else a torch file.
-        layout: "ours" writes this project's key names; "published" all that files of PUBLISHED networks hold, in torch
-            files as `params_ema`; "basicsr" and "edsr-pytorch" the names of these projects, for networks that exist
-            there. Files do not record EDSR's residual_scale: set `res_scale` there.
+        layout: "ours" writes this project's key names; "published" all that files of PUBLISHED or spandrel's networks
+            hold, in torch files as `params_ema`; "basicsr" and "edsr-pytorch" the names of these projects, for networks
+            that exist there. Files do not record EDSR's residual_scale: set `res_scale` there.
         description: The network's part of a config (`model.network`), stored in safetensors' metadata as JSON.
         metadata: Further entries of safetensors' metadata.
 
@@ -144,6 +145,8 @@ def _in_layout(network: nn.Module, layout: str) -> tuple[Mapping[str, Tensor], s
     """
     if layout == "ours":
         return network.state_dict(), None
+    if layout == "published" and isinstance(network, SpandrelNetwork):
+        return network.state_dict(), "params_ema"
     if layout == "published" and type(network) in PUBLISHED:
         if reasons := unpublished(network):
             raise InputError(
@@ -201,6 +204,28 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | Renaming
         InputError: The file is missing, unreadable or damaged, its values are not plausible, or it is made for images
             of another mean or range.
     """
+    weights = read_state(path)
+    renaming = next((renaming for renaming in RENAMINGS if renaming.detect_key in weights), None)
+    if renaming is not None:
+        return {ours: weights[theirs] for theirs, ours in renaming.names(weights).items()}, renaming
+    key_map = next((key_map for key_map in KEY_MAPS if key_map.matches(weights)), None)
+    if key_map is None:
+        return weights, None
+    if wrong := [
+        f"{key} is {weights[key].tolist() if key in weights else 'missing'}, expected {value.tolist()}"
+        for key, value in key_map.constants.items()
+        if key not in weights or not _allclose(weights[key], value)
+    ]:
+        raise InputError(f"{path} expects images of another mean or range than {key_map} here: {'; '.join(wrong)}")
+    return import_keys(weights, key_map), key_map
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights in a file as `read_weights` does, under the names that they have there.
+
+    Raises:
+        InputError: As of `read_weights`, except for images of another mean or range.
+    """
     path = find_checkpoint(path)
     weights = _read_file(path)
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -216,19 +241,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | Renaming
             f"{path} is damaged, or of a training that diverged: values that are not finite, or beyond {LARGEST:g}, in "
             f"{len(wrong)} of {len(weights)} tensors, such as {wrong[0]}"
         )
-    renaming = next((renaming for renaming in RENAMINGS if renaming.detect_key in weights), None)
-    if renaming is not None:
-        return {ours: weights[theirs] for theirs, ours in renaming.names(weights).items()}, renaming
-    key_map = next((key_map for key_map in KEY_MAPS if key_map.matches(weights)), None)
-    if key_map is None:
-        return weights, None
-    if wrong := [
-        f"{key} is {weights[key].tolist() if key in weights else 'missing'}, expected {value.tolist()}"
-        for key, value in key_map.constants.items()
-        if key not in weights or not _allclose(weights[key], value)
-    ]:
-        raise InputError(f"{path} expects images of another mean or range than {key_map} here: {'; '.join(wrong)}")
-    return import_keys(weights, key_map), key_map
+    return weights
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -173,8 +173,8 @@ def export(
     trained = load_any(checkpoint, allow, dict(network or {}))
     if to in GRAPHS and not getattr(trained.network, "exports_any_size", True):
         raise InputError(
-            f"--to {to}: {type(trained.network).__name__} cannot be converted for images of any size, on which its "
-            "layers depend. Write its weights: --to safetensors"
+            f"--to {to}: {type(trained.network).__name__} cannot be converted for images of any size. "
+            "Write its weights: --to safetensors"
         )
     name = re.sub(r"[^\w.+-]+", "_", trained.name)
     target = Path(output or f"{name}_x{trained.network.scale}{SUFFIXES[to][0]}").expanduser()
