@@ -5,6 +5,8 @@ They are elementwise, because a matrix product would run in TF32 or bfloat16 if 
 by a grey level.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -46,13 +48,13 @@ def rgb_to_y709(image: Tensor) -> Tensor:
 def rgb_to_ycbcr(image: Tensor) -> Tensor:
     """Convert RGB (..., 3, H, W) in [0, 1] to BT.601 YCbCr, not rounded; grey has Cb = Cr = 128/255."""
     planes = _planes(image)
-    return torch.stack([_mix(planes, *row) for row in _TO_YCBCR], dim=-3)
+    return _image(_mix(planes, *row) for row in _TO_YCBCR)
 
 
 def ycbcr_to_rgb(image: Tensor) -> Tensor:
     """Convert YCbCr to RGB, the inverse of `rgb_to_ycbcr`. Not clamped: colours outside the RGB gamut exceed [0, 1]."""
     planes = _planes(image)
-    return torch.stack([_mix(planes, *row) for row in _TO_RGB], dim=-3)
+    return _image(_mix(planes, *row) for row in _TO_RGB)
 
 
 def quantize(image: Tensor) -> Tensor:
@@ -93,6 +95,11 @@ def _mix(planes: tuple[Tensor, ...], weights: list[float], offset: float) -> Ten
     """Compute Σ weight·plane + offset, allocating only the result."""
     first, second, third = planes
     return (first * weights[0]).add_(second, alpha=weights[1]).add_(third, alpha=weights[2]).add_(offset)
+
+
+def _image(planes: Iterable[Tensor]) -> Tensor:
+    """Stack planes (..., H, W) to (..., 3, H, W); torch.stack cannot be exported to ncnn."""
+    return torch.cat([plane.unsqueeze(-3) for plane in planes], dim=-3)
 
 
 def _planes(image: Tensor) -> tuple[Tensor, ...]:

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """
 
 
+class UnknownNetworkError(InputError):
+    """A file holds weights of no network of this project."""
+
+
 class DivergedError(InputError, FloatingPointError):
     """Loss, gradients or weights are NaN or infinite: the settings or the data make the training diverge."""
 

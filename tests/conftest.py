@@ -1,9 +1,12 @@
 """Shared fixtures: real and small images, commands of short trainings, a server, a checkpoint, a browser."""
 
+import importlib.util
 import os
 import shutil
 import signal
+import sys
 import tempfile
+import types
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -152,3 +155,18 @@ def visit(chromium):
         outside = [url for url in page.requests if not url.startswith(("data:", f"file://{path.parent}"))]
         context.close()
         assert (page.complaints, outside) == ([], [])
+
+
+@pytest.fixture
+def spandrel(monkeypatch):
+    """The package spandrel. It wants torchvision, of which the networks here use nothing, so that stubs serve."""
+    if importlib.util.find_spec("spandrel") is None:
+        pytest.skip("not installed: spandrel (pip install --no-deps spandrel einops)")
+    functional = types.ModuleType("torchvision.transforms.functional")
+    functional.InterpolationMode = functional.normalize = functional.rotate = None
+    transforms = types.ModuleType("torchvision.transforms")
+    transforms.functional = functional
+    for name, module in {"": types.ModuleType("torchvision"), ".transforms": transforms}.items():
+        monkeypatch.setitem(sys.modules, f"torchvision{name}", module)
+    monkeypatch.setitem(sys.modules, "torchvision.transforms.functional", functional)
+    return importlib.import_module("spandrel")

@@ -11,17 +11,40 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 
 from sr_lightning import export as export_module
+from sr_lightning.checkpoints import identify
 from sr_lightning.checkpoints.checkpoint import Trained
+from sr_lightning.checkpoints.identify import load_any
 from sr_lightning.checkpoints.interop import load_weights
 from sr_lightning.errors import InputError
-from sr_lightning.export import ONNX_PACKAGES, compare, export, main, write_onnx, write_torch_export
-from sr_lightning.networks import EDSR, ESPCN, FSRCNN, SAFMN, SwinIR
+from sr_lightning.export import (
+    GRAPHS,
+    HALF_TOLERANCE,
+    ONNX_PACKAGES,
+    PACKAGES,
+    SUFFIXES,
+    compare,
+    export,
+    main,
+    write_ncnn,
+    write_onnx,
+    write_torch_export,
+    write_weights,
+)
+from sr_lightning.export.converted import Converted
+from sr_lightning.inference import super_resolve
+from sr_lightning.networks import EDSR, ESPCN, FSRCNN, SAFMN, SPAN, SRCNN, Compact, RRDBNet, SwinIR
 from tests.helpers import CONF, ROOT, slow_except
 from tests.networks.test_every_network import CHOICES, FORMS, NAMES, small
+from tests.networks.test_published_networks import SMALL as PUBLISHED
+from tests.networks.test_published_networks import perturbed
 
 SCALE = 3
 MISSING = [package for package in ONNX_PACKAGES if find_spec(package) is None]
 with_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+with_ncnn = pytest.mark.skipif(
+    any(find_spec(package) is None for package in PACKAGES["ncnn"]),
+    reason="not installed: ncnn, pnnx (pip install --no-deps ncnn pnnx)",
+)
 TINY = {"scale": 2, "num_features": [4], "kernel_sizes": [3, 3]}
 
 
@@ -72,6 +95,13 @@ def trained(name):
     return Trained(small(name, SCALE), name, 0, config)
 
 
+def write_graph(source, to, folder, **options):
+    folder.mkdir()
+    return export_module.write(
+        source, to, folder / f"a{SUFFIXES[to][0]}", "ours", **{"rgb": False, "half": False} | options
+    )
+
+
 def assert_same_on_any_shape(network, run):
     assert compare(network, run, "file") < 1e-5
     pixel = torch.rand(1, network.num_channels, 1, 1)
@@ -105,6 +135,85 @@ def test_every_network_is_exported_to_onnx(name, tmp_path):
     operators = {node.op_type for node in model.graph.node}
     assert not operators & {"ConvTranspose", "BatchNormalization", "ReduceL2"}
     assert "DepthToSpace" in operators or name == "rrdbnet"  # which repeats pixels
+
+
+@with_ncnn
+@pytest.mark.parametrize(
+    "name", slow_except(["bicubic", "espcn", "fsrcnn", "plksr", "rcan", "span", "wdsr_b"], "espcn")
+)
+def test_networks_are_exported_to_ncnn(name, tmp_path):
+    source = trained(name)
+    assert compare(source.network, write_ncnn(source, tmp_path / "a.param"), "file") < 3e-5
+
+
+@with_ncnn
+@pytest.mark.parametrize("cls", [Compact, RRDBNet])
+def test_ncnn_files_appear_alone_and_are_read_back(write, tmp_path, cls):
+    network, ckpt = write(cls, scale=2, num_features=8, num_blocks=1)
+    path, _ = export(ckpt, "ncnn", tmp_path / "out" / "a.param")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["a.bin", "a.param"]
+    found = load_any(path).network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
+    lines = path.read_text().splitlines()  # with the names that Real-ESRGAN's programs look for
+    assert lines[2].split()[-1] == "data" and any("output" in line.split() for line in lines)
+
+
+@with_ncnn
+def test_network_that_pnnx_or_ncnn_cannot_compute_is_refused_by_name(tmp_path, monkeypatch):
+    class Odd(Compact):
+        def forward(self, lr):
+            return super().forward(torch.addcmul(lr, lr, lr))
+
+    source = Trained(Odd(scale=2, num_features=4, num_blocks=1).eval(), "odd", 0, {"model": {}, "protocol": {}})
+    monkeypatch.setattr(identify, "load_any", lambda *given: source)
+    (tmp_path / "x.ckpt").touch()
+    with pytest.raises(
+        InputError, match=r"--to ncnn: Odd cannot be converted \(ncnn lacks a layer of it\)\. Try another"
+    ):
+        export(tmp_path / "x.ckpt", "ncnn", tmp_path / "a.param")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+@with_onnx
+@with_ncnn
+@pytest.mark.parametrize("to", slow_except(["ncnn", "onnx"], "ncnn"))
+def test_real_esrgans_x2_is_exported_for_odd_sides(write, tmp_path, to):
+    _, ckpt = write(RRDBNet, scale=2, num_features=8, num_blocks=1, unshuffle=2)
+    path, difference = export(ckpt, to, tmp_path / f"a{SUFFIXES[to][0]}")
+    assert difference < 1e-5
+    assert to == "onnx" or load_any(path).network.alignment == 2
+
+
+@with_ncnn
+@pytest.mark.parametrize(("cls", "to"), slow_except([(ESPCN, "ncnn"), (SRCNN, "torch_export")], (ESPCN, "ncnn")))
+def test_luma_network_becomes_one_of_rgb_images_in_float16(write, tmp_path, cls, to):
+    settings = {"num_features": [4]} if cls is ESPCN else {"num_features": [4, 4]}
+    sides = [3] * (len(settings["num_features"]) + 1)
+    network, ckpt = write(cls, scale=2, **settings, kernel_sizes=sides, global_skip=True)
+    source = load_any(ckpt)
+    exact = compare(Converted(network, rgb=True), write_graph(source, to, tmp_path / "a", rgb=True), "file")
+    half = write_graph(source, to, tmp_path / "b", rgb=True, half=True)
+    rounded = compare(Converted(network, rgb=True), half, "file", half=True)
+    assert exact < 1e-5 < rounded
+    lr = torch.rand(1, 3, 9, 12)
+    with torch.inference_mode():
+        expected = super_resolve(network, lr)
+        torch.testing.assert_close(Converted(network, rgb=True)(lr), expected, rtol=0, atol=0)
+        torch.testing.assert_close(half(lr), expected, rtol=0, atol=HALF_TOLERANCE)
+
+
+@with_onnx
+@pytest.mark.slow
+def test_command_writes_onnx_with_rgb_images_in_float16(write, tmp_path):
+    import onnxruntime
+
+    _, ckpt = write(ESPCN, **TINY)
+    assert main(["-c", str(ckpt), "--to", "onnx", "-o", str(tmp_path / "a.onnx"), "--rgb", "--half"]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    (lr,), (sr,) = session.get_inputs(), session.get_outputs()
+    assert (lr.type, lr.shape) == ("tensor(float16)", ["batch", 3, "height", "width"])
+    assert (sr.type, sr.shape) == ("tensor(float16)", ["batch", 3, "2*height", "2*width"])
+    assert "float16 in [0, 1], sr not clamped; RGB" in session.get_modelmeta().custom_metadata_map["images"]
 
 
 @with_onnx
@@ -180,6 +289,37 @@ def test_weights_round_trip_in_the_names_of_each_project(write, tmp_path, to, la
         assert torch.equal(other.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_layout_is_read_by_spandrel_and_here(spandrel, name, suffix, tmp_path):
+    source = Trained(perturbed(name, 2), name, 0, {"model": {"network": {}}, "protocol": {}})
+    path = tmp_path / f"a{suffix}"
+    write_weights(source, path, "published")
+    assert suffix == ".safetensors" or list(torch.load(path, weights_only=True)) == ["params_ema"]
+    lr = torch.rand(1, 3, 16, 24)
+    with torch.inference_mode():
+        expected = source.network(lr)
+        theirs = spandrel.ModelLoader().load_from_file(path).model.eval()(lr.clone())
+        assert torch.equal(load_any(path).network(lr), expected)
+    torch.testing.assert_close(theirs, expected, rtol=0, atol=1e-5 * expected.abs().max().clamp(min=1).item())
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (Compact, {"global_skip": True}, "no published Compact has global_skip=true"),
+        (RRDBNet, {"scale": 3, "growth": 4}, "no published RRDBNet has scale=3, growth=4"),
+        (SPAN, {"num_blocks": 3, "num_channels": 1}, "no published SPAN has num_channels=1, num_blocks=3"),
+        (EDSR, {"num_blocks": 1}, r"layout='published' has no EDSR; choose ours or one of .*Compact \(published\)"),
+    ],
+)
+def test_network_without_a_published_form_is_refused_by_its_settings(write, tmp_path, cls, settings, message):
+    _, ckpt = write(cls, **{"scale": 2, "num_features": 8} | settings)
+    with pytest.raises(InputError, match=message):
+        export(ckpt, "torch", tmp_path / "a.pth", "published")
+    assert not (tmp_path / "a.pth").exists()
+
+
 def test_averaged_weights_are_exported(write, tmp_path):
     averaged, ckpt = write(ESPCN, averaged=True, **TINY)
     path, _ = export(ckpt, "safetensors", tmp_path / "a.safetensors")
@@ -198,7 +338,7 @@ def test_default_file_name_is_that_of_the_run(write, tmp_path, monkeypatch):
 @pytest.mark.parametrize("network", [SAFMN, SwinIR])
 def test_network_that_depends_on_the_size_of_the_image_is_refused_by_name(write, tmp_path, network):
     _, ckpt = write(network, scale=2, num_features=12)
-    for to in ("onnx", "torch_export"):
+    for to in GRAPHS:
         with pytest.raises(
             InputError, match=f"--to {to}: {network.__name__} cannot be converted for images of any size"
         ):
@@ -241,9 +381,10 @@ def test_differing_output_is_an_error_and_keeps_the_old_file(write, tmp_path, mo
             ["--to", "onnx", "-o", "a.pt", "--layout", "basicsr"],
             ["the name must end in .onnx", "--layout basicsr renames"],
         ),
-        (["--to", "torch"], ["add --layout basicsr or edsr-pytorch"]),
+        (["--to", "torch"], ["add --layout published, basicsr or edsr-pytorch"]),
         (["--to", "torch", "--layout", "basicsr"], ["there is no file or folder none.ckpt"]),
         (["--to", "safetensors", "-o", "."], ["-o . is a directory"]),
+        (["--to", "safetensors", "--rgb", "--half"], ["--rgb and --half: only with --to onnx, ncnn, torch_export"]),
     ],
 )
 def test_wrong_options_are_all_named(words, messages, capsys):
@@ -264,6 +405,22 @@ def test_network_missing_in_the_other_project_is_refused(write, tmp_path):
     with pytest.raises(InputError, match="layout='basicsr' has no ESPCN"):
         export(ckpt, "torch", tmp_path / "a.pth", "basicsr")
     assert not (tmp_path / "a.pth").exists()
+
+
+@pytest.mark.parametrize(("error", "is_accepted"), [(0.003, True), (0.02, False), (torch.nan, False)])
+def test_float16_may_differ_by_a_grey_level_in_the_root_mean_square(error, is_accepted):
+    network = ESPCN(**TINY).eval()
+
+    def run(lr):
+        sr = network(lr)
+        sr[..., 0, 0] += 0.01  # a single pixel with more
+        return sr + error
+
+    if is_accepted:
+        assert compare(network, run, "file", half=True) > 0.012
+    else:
+        with pytest.raises(InputError, match="its output differs"):
+            compare(network, run, "file", half=True)
 
 
 def test_unwritable_file_is_named(write, tmp_path):

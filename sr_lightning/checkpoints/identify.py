@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sr_lightning.checkpoints.checkpoint import Allow, Trained, build_network, load_best, no_larger_than
-from sr_lightning.checkpoints.interop import load_weights, read_weights, recorded_network
+from sr_lightning.checkpoints.interop import load_weights, read_state, read_weights, recorded_network
 from sr_lightning.checkpoints.key_listing import differing_keys, shape_text
 from sr_lightning.checkpoints.ncnn_files import NCNN_SUFFIXES
-from sr_lightning.errors import InputError
+from sr_lightning.checkpoints.spandrel_networks import load_by_spandrel
+from sr_lightning.errors import InputError, UnknownNetworkError
 from sr_lightning.networks import (
     EDSR,
     EDSRBN,
@@ -315,22 +316,41 @@ def load_any(path: str | Path, allow: Allow = None, given: Settings | None = Non
         The network; of another project's file, its name is that of the file, and `step` is None.
 
     Raises:
-        InputError: As of `checkpoint.load_best` and `interop.read_weights`; or the network is not one of this project,
-            or has settings that the file does not show.
+        InputError: As of `checkpoint.load_best` and `interop.read_weights`; or the network is neither one of this
+            project nor of spandrel, if that is installed, or has settings that the file does not show.
     """
     path = find_checkpoint(path)
     if _is_own(path):
         return load_best(path, allow)
     description = recorded_network(path)
     if description is None:
-        description = describe(path, given or {})
+        try:
+            description = describe(path, given or {})
+        except UnknownNetworkError as unknown:
+            return _of_spandrel(path, given or {}, unknown)
     weights, _ = read_weights(path)
     with no_larger_than(weights, path):
         network = build_network(description, path, allow)
     load_weights(network, path)
-    return Trained(
-        network.eval(), path.stem, None, {"name": path.stem, "model": {"network": description}, "protocol": {}}
-    )
+    return _trained(network, path, description)
+
+
+def _trained(network: nn.Module, path: Path, description: Settings) -> Trained:
+    config = {"name": path.stem, "model": {"network": description}, "protocol": {}}
+    return Trained(network.eval(), path.stem, None, config)
+
+
+def _of_spandrel(path: Path, given: Settings, unknown: UnknownNetworkError) -> Trained:
+    """Load a network that spandrel knows.
+
+    Raises:
+        InputError: As of `load_by_spandrel`; or a setting differs from that of the file.
+    """
+    network = load_by_spandrel(read_state(path), path, unknown)
+    name, known = type(network).__name__, {"scale": network.scale}
+    if wrong := [f"{key}={value}" for key, value in given.items() if known.get(key) != value]:
+        raise InputError(f"{path} holds {name} x{network.scale}: leave {', '.join(wrong)} out")
+    return _trained(network, path, {"spandrel": name} | known)
 
 
 def describe(path: str | Path, given: Settings) -> Settings:
@@ -381,7 +401,7 @@ def identify(weights: Mapping[str, Tensor], source: str | Path) -> tuple[Form, S
         source: The file, named in messages.
 
     Raises:
-        InputError: No network of this project has such weights; names the first of them.
+        UnknownNetworkError: No network of this project has such weights; names the first of them.
     """
     shapes = Shapes(weights)
     for form in (*FORMS, *PLAIN):
@@ -396,7 +416,7 @@ def identify(weights: Mapping[str, Tensor], source: str | Path) -> tuple[Form, S
         if _is_exact(form, settings, weights):
             return form, settings
     first = ", ".join(f"{key} {shape_text(value)}" for key, value in list(weights.items())[:SHOWN])
-    raise InputError(
+    raise UnknownNetworkError(
         f"{source} holds weights of no network that this project has, in {len(weights)} tensors: {first}"
         f"{', …' if len(weights) > SHOWN else ''}"
     )

@@ -20,8 +20,9 @@ from sr_lightning.checkpoints.key_maps import KEY_MAPS, RENAMINGS, KeyMap, Renam
 from sr_lightning.checkpoints.legacy_pickle import read_module
 from sr_lightning.checkpoints.ncnn_files import NCNN_SUFFIXES, read_ncnn
 from sr_lightning.checkpoints.plausibility import LARGEST, check_tensors, implausible
+from sr_lightning.checkpoints.spandrel_networks import SpandrelNetwork
 from sr_lightning.errors import InputError
-from sr_lightning.networks import EDSR
+from sr_lightning.networks import EDSR, PLKSR, SAFMN, SPAN, Compact, RealPLKSR, RRDBNet, SwinIR
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.messages import reason
@@ -35,6 +36,8 @@ DIGESTS = "digests"  # entry of safetensors' metadata: JSON, name of a tensor ->
 WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "generator", "network", "net_g")
 # Of the keys: DataParallel, torch.compile, and the attribute of a module that contains the network.
 PREFIXES = ("module.", "_orig_mod.", "generator.", "netG.", "net_g.", "model.", "network.", "net.")
+
+PUBLISHED = (Compact, RRDBNet, SPAN, PLKSR, RealPLKSR, SAFMN, SwinIR)  # have the published names of weights
 
 
 def load_weights(network: nn.Module, path: str | Path) -> KeyMap | Renaming | None:
@@ -105,21 +108,20 @@ def save_weights(
     Args:
         network: In training or inference form.
         path: The file to write: safetensors with layout "ours" or the suffix .safetensors, else a torch file.
-        layout: "ours" writes this project's key names; "basicsr" and "edsr-pytorch" those of these projects, for
-            networks that exist there. Files do not record EDSR's residual_scale: set `res_scale` there.
+        layout: "ours" writes this project's key names; "published" all that files of PUBLISHED or spandrel's networks
+            hold, in torch files as `params_ema`; "basicsr" and "edsr-pytorch" the names of these projects, for networks
+            that exist there. Files do not record EDSR's residual_scale: set `res_scale` there.
         description: The network's part of a config (`model.network`), stored in safetensors' metadata as JSON.
         metadata: Further entries of safetensors' metadata.
 
     Raises:
         InputError: The layout is unknown or cannot express this network.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    key_map = None if layout == "ours" else key_map_for(network, layout)
-    if key_map is not None:
-        weights = export_keys(weights, key_map, len(network.blocks))
-    if key_map is not None and Path(path).suffix != ".safetensors":
+    state, wrapper = _in_layout(network, layout)
+    weights = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    if layout != "ours" and Path(path).suffix != ".safetensors":
         with replacing(path) as temporary:
-            torch.save({key_map.wrapper: weights} if key_map.wrapper else weights, temporary)
+            torch.save({wrapper: weights} if wrapper else weights, temporary)
         return
     facts = {
         "format": "pt",
@@ -135,6 +137,41 @@ def save_weights(
         save_file(weights, temporary, facts | dict(metadata or {}))
 
 
+def _in_layout(network: nn.Module, layout: str) -> tuple[Mapping[str, Tensor], str | None]:
+    """Return the weights under the names of a layout, and the key under which its torch files hold them, if any.
+
+    Raises:
+        InputError: As of `save_weights`.
+    """
+    if layout == "ours":
+        return network.state_dict(), None
+    if layout == "published" and isinstance(network, SpandrelNetwork):
+        return network.state_dict(), "params_ema"
+    if layout == "published" and type(network) in PUBLISHED:
+        if reasons := unpublished(network):
+            raise InputError(
+                f"layout='published': no published {type(network).__name__} has {', '.join(reasons)}; choose ours"
+            )
+        return getattr(network, "published_state", network.state_dict)(), "params_ema"
+    key_map = key_map_for(network, layout)
+    return export_keys(network.state_dict(), key_map, len(network.blocks)), key_map.wrapper
+
+
+def unpublished(network: nn.Module) -> list[str]:
+    """List the settings of a PUBLISHED network that its published files do not have, and their readers not expect."""
+    settings = []
+    if getattr(network, "skip", None) is not None:
+        settings.append("global_skip=true")
+    if network.num_channels != 3 and not isinstance(network, Compact | RRDBNet | SwinIR):
+        settings.append(f"num_channels={network.num_channels}")
+    if isinstance(network, SPAN) and len(network.blocks) != 6:
+        settings.append(f"num_blocks={len(network.blocks)}")
+    if isinstance(network, RRDBNet):
+        growth = network.body[0].rdb1.conv1.out_channels
+        settings += ["scale=3"] * (network.steps == (3,)) + [f"growth={growth}"] * (growth != 32)
+    return settings
+
+
 def key_map_for(network: nn.Module, project: str) -> KeyMap:
     """Return the key map of a project for a network.
 
@@ -144,7 +181,8 @@ def key_map_for(network: nn.Module, project: str) -> KeyMap:
     writable = [each for each in KEY_MAPS if each.writable]
     of_class = [each for each in writable if each.project == project and type(network) is each.network]
     if not of_class:
-        choices = ", ".join(map(str, writable))
+        published = [f"{each.__name__} (published)" for each in PUBLISHED]
+        choices = ", ".join([*map(str, writable), *published])
         raise InputError(f"layout={project!r} has no {type(network).__name__}; choose ours or one of {choices}")
     if reasons := differences(network, of_class[0]):
         raise InputError(f"layout={project!r}: {of_class[0]} does not fit: {'; '.join(reasons)}")
@@ -166,6 +204,28 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | Renaming
         InputError: The file is missing, unreadable or damaged, its values are not plausible, or it is made for images
             of another mean or range.
     """
+    weights = read_state(path)
+    renaming = next((renaming for renaming in RENAMINGS if renaming.detect_key in weights), None)
+    if renaming is not None:
+        return {ours: weights[theirs] for theirs, ours in renaming.names(weights).items()}, renaming
+    key_map = next((key_map for key_map in KEY_MAPS if key_map.matches(weights)), None)
+    if key_map is None:
+        return weights, None
+    if wrong := [
+        f"{key} is {weights[key].tolist() if key in weights else 'missing'}, expected {value.tolist()}"
+        for key, value in key_map.constants.items()
+        if key not in weights or not _allclose(weights[key], value)
+    ]:
+        raise InputError(f"{path} expects images of another mean or range than {key_map} here: {'; '.join(wrong)}")
+    return import_keys(weights, key_map), key_map
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights in a file as `read_weights` does, under the names that they have there.
+
+    Raises:
+        InputError: As of `read_weights`, except for images of another mean or range.
+    """
     path = find_checkpoint(path)
     weights = _read_file(path)
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -181,19 +241,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | Renaming
             f"{path} is damaged, or of a training that diverged: values that are not finite, or beyond {LARGEST:g}, in "
             f"{len(wrong)} of {len(weights)} tensors, such as {wrong[0]}"
         )
-    renaming = next((renaming for renaming in RENAMINGS if renaming.detect_key in weights), None)
-    if renaming is not None:
-        return {ours: weights[theirs] for theirs, ours in renaming.names(weights).items()}, renaming
-    key_map = next((key_map for key_map in KEY_MAPS if key_map.matches(weights)), None)
-    if key_map is None:
-        return weights, None
-    if wrong := [
-        f"{key} is {weights[key].tolist() if key in weights else 'missing'}, expected {value.tolist()}"
-        for key, value in key_map.constants.items()
-        if key not in weights or not _allclose(weights[key], value)
-    ]:
-        raise InputError(f"{path} expects images of another mean or range than {key_map} here: {'; '.join(wrong)}")
-    return import_keys(weights, key_map), key_map
+    return weights
 
 
 def _read_file(path: Path) -> dict[str, Any]:

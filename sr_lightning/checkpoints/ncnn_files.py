@@ -18,7 +18,7 @@ FLOAT16, FLOAT32 = 0x01306B47, 0  # tags before the weights of a layer
 WITH_WEIGHTS = ("Convolution", "PReLU")
 WITHOUT_WEIGHTS = (
     *("Input", "Split", "Concat", "Eltwise", "BinaryOp", "ReLU", "PixelShuffle", "Interp", "Noop"),
-    *("MemoryData",),
+    *("MemoryData", "Crop", "Reorg"),
 )
 
 

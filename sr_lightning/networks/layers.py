@@ -54,15 +54,20 @@ def zero_init(conv: nn.Module) -> None:
     zero_bias(conv)
 
 
+def is_traced() -> bool:
+    """Return True while a network is traced for another program, which lacks operators that are faster here."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
     """F.pixel_shuffle for a result with one or three channels, in about a third of its time on a CPU.
 
     For many channels in channels-last format F.pixel_shuffle is faster (tests/benchmarks/bench_inference.py shuffle).
-    Exported graphs use F.pixel_shuffle, because ONNX has an operator for it.
+    Exported graphs use F.pixel_shuffle, because ONNX and ncnn have an operator for it.
 
     Shapes: x (N, C*scale*scale, h, w) -> (N, C, h*scale, w*scale).
     """
-    if torch.compiler.is_exporting():
+    if is_traced():
         return F.pixel_shuffle(x, scale)
     n, c, h, w = x.shape
     c //= scale * scale
@@ -83,11 +88,19 @@ class PixelShuffle(nn.Module):
 def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad an image below and to the right by reflection, as often as it takes, so that its sides are multiples.
 
+    While an image is traced, multiples of 2 are reached without a decision: a line is added, and cut off again.
+
     Shapes: x (N, C, h, w) -> (N, C, H, W); h and w may be as small as 1.
     """
     for dim in (-2, -1):
         side = x.shape[dim]
-        if missing := -side % multiple:
+        if multiple == 2 and is_traced():
+            end = (side + 1) // 2 * 2
+            if dim == -2:
+                x = torch.cat([x, x[..., -2:, :][..., :1, :]], dim=dim)[..., :end, :]
+            else:
+                x = torch.cat([x, x[..., -2:][..., :1]], dim=dim)[..., :end]
+        elif missing := -side % multiple:
             period = max(2 * (side - 1), 1)
             place = torch.arange(side, side + missing, device=x.device) % period
             x = torch.cat([x, x.index_select(dim, torch.minimum(place, period - place) % side)], dim=dim)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_lightning.errors import InputError
-from sr_lightning.networks.layers import conv3x3, div2k_mean, fold_upsampler, upsampler
+from sr_lightning.networks.layers import conv3x3, div2k_mean, fold_upsampler, is_traced, upsampler
 
 
 class RCAN(nn.Module):
@@ -96,4 +96,4 @@ class _AttentionBlock(nn.Module):
         y = self.conv2(F.relu(self.conv1(x), inplace=True))
         pooled = y.mean(dim=(2, 3), keepdim=True)  # (N, F, 1, 1)
         weight = torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))))
-        return torch.addcmul(x, y, weight)
+        return x + y * weight if is_traced() else torch.addcmul(x, y, weight)

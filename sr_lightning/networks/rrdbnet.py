@@ -81,7 +81,9 @@ class RRDBNet(nn.Module):
             x = F.interpolate(x, scale_factor=step, mode="nearest")
             x = F.leaky_relu(self.get_submodule(f"conv_up{i}")(x), 0.2, inplace=True)
         x = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2, inplace=True))  # (N, C, h*s, w*s) or padded
-        return x[..., :height, :width].float()
+        if self.alignment > 1:
+            x = x[..., :height, :width]
+        return x.float()
 
 
 class _ResidualInResidual(nn.Module):

@@ -77,8 +77,8 @@ class SRCNN(nn.Module):
             zero_init(self.conv3)
 
     def forward(self, lr: Tensor) -> Tensor:
-        enlarged = self.upsample(lr)  # (N, 1, h, w) -> (N, 1, h*s, w*s)
-        x = F.relu(self._convolve(self.conv1, enlarged), inplace=True)
+        enlarged = self.upsample(lr)  # (N, 1, h, w) -> (N, 1, h*s, w*s), float32
+        x = F.relu(self._convolve(self.conv1, enlarged.to(lr.dtype)), inplace=True)
         x = F.relu(self._convolve(self.conv2, x), inplace=True)
         sr = self._convolve(self.conv3, x)
         if not self.global_skip:

@@ -53,7 +53,8 @@ class VDSR(nn.Module):
             zero_bias(conv)
 
     def forward(self, lr: Tensor) -> Tensor:
-        x = enlarged = self.upsample(lr)  # (N, 1, h, w) -> (N, 1, h*s, w*s)
+        enlarged = self.upsample(lr)  # (N, 1, h, w) -> (N, 1, h*s, w*s), float32
+        x = enlarged.to(lr.dtype)
         for conv in self.convs[:-1]:
             x = F.relu(conv(x), inplace=True)
         return self.convs[-1](x).float() + enlarged

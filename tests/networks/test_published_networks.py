@@ -1,9 +1,5 @@
 """Networks with published weights compute the same as spandrel's, which reads the files of many projects."""
 
-import importlib.util
-import sys
-import types
-
 import pytest
 import torch
 
@@ -31,21 +27,6 @@ SMALL = {
 }
 SCALES = {"rrdbnet": (2, 4), "rrdbnet, unshuffled": (2,)}
 CASES = [(name, scale) for name in SMALL for scale in SCALES.get(name, (2, 3, 4))]
-
-
-@pytest.fixture
-def spandrel(monkeypatch):
-    """The package spandrel. It wants torchvision, of which the networks here use nothing, so that stubs serve."""
-    if importlib.util.find_spec("spandrel") is None:
-        pytest.skip("not installed: spandrel (pip install --no-deps spandrel einops)")
-    functional = types.ModuleType("torchvision.transforms.functional")
-    functional.InterpolationMode = functional.normalize = functional.rotate = None
-    transforms = types.ModuleType("torchvision.transforms")
-    transforms.functional = functional
-    for name, module in {"": types.ModuleType("torchvision"), ".transforms": transforms}.items():
-        monkeypatch.setitem(sys.modules, f"torchvision{name}", module)
-    monkeypatch.setitem(sys.modules, "torchvision.transforms.functional", functional)
-    return importlib.import_module("spandrel")
 
 
 def perturbed(name: str, scale: int) -> torch.nn.Module:
