@@ -31,7 +31,7 @@ from sr_lightning.runs.saved_config import upgrade_overrides
 from sr_lightning.training.checks import check_numbers
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.markdown import markdown_table
-from sr_lightning.utils.messages import MAX_LISTED, printable
+from sr_lightning.utils.messages import MAX_LISTED, drop_output, printable
 from sr_lightning.utils.signals import Interrupted, interruptible
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return int(stop.code)
+    except BrokenPipeError:
+        drop_output()
+        return 0
 
 
 def check(overrides: Sequence[str], folders: Sequence[str]) -> int:
@@ -99,7 +102,7 @@ def check(overrides: Sequence[str], folders: Sequence[str]) -> int:
     findings += [finding for image in images for finding in image.findings] + of_two + examine_folders(sets)
     if not (folders or unpaired):
         findings += damaged_caches(cfg)
-    print(f"{markdown_table(summary(images))}\n\n{report(findings)}")
+    print(f"{markdown_table(summary(images))}\n\n{report(findings)}", flush=True)
     return int(any(finding.is_error for finding in findings))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sr_lightning.configs import CONF
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.markdown import markdown_table
+from sr_lightning.utils.messages import drop_output
 
 EXAMPLE = """example:
   sr-models --scale 4             parameters, multiply-adds, receptive field
@@ -48,7 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--lr {options.lr}: give width and height in pixels, such as 256x256")
     lr = (int(size[2]), int(size[1])) if options.lr else None
     bound_spinning()
-    print(report(options.scale, options.budget if options.measure else None, options.names, lr))
+    try:
+        print(report(options.scale, options.budget if options.measure else None, options.names, lr), flush=True)
+    except BrokenPipeError:
+        drop_output()
 
 
 def scales() -> list[int]:

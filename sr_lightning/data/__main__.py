@@ -14,7 +14,7 @@ from sr_lightning.data.public_sets import PUBLIC_SETS, fetch
 from sr_lightning.data.sources import PHOTOS, Pair, bundled_photos
 from sr_lightning.errors import InputError, raise_all
 from sr_lightning.utils.markdown import markdown_table
-from sr_lightning.utils.messages import printable
+from sr_lightning.utils.messages import drop_output, printable
 from sr_lightning.utils.signals import Interrupted, interruptible
 
 DESCRIPTION = """List public data sets and what of them is in place, or download and verify some. Complete sets are left
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible():
             if options.action == "list":
-                print(printable(table(root)))
+                print(printable(table(root)), flush=True)
             else:
                 fetch_sets(options.sets, root, options.track, options.scale)
         return 0
@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return int(stop.code)
+    except BrokenPipeError:
+        drop_output()
+        return 0
 
 
 def fetch_sets(names: Sequence[str], root: Path, track: str = "bicubic", scales: Sequence[int] = (2, 3, 4)) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps.cells import Cell, SweepState, read_sweep
-from sr_lightning.utils.messages import printable
+from sr_lightning.utils.messages import drop_output, printable
 
 TITLES = ("cell", "status", "step", "PSNR", "gain", "steps/s", "left", "val/psnr")
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.-:=+*#"
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # as by `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        drop_output()
         return 0
     except OSError as error:
         print(f"error: {options.folder} cannot be read: {error.strerror}", file=sys.stderr)

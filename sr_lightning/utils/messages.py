@@ -1,6 +1,7 @@
 """Text of error messages."""
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from textwrap import indent
@@ -39,3 +40,8 @@ class _PrintableRecord(logging.LogRecord):
 def escape_messages() -> None:
     """Make all messages logged by this process printable: names of files can contain any bytes."""
     logging.setLogRecordFactory(_PrintableRecord)
+
+
+def drop_output() -> None:
+    """Drop what is printed from now on: the reader of standard output, such as `head`, has ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

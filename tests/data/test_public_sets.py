@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -14,6 +17,7 @@ from sr_lightning.data.__main__ import main
 from sr_lightning.data.public_sets import PUBLIC_SETS, hint, pixel_digest
 from sr_lightning.data.sources import benchmark_set, image_folder
 from sr_lightning.errors import InputError
+from tests.helpers import ROOT
 
 
 def image(value: int, kind: str = "png") -> bytes:
@@ -222,3 +226,12 @@ def test_div2k_is_fetched_by_track_and_scale(tmp_path, monkeypatch, capsys):
     assert main(["fetch", "div2k", "--track", "mild", "--root", str(tmp_path)]) == 0  # exists for x4 only
     assert main(["fetch", "div2k", "--scale", "2", "--root", str(tmp_path)]) == 0
     assert asked == [("train", "mild", 4), ("valid", "mild", 4), ("train", "bicubic", 2), ("valid", "bicubic", 2)]
+
+
+def test_reader_that_ends_early_is_no_error(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does
+    command = [sys.executable, "-m", "sr_lightning.data", "list", "--root", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
