@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sr_lightning.checkpoints.checkpoint import Allow, Trained, build_network, load_best, no_larger_than
-from sr_lightning.checkpoints.interop import load_weights, read_state, read_weights, recorded_network
+from sr_lightning.checkpoints.interop import fill, read_state, read_weights, recorded_network, without_derived
 from sr_lightning.checkpoints.key_listing import differing_keys, shape_text
+from sr_lightning.checkpoints.key_maps import KeyMap, Renaming
 from sr_lightning.checkpoints.ncnn_files import NCNN_SUFFIXES
 from sr_lightning.checkpoints.spandrel_networks import load_by_spandrel
 from sr_lightning.errors import InputError, UnknownNetworkError
@@ -322,16 +323,16 @@ def load_any(path: str | Path, allow: Allow = None, given: Settings | None = Non
     path = find_checkpoint(path)
     if _is_own(path):
         return load_best(path, allow)
+    weights, key_map = read_weights(path)
     description = recorded_network(path)
     if description is None:
         try:
-            description = describe(path, given or {})
+            description = describe(weights, key_map, path, given or {})
         except UnknownNetworkError as unknown:
             return _of_spandrel(path, given or {}, unknown)
-    weights, _ = read_weights(path)
     with no_larger_than(weights, path):
         network = build_network(description, path, allow)
-    load_weights(network, path)
+    fill(network, weights, key_map, path)
     return _trained(network, path, description)
 
 
@@ -353,17 +354,20 @@ def _of_spandrel(path: Path, given: Settings, unknown: UnknownNetworkError) -> T
     return _trained(network, path, {"spandrel": name} | known)
 
 
-def describe(path: str | Path, given: Settings) -> Settings:
+def describe(
+    weights: Mapping[str, Tensor], key_map: KeyMap | Renaming | None, path: str | Path, given: Settings
+) -> Settings:
     """Return `model.network` of a config, `_target_` and keyword arguments, for a file of weights.
 
     Args:
-        path: As for `interop.read_weights`.
+        weights: As read by `interop.read_weights`.
+        key_map: As read by `interop.read_weights`.
+        path: The file, named in messages.
         given: As for `load_any`.
 
     Raises:
         InputError: As of `load_any`.
     """
-    weights, key_map = read_weights(path)
     form, settings = identify(weights, path)
     name = form.network.__name__
     if unknown := given.keys() - inspect.signature(form.network).parameters.keys():
@@ -424,8 +428,7 @@ def identify(weights: Mapping[str, Tensor], source: str | Path) -> tuple[Form, S
 
 def _is_exact(form: Form, settings: Settings, weights: Mapping[str, Tensor]) -> bool:
     """Return True if the network with these settings has the names and shapes of the weights."""
-    pattern = getattr(form.network, "derived", "")
-    learned = {key: value.to("meta") for key, value in weights.items() if re.fullmatch(pattern, key) is None}
+    learned = {key: value.to("meta") for key, value in without_derived(form.network, weights).items()}
     with torch.device("meta"), no_larger_than(learned, "the file"):
         try:
             network = form.network(**({"scale": 2} if "scale" in form.hidden else {}), **settings)

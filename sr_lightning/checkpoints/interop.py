@@ -55,16 +55,27 @@ def load_weights(network: nn.Module, path: str | Path) -> KeyMap | Renaming | No
         InputError: The file is unreadable or of another network, or names or shapes differ; the message lists all.
     """
     weights, key_map = read_weights(path)
+    fill(network, weights, key_map, path)
+    return key_map
+
+
+def fill(
+    network: nn.Module, weights: Mapping[str, Tensor], key_map: KeyMap | Renaming | None, path: str | Path
+) -> None:
+    """Load weights that `read_weights` has read from a file into a network.
+
+    Raises:
+        InputError: As of `load_weights`, except that the file is unreadable.
+    """
     if key_map is not None and (reasons := differences(network, key_map)):
         raise InputError(f"{path} holds {key_map} and does not fit: {'; '.join(reasons)}")
-    own, weights = network.state_dict(), _without_derived(network, weights)
+    own, weights = network.state_dict(), without_derived(network, weights)
     if differing := differing_keys(own, weights):
         raise InputError(
             f"{path} does not fit {type(network).__name__}:{differing}\n"
             f"Build the network with the scale and sizes of the file{_setting_of_biases(network, weights)}"
         )
     network.load_state_dict(weights)
-    return key_map
 
 
 def warm_start(network: nn.Module, path: str | Path) -> None:
@@ -80,7 +91,7 @@ def warm_start(network: nn.Module, path: str | Path) -> None:
         InputError: The file is unreadable, or nothing in it fits.
     """
     weights, key_map = read_weights(path)
-    own, weights = network.state_dict(), _without_derived(network, weights)
+    own, weights = network.state_dict(), without_derived(network, weights)
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     left_out = {
         "another shape, left out": {
@@ -316,7 +327,7 @@ def differences(network: nn.Module, key_map: KeyMap | Renaming) -> list[str]:
     return reasons
 
 
-def _without_derived(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_derived(network: nn.Module | type[nn.Module], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Leave out what published files of the network hold besides its weights: folded layers, constants."""
     pattern = getattr(network, "derived", "")
     return {key: value for key, value in weights.items() if re.fullmatch(pattern, key) is None}
