@@ -1,14 +1,18 @@
-"""Single-image super-resolution with PyTorch Lightning. `load` returns a trained network, ready to upscale images."""
+"""Single-image super-resolution with PyTorch Lightning: `load` a trained network, `train` one, `evaluate` it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sr_lightning.errors import require_training_packages
+
 if TYPE_CHECKING:
+    from sr_lightning.api.scores import Scores
+    from sr_lightning.api.training import Run
     from sr_lightning.upscale.upscaler import Upscaler
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["evaluate", "load", "train"]
 
 
 def load(
@@ -40,3 +44,33 @@ def load(
     from sr_lightning.upscale.upscaler import Upscaler  # imports torch
 
     return Upscaler.load(path, allow, network, **options)
+
+
+def train(*overrides: str, **settings: Any) -> "Run":
+    """Train as `python train.py` does, in a process of its own; `sr_lightning.api.training.train` has the details.
+
+    Example:
+        >>> train(max_steps="many")
+        Traceback (most recent call last):
+        ...
+        sr_lightning.errors.InputError: max_steps=many is not a number of steps: give a positive number
+    """
+    require_training_packages(__name__)
+    from sr_lightning.api import training
+
+    return training.train(*overrides, **settings)
+
+
+def evaluate(models: Any, benchmarks: str | Sequence[str] = "Set5", *overrides: str, **settings: Any) -> "Scores":
+    """Score networks on benchmarks as `python evaluate.py` does; `sr_lightning.api.scores.evaluate` has the details.
+
+    Example:
+        >>> evaluate(checkpoint, "Set5", data_root="/data")
+        Traceback (most recent call last):
+        ...
+        sr_lightning.errors.InputError: no
+    """
+    require_training_packages(__name__)
+    from sr_lightning.api import scores
+
+    return scores.evaluate(models, benchmarks, *overrides, **settings)

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from sr_lightning.errors import InputError, find_input_error, raise_all, require_training_packages
+
+require_training_packages(__name__)
+
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import sr_lightning.cli  # noqa: F401  registers the resolvers of conf/
-from sr_lightning.configs import CONF
+from sr_lightning.cli import compose_config
 from sr_lightning.data.sources import (
     Pair,
     UnpairedError,
@@ -26,8 +27,6 @@ from sr_lightning.data.sources import (
     folder_pairs,
     image_folder,
 )
-from sr_lightning.errors import InputError, find_input_error, raise_all
-from sr_lightning.runs.saved_config import upgrade_overrides
 from sr_lightning.training.checks import check_numbers
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.markdown import markdown_table
@@ -185,13 +184,12 @@ def settings(overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError: There is no such setting or option.
     """
+    cfg = compose_config("train", ["name=check", "run_dir=null", *overrides])
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", overrides=["name=check", "run_dir=null", *upgrade_overrides(overrides)])
         check_numbers(cfg)
-        return cfg
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(str(error).partition("\nConfig search path")[0]) from None
+    except OmegaConfBaseException as error:
+        raise InputError(str(error)) from None
+    return cfg
 
 
 def report(findings: Sequence["Finding"]) -> str:

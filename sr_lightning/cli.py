@@ -4,6 +4,7 @@ Imported before Hydra runs, so it must stay light: only the tasks import torch, 
 """
 
 import atexit
+import difflib
 import functools
 import logging
 import os
@@ -16,11 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sr_lightning.configs import CONF
-from sr_lightning.errors import find_input_error
+from sr_lightning.errors import InputError, find_input_error
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.folder import RunFolder, remove_failed_start
 from sr_lightning.runs.result import record_failure
@@ -28,7 +32,14 @@ from sr_lightning.runs.saved_config import rename_keys, upgrade_overrides
 from sr_lightning.sweeps.agents import place_run
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import relative
-from sr_lightning.sweeps.processes import exit_with_first_process, exit_with_parent, is_cell, process_rank
+from sr_lightning.sweeps.processes import (
+    exit_with_first_process,
+    exit_with_parent,
+    has_parent,
+    is_cell,
+    process_rank,
+    tell_caller,
+)
 from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.messages import escape_messages
@@ -75,7 +86,7 @@ def prepare_command(about: str, name: str) -> None:
     bound_spinning()
     escape_messages()
     handle_signals()
-    sys.argv[1:] = [name_option(name_run(argument)) for argument in upgrade_overrides(sys.argv[1:])]
+    sys.argv[1:] = for_hydra(sys.argv[1:])
     if name == "train":
         sys.argv[1:] = place_run(sys.argv[1:])
     check_resume(sys.argv[1:])
@@ -102,11 +113,61 @@ def prepare_command(about: str, name: str) -> None:
     sys.exit()
 
 
+def for_hydra(arguments: Sequence[str]) -> list[str]:
+    """Replace what users may write by what Hydra reads: earlier names of keys, folders, last checkpoints."""
+    upgraded = [part for argument in upgrade_overrides(list(arguments)) for part in name_folder(argument)]
+    return [name_option(name_run(argument)) for argument in upgraded]
+
+
+def compose_config(name: str, arguments: Sequence[str]) -> DictConfig:
+    """Compose a config from arguments, in this process.
+
+    Args:
+        name: "train" or "evaluate".
+        arguments: As on the command line.
+
+    Raises:
+        InputError: Hydra does not know a key or an option, or cannot read an argument.
+    """
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(name, for_hydra(arguments))
+    except MissingConfigException as error:
+        group, _, option = (error.missing_cfg_file or "").partition("/")
+        options = [each for each in error.options or () if each != "base"]
+        other = "neither a folder nor" if group == "data" else "not"
+        raise InputError(f"{group}={option} is {other} one of {', '.join(options)}") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error).partition("\nConfig search path")[0]
+        if key := re.match(r"Could not override '([^']+)'", text):
+            close = difflib.get_close_matches(key[1], [path.stem for path in CONF.iterdir()] + top_level_keys(name), 1)
+            text = f"there is no setting {key[1]}{f'; did you mean {close[0]}?' if close else ''}"
+        raise InputError(text) from None
+
+
+def top_level_keys(name: str) -> list[str]:
+    """Return the keys of conf/NAME.yaml."""
+    return [str(key) for key in OmegaConf.load(CONF / f"{name}.yaml")]
+
+
 def name_run(argument: str) -> str:
     """Replace the last checkpoint of a run in `resume=` by the run's directory; return other arguments unchanged."""
     path = Path(argument.removeprefix("resume=").strip("'\""))
     is_last = argument.startswith("resume=") and path.parts[-2:] == ("checkpoints", "last.ckpt")
     return argument.replace(str(path), str(path.parents[1])) if is_last else argument
+
+
+def name_folder(argument: str) -> list[str]:
+    """Replace a folder of images as `data=` by the option `folder`; return other arguments unchanged.
+
+    >>> name_folder("data=/"), name_folder("data=t91")
+    (['data=folder', 'data.hr=/'], ['data=t91'])
+    """
+    key, _, value = argument.partition("=")
+    path = value.strip("'\"")
+    is_option = path in [option.stem for option in (CONF / "data").glob("*.yaml")]
+    is_folder = key == "data" and path and not is_option and Path(path).expanduser().is_dir()
+    return ["data=folder", f"data.hr={value}"] if is_folder else [argument]
 
 
 def name_option(argument: str) -> str:
@@ -133,7 +194,8 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(function)
     def wrapper(cfg: DictConfig) -> Any:
-        exit_with_parent() if is_cell() else exit_with_first_process()
+        exit_with_parent() if has_parent() else exit_with_first_process()
+        tell_caller(run_dir=cfg.run_dir)
         try:
             rename_keys(cfg)
             return function(cfg)
@@ -152,6 +214,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 log.exception("failed")
             else:
                 log.error("error: %s", input_error)
+                tell_caller(run_dir=cfg.run_dir, error=str(input_error))
             if is_cell():
                 record_failure(cfg, str(input_error or f"{type(error).__name__}: {error}"))
             if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep, the other jobs continue

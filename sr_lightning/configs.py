@@ -1,6 +1,7 @@
-"""Location of the Hydra configs."""
+"""Location of the commands train.py and evaluate.py, and of the Hydra configs."""
 
 from pathlib import Path
 
-_CHECKOUT, _INSTALLED = Path(__file__).parents[1] / "conf", Path(__file__).parent / "conf"
-CONF = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT  # a wheel contains them inside the package
+_CHECKOUT, _INSTALLED = Path(__file__).parents[1], Path(__file__).parent / "project"
+PROJECT = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT  # a wheel contains the files inside the package
+CONF = PROJECT / "conf"

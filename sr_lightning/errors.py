@@ -1,6 +1,10 @@
 """Errors caused by user input."""
 
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
+
+TRAINING_PACKAGES = ("pytorch_lightning", "torchmetrics", "hydra", "omegaconf")
 
 
 class InputError(ValueError):
@@ -35,3 +39,20 @@ def raise_all(*checks: Callable[[], object]) -> None:
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
+
+
+def require_training_packages(module: str) -> None:
+    """Check that the packages are installed that all but enlarging, exporting and fetching needs.
+
+    Args:
+        module: `__name__` of the caller; "__main__", or a package that `python -m` imports, ends with one line.
+
+    Raises:
+        ModuleNotFoundError: Names those that are missing, and the way to them.
+    """
+    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
+    if missing:
+        message = f"training and scoring need {', '.join(missing)}: pip install 'sr_lightning[train]'"
+        if module == "__main__" or sys.argv[:1] == ["-m"]:
+            sys.exit(f"error: {message}")
+        raise ModuleNotFoundError(message, name=missing[0])

@@ -15,8 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sr_lightning.errors import InputError, raise_all, require_training_packages
+
+require_training_packages(__name__)
+
 from sr_lightning.data.sources import Pair, benchmark_folder, benchmark_names, benchmark_set, image_folder
-from sr_lightning.errors import InputError, raise_all
 from sr_lightning.images.files import image_size
 from sr_lightning.images.folder import short_name
 from sr_lightning.runs.folder import RunFolder, find_checkpoint

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sr_lightning.configs import CONF
+from sr_lightning.errors import require_training_packages
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.markdown import markdown_table
 from sr_lightning.utils.messages import drop_output
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.lr and not (size := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", options.lr, re.ASCII)):
         parser.error(f"--lr {options.lr}: give width and height in pixels, such as 256x256")
     lr = (int(size[2]), int(size[1])) if options.lr else None
+    require_training_packages("__main__")
     bound_spinning()
     try:
         print(report(options.scale, options.budget if options.measure else None, options.names, lr), flush=True)

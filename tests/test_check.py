@@ -151,8 +151,8 @@ def test_folders_are_compared_with_the_first(capsys, folders, photos):
     [
         (["no_such_folder"], "no_such_folder: no such folder"),
         (["data=t91", "folder"], "give settings or folders, not both: folder has no `=`"),
-        (["data=nothing"], "Could not find 'data/nothing'"),
-        (["foo=1"], "Could not override 'foo'"),
+        (["data=nothing"], "data=nothing is neither a folder nor one of"),
+        (["foo=1"], "there is no setting foo"),
         (["data=folder"], "data=folder needs data.hr=DIR"),
         (["data=val_photos"], "these settings name no images"),
         (["data=demo", "benchmarks=[Set0]"], "no test set Set0"),

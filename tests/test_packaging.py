@@ -42,15 +42,16 @@ def run_installed(site, folder, *command):
     )
 
 
-def test_wheel_contains_package_configs_page_and_tables_only(installed):
+def test_wheel_contains_package_commands_configs_page_and_tables_only(installed):
     files = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
     package = {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "sr_lightning").rglob("*") if path.suffix != ".pyc"
     }
     package = {name for name in package if (ROOT / name).is_file()}
-    configs = {f"sr_lightning/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
+    project = [*(ROOT / "conf").rglob("*.yaml"), ROOT / "train.py", ROOT / "evaluate.py"]
+    project = {f"sr_lightning/project/{path.relative_to(ROOT).as_posix()}" for path in project}
     metadata = {name for name in files if ".dist-info/" in name}
-    assert files - metadata == package | configs
+    assert files - metadata == package | project
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= {name.split(".dist-info/")[1] for name in metadata}
 
 
@@ -68,3 +69,5 @@ runpy.run_module("sr_lightning.upscale", run_name="__main__")
     assert (tmp_path / "big" / "0_x2.png").is_file()
     done = run_installed(installed, tmp_path, "-c", "from sr_lightning.models import networks; print(*networks(4))")
     assert "edsr_baseline" in done.stdout
+    code = "import sys; from sr_lightning.api.commands import train; sys.argv[1:] = ['--cfg', 'job']; train()"
+    assert "max_steps: 4500" in run_installed(installed, tmp_path, "-c", code).stdout

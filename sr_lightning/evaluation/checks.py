@@ -16,23 +16,28 @@ from sr_lightning.runs.folder import find_checkpoint
 NOTHING_TO_SCORE = "nothing to score: give ckpt=FILE (or a list), or model=bicubic scale=x3"
 
 
-def check_request(cfg: DictConfig) -> None:
+def check_request(cfg: DictConfig, *, with_subject: bool = True) -> None:
     """Check the settings and paths of evaluate.py.
+
+    Args:
+        cfg: The config.
+        with_subject: It names what is scored.
 
     Raises:
         InputError: Names everything that is wrong or missing.
     """
-    raise_all(*_checks(cfg))
+    raise_all(*_checks(cfg, with_subject))
 
 
-def _checks(cfg: DictConfig) -> Iterator[Callable[[], Any]]:
+def _checks(cfg: DictConfig, with_subject: bool) -> Iterator[Callable[[], Any]]:
     yield partial(_check_count, "report_images", cfg.report_images, "in report.html")
     yield partial(_check_count, "num_comparisons", cfg.num_comparisons, "with a comparison picture")
     yield partial(_check_flag, "self_ensemble", cfg.self_ensemble)
     if cfg.wandb is not None:
         yield partial(_check_flag, "wandb", cfg.wandb)
     yield partial(check_measures, cfg.measures)
-    yield partial(_check_subject, cfg.ckpt, cfg.runs, "model" in cfg, cfg.scale)
+    if with_subject:
+        yield partial(_check_subject, cfg.ckpt, cfg.runs, "model" in cfg, cfg.scale)
     yield partial(check_benchmarks, cfg.benchmarks, at_least=1)
     if isinstance(cfg.benchmarks, ListConfig):
         for name in cfg.benchmarks:

@@ -61,7 +61,12 @@ def report_scores(
 
 
 def score_table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:
-    """Format scores as a Markdown table: one line per model and set, and per image of the set `images_of`.
+    """Format scores as a Markdown table, the lines of `score_lines`."""
+    return markdown_table(score_lines(rows, images_of))
+
+
+def score_lines(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> list[list[str]]:
+    """Return the cells of a table, the header first: a line per model and set, and per image of the set `images_of`.
 
     The gain is over bicubic on the same images.
     """
@@ -75,7 +80,7 @@ def score_table(rows: Sequence[dict[str, Any]], images_of: str | None = None) ->
             scores = [f"{row[m]:.{score_digits(m)}f}" for m in metrics]
             last = "" if row["model"] == "bicubic" else f"{gain:+.2f}"
             lines.append([row["dataset"], row["image"], f"x{row['scale']}", row["model"], *scores, last])
-    return markdown_table(lines)
+    return lines
 
 
 def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Training processes: one per run directory, and none outlives the sweep that started it."""
 
 import atexit
+import json
 import multiprocessing
 import os
 import runpy
@@ -18,7 +19,9 @@ from filelock import FileLock, Timeout
 
 from sr_lightning.errors import InputError
 
-PARENT = "SR_LIGHTNING_PARENT"  # in a cell's environment: the process with which it exits
+PARENT = "SR_LIGHTNING_PARENT"  # in the environment of a cell, or of a run of Python's: the process with which it exits
+CELL = "SR_LIGHTNING_CELL"  # in a cell's environment
+ANSWER = "SR_LIGHTNING_ANSWER"  # in the environment of a run of Python's: the file that tells its directory and error
 FIRST = "SR_LIGHTNING_FIRST_PROCESS"  # in the environment of a run's further processes: its first one
 PRELOADED = {"train.py": ["sr_lightning.training.train"]}  # modules that a sweep imports once for all of its cells
 PAUSE = 0.5  # seconds between two checks that the parent is alive
@@ -59,9 +62,20 @@ def process_rank() -> int:
     return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0"))
 
 
+def has_parent() -> bool:
+    """Return True if this process exits with the one that started it."""
+    return PARENT in os.environ
+
+
 def is_cell() -> bool:
     """Return True if this process trains a cell of a sweep."""
-    return PARENT in os.environ
+    return CELL in os.environ
+
+
+def tell_caller(**facts: str) -> None:
+    """Write the file for which a caller in Python waits, if there is one."""
+    if ANSWER in os.environ and process_rank() == 0:
+        Path(os.environ[ANSWER]).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def exit_with_first_process() -> None:
@@ -125,7 +139,7 @@ def _run_command(words: list[str], environment: dict[str, str], log: Path) -> No
     """Run `python WORDS` in this process, as if it had been started from a shell."""
     os.setsid()
     os.environ.clear()
-    os.environ.update(environment | {PARENT: str(os.getppid())})
+    os.environ.update(environment | {PARENT: str(os.getppid()), CELL: "1"})
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(file, 1)

@@ -17,6 +17,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.images.photo import as_photo
 from sr_lightning.inference import FastInference, SelfEnsemble, super_resolve
 from sr_lightning.networks import Bicubic
+from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.upscale.options import check_options
 from sr_lightning.upscale.size import passes
 from sr_lightning.upscale.tiles import Box, automatic_pixels, automatic_tile, tile_map
@@ -54,10 +55,13 @@ class Upscaler:
     Attributes:
         scale: The factor.
         precision: "float32", "bfloat16" or "float16".
+        source: The file that `load` has read; None for a network in memory.
 
     Raises:
         InputError: An invalid option, or no such GPU.
     """
+
+    source: Path | None = None
 
     def __init__(
         self,
@@ -97,8 +101,11 @@ class Upscaler:
         Raises:
             InputError: The file is missing, damaged, or of a network that is not known here; or as for the class.
         """
-        trained = load_any(path, allow, dict(network or {}))
-        return cls(trained.network, trained.name, steps=trained.step, **options)
+        source = find_checkpoint(path)
+        trained = load_any(source, allow, dict(network or {}))
+        upscaler = cls(trained.network, trained.name, steps=trained.step, **options)
+        upscaler.source = source
+        return upscaler
 
     def __repr__(self) -> str:
         channels = "luma" if self.network.num_channels == 1 else "RGB"

@@ -1,0 +1,1 @@
+"""Training and scoring from Python: `sr_lightning.train` and `sr_lightning.evaluate`."""

@@ -1,0 +1,51 @@
+"""Settings as Python values, and the arguments of a command that say the same."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sr_lightning.errors import InputError
+from sr_lightning.sweeps.run import hydra_value, quoted
+
+
+def arguments(overrides: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """Return the command-line arguments of settings.
+
+    Args:
+        overrides: Arguments as they are, such as "model.optimizer.lr=1e-3".
+        settings: Values by key; a table is the keys below it.
+
+    Raises:
+        InputError: An override is no text, or a value cannot be written on a command line.
+
+    Example:
+        >>> arguments(["seed=1"], {"model": "espcn", "data": {"batch_size": 8}, "benchmarks": ["Set5"], "resume": None})
+        ['seed=1', 'model=espcn', 'data.batch_size=8', 'benchmarks=[Set5]', 'resume=null']
+    """
+    if odd := [override for override in overrides if not isinstance(override, str) or "=" not in override]:
+        raise InputError(f"{odd[0]!r} is not a setting: write 'KEY=VALUE', or KEY=VALUE as a Python argument")
+    return [*overrides, *(f"{key}={_text(key, value)}" for key, value in _flat(settings))]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(key: str, value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | Path):
+        is_word = re.fullmatch(r"null|true|false|[-+.\de]+", str(value), re.IGNORECASE) is None
+        return hydra_value(str(value)) if is_word else quoted(value)
+    if isinstance(value, Sequence):
+        return f"[{','.join(_text(key, item) for item in value)}]"
+    raise InputError(f"{key}={value!r}: give a number, a text, true, false, None or a list of them")

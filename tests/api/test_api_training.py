@@ -1,0 +1,118 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import sr_lightning
+from sr_lightning.api.settings import arguments
+from sr_lightning.errors import InputError
+from tests.helpers import ROOT, compose, differences, run
+
+QUICK = ("max_steps=4", "val_every=2", "save_every=2")
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def trained_here(command, tmp_path_factory):
+    """A run that `train` has made, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("from_python") / "run"
+    return sr_lightning.train(*command[1:], *QUICK, seed=3, hydra={"run": {"dir": folder}})
+
+
+def test_training_from_python_has_the_bits_of_the_command(trained_here, command, tmp_path):
+    run(*command, *QUICK, "seed=3", f"hydra.run.dir={tmp_path}")
+    assert not list(differences(weights(trained_here.folder), weights(tmp_path), "weights"))
+
+
+def test_run_has_result_scores_pictures_and_network(trained_here):
+    assert trained_here.result["steps"] == 4
+    scores = trained_here.scores
+    assert {row["model"] for row in scores} == {"bicubic", "espcn"} and scores.pictures
+    assert scores.means()[0]["psnr_y"] == pytest.approx(trained_here.result["bicubic"])
+    assert trained_here.load().scale == 2
+
+
+def test_folder_is_a_data_set_on_the_command_line_and_in_python(command, pictures):
+    words = [word for word in command[1:] if not word.startswith("data=") and not word.startswith("data.hr=")]
+    from sr_lightning.cli import compose_config
+
+    cfg = compose_config("train", [*words, *arguments((), {"data": pictures}), "name=test", "run_dir=nowhere"])
+    assert cfg.data.hr == str(pictures) and cfg.data._target_ == compose("data=folder", "data.hr=x").data._target_
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"modell": "espcn"}, "there is no setting modell; did you mean model?"),
+        ({"model": "espcnn"}, "model=espcnn is not one of bicubic, "),
+        ({"data": "no/folder"}, "data=no/folder is neither a folder nor one of "),
+        ({"max_steps": "many"}, "max_steps=many: give a number"),
+        ({"resume": "no/run"}, "resume=no/run is not the directory of a run"),
+    ],
+)
+def test_wrong_settings_are_one_error_in_python(settings, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        sr_lightning.train(**settings)
+    assert str(caught.value).startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+CALLER = """
+import sys, sr_lightning
+try:
+    sr_lightning.train(*sys.argv[1:])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def caller(command, folder):
+    """A Python process that trains for long, after its first steps."""
+    words = [*command[1:], "max_steps=1000000", "log_every=1", "save_every=1", f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", CALLER, *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (folder / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+    return process
+
+
+def is_free(folder):
+    """True if no process trains in the folder."""
+    from sr_lightning.sweeps.cells import is_locked
+
+    return not is_locked(folder / ".lock")
+
+
+@pytest.mark.slow
+def test_interruption_saves_the_run_and_reaches_the_caller(command, tmp_path):
+    process = caller(command, tmp_path / "run")
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and output.endswith("interrupted\n") and "saved at step" in output
+    assert is_free(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_training_ends_with_a_caller_that_is_killed(command, tmp_path):
+    process = caller(command, tmp_path / "run")
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while not is_free(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
