@@ -13,7 +13,7 @@ def arguments(overrides: Sequence[str], settings: Mapping[str, Any]) -> list[str
     """Return the command-line arguments of settings.
 
     Args:
-        overrides: Arguments as they are, such as "model.optimizer.lr=1e-3".
+        overrides: Arguments unchanged, such as "model.optimizer.lr=1e-3".
         settings: Values by key; a table is the keys below it.
 
     Raises:
