@@ -211,13 +211,15 @@ def _rrdbnet(s: Shapes) -> Settings:
 
 
 def _span(s: Shapes) -> Settings:
-    channels = s.into("conv_1.sk")
     is_published = "conv_1.eval_conv.weight" in s
+    first = "conv_1.sk" if (branches := "conv_1.sk.weight" in s) else "conv_1"
+    channels = s.into(first)
     return {
         "scale": s.shuffle("upsampler.0", channels),
-        "num_features": s.out("conv_1.sk"),
-        "num_blocks": s.count("block_#.c1_r.sk"),
+        "num_features": s.out(first),
+        "num_blocks": s.count("block_#.c1_r"),
         "num_channels": channels,
+        "branches": branches,
     } | ({"norm": "no_norm" not in s} if is_published else {})
 
 
@@ -292,6 +294,7 @@ FORMS = (
     Form(Compact, ("body.0.weight", "body.1.weight", "body.2.weight"), _compact),
     Form(RRDBNet, ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_last.weight"), _rrdbnet),
     Form(SPAN, ("conv_1.sk.weight", "block_1.c1_r.sk.weight", "conv_cat.weight"), _span, hidden=("norm",)),
+    Form(SPAN, ("conv_1.weight", "block_1.c1_r.weight", "conv_cat.weight"), _span, hidden=("norm", "global_skip")),
     Form(PLKSR, ("feats.0.weight", "feats.1.channe_mixer.0.weight", "feats.1.lk.conv.weight"), _plksr),
     Form(RealPLKSR, ("feats.0.weight", "feats.1.channel_mixer.0.weight", "feats.1.lk.conv.weight"), _realplksr),
     Form(SAFMN, ("to_feat.weight", "feats.0.safm.aggr.weight", "to_img.0.weight"), _safmn),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sr_lightning.checkpoints.checkpoint import checked_fields, network_weights
@@ -144,8 +144,8 @@ def save_weights(
     facts[DIGESTS] = json.dumps(digests(weights))
     if description is not None:
         facts["network"] = json.dumps(description)
-    with replacing(path) as temporary:
-        save_file(weights, temporary, facts | dict(metadata or {}))
+    with replacing(path) as temporary:  # save_file would write a file that only its owner can read
+        Path(temporary).write_bytes(save(weights, facts | dict(metadata or {})))
 
 
 def _in_layout(network: nn.Module, layout: str) -> tuple[Mapping[str, Tensor], str | None]:
@@ -175,8 +175,9 @@ def unpublished(network: nn.Module) -> list[str]:
         settings.append("global_skip=true")
     if network.num_channels != 3 and not isinstance(network, Compact | RRDBNet | SwinIR):
         settings.append(f"num_channels={network.num_channels}")
-    if isinstance(network, SPAN) and len(network.blocks) != 6:
-        settings.append(f"num_blocks={len(network.blocks)}")
+    if isinstance(network, SPAN):
+        settings += [f"num_blocks={len(network.blocks)}"] * (len(network.blocks) != 6)
+        settings += ["branches=false"] * isinstance(network.conv_1, nn.Conv2d)
     if isinstance(network, RRDBNet):
         growth = network.body[0].rdb1.conv1.out_channels
         settings += ["scale=3"] * (network.steps == (3,)) + [f"growth={growth}"] * (growth != 32)

@@ -128,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
         "--rgb", action="store_true", help="RGB images also for a luma network, colours inside the file"
     )
     parser.add_argument(
-        "--half", action="store_true", help="images and computation in float16; of ncnn the stored weights"
+        "--half",
+        action="store_true",
+        help="images and computation in float16; of ncnn, safetensors and torch the stored weights",
     )
     add_network_option(parser)
     parser.add_argument(
@@ -159,7 +161,7 @@ def export(
         allow: Packages besides this project, or classes, that the checkpoint may name as its network.
         network: Settings of the network that another project's file does not show, such as {"scale": 2} for VDSR.
         rgb: RGB images also for a luma network: the file converts colours and upscales chroma bicubically. Only graphs.
-        half: Images and computations in float16, of ncnn the stored weights alone. Only graphs.
+        half: Images and computations in float16; of ncnn and of weights what is stored alone.
 
     Raises:
         InputError: The checkpoint or a package is missing, options conflict, or the output differs from the
@@ -230,8 +232,8 @@ def check(to: str, output: str | Path | None, layout: str, *, rgb: bool, half: b
         )
     if to in GRAPHS and layout != "ours":
         wrong.append(f"--layout {layout} renames weights, and {to} has no key names: leave it out, or use --to torch")
-    if to not in GRAPHS and (given := [name for name, is_given in (("--rgb", rgb), ("--half", half)) if is_given]):
-        wrong.append(f"{' and '.join(given)}: only with --to {', '.join(GRAPHS)}; --to {to} writes weights unchanged")
+    if to not in GRAPHS and rgb:
+        wrong.append(f"--rgb: only with --to {', '.join(GRAPHS)}; --to {to} writes weights alone")
     if missing := [package for package in PACKAGES.get(to, ()) if find_spec(package) is None]:
         wrong.append(f"--to {to} needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if wrong:
@@ -245,7 +247,7 @@ def write(trained: "Trained", to: str, path: Path, layout: str, *, rgb: bool, ha
         The file as it computes.
     """
     if to not in GRAPHS:
-        return write_weights(trained, path, layout)
+        return write_weights(trained, path, layout, half)
     from sr_lightning.export.converted import Converted
 
     if rgb or half:
@@ -316,8 +318,8 @@ def write_ncnn(trained: "Trained", path: Path, half: bool = False) -> Run:
         return convert(unfolded(fused(trained.network)), path, half)
 
 
-def write_weights(trained: "Trained", path: Path, layout: str) -> Run:
-    """Write the weights: safetensors, or a torch file if the suffix is .pth or .pt.
+def write_weights(trained: "Trained", path: Path, layout: str, half: bool = False) -> Run:
+    """Write the weights, with `half` in float16: safetensors, or a torch file if the suffix is .pth or .pt.
 
     Returns:
         The network with the weights read back from the file.
@@ -326,7 +328,8 @@ def write_weights(trained: "Trained", path: Path, layout: str) -> Run:
 
     from sr_lightning.checkpoints.interop import load_weights, save_weights
 
-    save_weights(trained.network, path, layout, metadata=metadata(trained))
+    network = copy.deepcopy(trained.network)
+    save_weights(network.half() if half else network, path, layout, metadata=metadata(trained))
     network = copy.deepcopy(trained.network)
     with torch.no_grad():
         for parameter in network.parameters():

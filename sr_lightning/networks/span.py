@@ -1,6 +1,7 @@
 """SPAN: blocks whose attention is a symmetric function of their own output, without parameters."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class SPAN(nn.Module):
         num_channels: 3 (RGB, as in the paper) or 1 (luma).
         global_skip: Add the bicubically upscaled input. Not in the paper. The last convolution is then initialised with
             zeros, so that training starts from bicubic.
+        branches: Sums of branches; false: plain convolutions, as in the folded network, with a quarter of the weights.
 
     Attributes:
         receptive_radius: Number of LR pixels in each direction that an output pixel depends on, at every scale.
@@ -55,17 +57,19 @@ class SPAN(nn.Module):
         norm: bool = False,
         num_channels: int = 3,
         global_skip: bool = False,
+        branches: bool = True,
     ) -> None:
         super().__init__()
         self.scale, self.num_channels, self.norm = scale, num_channels, norm
         self.receptive_radius = 3 * num_blocks + 3
         self.register_buffer("mean", div2k_mean(num_channels), persistent=False)
         self.skip = Bicubic(scale=scale) if global_skip else None
-        self.conv_1 = Conv3XC(num_channels, num_features)
+        conv = Conv3XC if branches else conv3x3
+        self.conv_1 = conv(num_channels, num_features)
         for i in range(1, num_blocks + 1):
-            self.add_module(f"block_{i}", _Block(num_features))
+            self.add_module(f"block_{i}", _Block(num_features, conv))
         self.blocks = [f"block_{i}" for i in range(1, num_blocks + 1)]
-        self.conv_2 = Conv3XC(num_features, num_features)
+        self.conv_2 = conv(num_features, num_features)
         self.conv_cat = nn.Conv2d(4 * num_features, num_features, 1)
         self.upsampler = nn.Sequential(conv3x3(num_features, num_channels * scale**2))
         if global_skip:
@@ -151,11 +155,11 @@ def _weights(conv: nn.Module) -> tuple[Tensor, Tensor]:
 class _Block(nn.Module):
     """Three convolutions and the attention: an odd function of the last one's output."""
 
-    def __init__(self, num_features: int) -> None:
+    def __init__(self, num_features: int, conv: Callable[[int, int], nn.Module]) -> None:
         super().__init__()
-        self.c1_r = Conv3XC(num_features, num_features)
-        self.c2_r = Conv3XC(num_features, num_features)
-        self.c3_r = Conv3XC(num_features, num_features)
+        self.c1_r = conv(num_features, num_features)
+        self.c2_r = conv(num_features, num_features)
+        self.c3_r = conv(num_features, num_features)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = F.silu(self.c1_r(x))
