@@ -16,7 +16,7 @@ RUN = next((PACKAGE.parent / "tests" / "earlier_version").glob("multirun/tiny/*s
 LAYERS = (
     {"configs", "errors"},
     {"color", "utils"},
-    {"degradations", "images", "losses", "networks", "optim"},
+    {"degradations", "images", "losses", "networks", "optim", "pretrained"},
     {"data", "inference", "runs"},
     {"checkpoints", "metrics"},
     {"evaluation", "export", "modules", "network_costs", "upscale"},

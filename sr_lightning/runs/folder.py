@@ -6,6 +6,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sr_lightning.errors import InputError
+from sr_lightning.pretrained import included
 from sr_lightning.runs.wandb_artifact import PREFIX, artifact_checkpoint
 
 STARTED = {".hydra", ".lock", ".owner", "train.log", "evaluate.log"}  # written before a command's work begins
@@ -49,7 +50,9 @@ class RunFolder:
 def find_checkpoint(path: str | Path) -> Path:
     """Resolve a path to a file of trained weights: the file itself, or the best checkpoint of a run's directory.
 
-    `wandb:ENTITY/PROJECT/NAME:ALIAS` is that of an artifact of Weights & Biases, which is downloaded once.
+    A name of `pretrained.included`, such as "luma_x3", is that of a network that comes with the package, unless a file
+    or folder is called so. `wandb:ENTITY/PROJECT/NAME:ALIAS` is that of an artifact of Weights & Biases, which is
+    downloaded once.
 
     Raises:
         InputError: The path does not exist, or the directory or the artifact has no checkpoint.
@@ -58,7 +61,10 @@ def find_checkpoint(path: str | Path) -> Path:
         return artifact_checkpoint(str(path))
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(f"there is no file or folder {path}")
+        names = included()
+        if str(path) in names:
+            return names[str(path)]
+        raise InputError(f"there is no file or folder {path}, and no network {path} among {', '.join(names)}")
     if not path.is_dir():
         return path
     run = RunFolder(path)

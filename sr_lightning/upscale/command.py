@@ -9,10 +9,11 @@ from pathlib import Path
 from sr_lightning.checkpoints.options import add_network_option
 from sr_lightning.errors import InputError
 from sr_lightning.images.formats import IMAGE_FORMATS, PNG_COMPRESSION
+from sr_lightning.pretrained import card_of, default_for, included
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.upscale.options import check_options
 from sr_lightning.upscale.plan import STDOUT, check_output, check_suffix, find_inputs, plan, without_results
-from sr_lightning.upscale.size import size_of_results, suffix_of
+from sr_lightning.upscale.size import parse_factor, size_of_results, suffix_of
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.devices import PRECISIONS
 from sr_lightning.utils.messages import escape_messages, listing
@@ -20,11 +21,13 @@ from sr_lightning.utils.signals import Interrupted, interruptible
 
 log = logging.getLogger("sr_lightning.upscale")
 
-DESCRIPTION = """Upscale images (PNG, JPEG, WebP, TIFF, BMP) and videos with a trained network.
+DESCRIPTION = """Upscale images (PNG, JPEG, WebP, TIFF, BMP) and videos with a trained network: your own, or one
+that comes with the package.
 
 photo.jpg becomes photo_x4.jpg beside it, for a network of scale 4, or
 OUT/photo_x4.jpg. Metadata, depth and limits: docs/upscale.md."""
 EXAMPLE = """examples:
+  sr-upscale photo.jpg
   sr-upscale photo.jpg -c outputs/RUN -o big
   sr-upscale scans/ 'more/**/*.png' clip.mp4 -c best.ckpt -o big --exist skip
   sr-upscale -r photos -c outputs/RUN -o big --to 3840x2160
@@ -70,8 +73,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, or - for standard input")
     parser.add_argument(
         *("-c", "--ckpt"),
-        required=True,
-        help="file of weights, a run's directory (its best), or wandb:ENTITY/PROJECT/NAME:ALIAS",
+        help="network: a file of weights, a run's directory (its best), wandb:ENTITY/PROJECT/NAME:ALIAS, or one that "
+        f"comes with the package: {', '.join(included())} (default: luma, and the factor's)",
     )
     parser.add_argument(
         "-o",
@@ -158,7 +161,7 @@ def run(options: argparse.Namespace) -> list[str]:
         raise InputError(f"--png-compression {options.png_compression}: choose a number from 0 to 9")
     check_options(options.device, options.precision, options.tile)
     check_suffix(options.suffix, options.out)
-    checkpoint = find_checkpoint(options.ckpt)
+    checkpoint = find_checkpoint(options.ckpt or default_for(parse_factor(options.factor) if options.factor else None))
     sources = find_inputs(options.inputs, options.out, recursive=options.recursive)
     out = STDOUT if options.out is None and options.inputs == ["-"] else options.out
     check_output(sources, out, options.format)
@@ -182,6 +185,8 @@ def run(options: argparse.Namespace) -> list[str]:
     chosen = without_results(sources, suffix) if out is None else sources
     jobs = plan(chosen, out, suffix, options.format, options.exist)
     log.info("%s", net)
+    if options.ckpt is None:
+        log.info("%s", about_default(checkpoint))
     if net.sees_whole_image:
         log.info(
             "every pixel depends on the whole image: %s",
@@ -195,3 +200,13 @@ def run(options: argparse.Namespace) -> list[str]:
     if failures:
         log.error("error: %d failed:%s", len(failures), listing(failures))
     return failures
+
+
+def about_default(path: Path) -> str:
+    """Describe the network that is used without `--ckpt`."""
+    card = card_of(path) or {}
+    gains = [f"{scores['psnr'] - scores['bicubic']:+.1f} dB on {name}" for name, scores in card["scores"].items()]
+    return (
+        f"{path.stem} comes with this program: {' and '.join(gains)} over bicubic. It does not remove the noise of "
+        "JPEG. Other networks: --ckpt (sr-models --weights)"
+    )

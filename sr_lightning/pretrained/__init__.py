@@ -1,0 +1,51 @@
+"""Networks that come with the package. Imports neither torch nor Pillow."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+CARD = "card"  # entry of safetensors' metadata: JSON
+DEFAULTS = {2: "luma_x2", 3: "luma_x3", 4: "luma_x4"}  # by scale
+
+
+def included() -> dict[str, Path]:
+    """Return the files of weights that come with the package, by name.
+
+    Example:
+        >>> sorted(included())
+        ['fast_x2', 'luma_x2', 'luma_x3', 'luma_x4', 'rgb_x2', 'rgb_x4']
+    """
+    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+
+
+def default_for(factor: Fraction | None) -> str:
+    """Return the name of the network for a factor of enlargement: of the smallest scale that reaches it in one pass.
+
+    Args:
+        factor: None: x2. Above the largest scale: the largest.
+
+    Example:
+        >>> default_for(Fraction(5, 2)), default_for(None), default_for(Fraction(16))
+        ('luma_x3', 'luma_x2', 'luma_x4')
+    """
+    wanted = factor or Fraction(2)
+    return DEFAULTS[next((scale for scale in sorted(DEFAULTS) if scale >= wanted), max(DEFAULTS))]
+
+
+def card_of(path: str | Path) -> dict[str, Any] | None:
+    """Return the card in a file of weights; None without one.
+
+    Returns:
+        title, recipe, commit, data, terms (of the data), protocol, scores (data set -> psnr, ssim and bicubic's psnr),
+        licence, limits (what it is not for).
+
+    Example:
+        >>> card_of(included()["luma_x3"])["recipe"]
+        'python train.py experiment=pretrained scale=x3'
+    """
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        metadata = json.loads(file.read(length)).get("__metadata__", {})
+    return json.loads(metadata[CARD]) if CARD in metadata else None
