@@ -19,7 +19,7 @@ from sr_lightning.data.lr_origin import MATLAB, origin
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, folder_pairs
 from sr_lightning.data.store import Degradation, ImageStore, verify
-from sr_lightning.degradations import Bicubic, RandomDegradation
+from sr_lightning.degradations import Bicubic, RandomDegradation, sharpen
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size
 from sr_lightning.utils.messages import listing
@@ -27,8 +27,9 @@ from sr_lightning.utils.threads import in_threads
 
 log = logging.getLogger(__name__)
 
-# "lr" and "hr": images (N, 3, H, W); "index": (N,) of validation images. Before `to_float`, also "draw": the patches to
-# gather, "random_bits": the random bits by which a random degradation makes lr, "augmentation": an AugmentationDraw.
+# "lr" and "hr": images (N, 3, H, W); "real": hr before it was sharpened; "index": (N,) of validation images. Before
+# `to_float`, also "draw": the patches to gather, "random_bits": the random bits by which a random degradation makes lr,
+# and "augmentation": an AugmentationDraw.
 Batch = dict[str, Any]
 
 
@@ -144,6 +145,8 @@ class SRDataModule(pl.LightningDataModule):
         seed: Seeds the drawing of patches.
         augment: Draw flips and rotations.
         cutblur, mixup, channel_shuffle: Probabilities of further augmentations, see `augmentation.Augmentation`.
+        sharpen_hr: Weight of the unsharp masking of the HR patches (see `degradations.sharpen`), of which a random
+            degradation makes LR; a discriminator sees them unsharpened. None: no sharpening.
         skip_small: Leave out training images that are smaller than a patch, with a line in the log; otherwise they are
             an error.
         limit: Part of the images of both sets that is used, of the first ones, at least one; None: all.
@@ -170,6 +173,7 @@ class SRDataModule(pl.LightningDataModule):
         cutblur: float | None = None,
         mixup: float | None = None,
         channel_shuffle: float | None = None,
+        sharpen_hr: float | None = None,
         skip_small: bool = False,
         limit: float | None = None,
         residence: str = "mmap",
@@ -191,6 +195,9 @@ class SRDataModule(pl.LightningDataModule):
         self.augmentation = Augmentation(cutblur, mixup, channel_shuffle) or None
         if mixup and batch_size < 2:
             raise InputError(f"data.mixup={mixup} mixes patches of a batch: set data.batch_size to 2 or more")
+        if sharpen_hr is not None and not 0 < sharpen_hr < math.inf:
+            raise InputError(f"data.sharpen_hr={sharpen_hr}: give a weight above 0, such as 0.5, or null")
+        self.sharpen_hr = sharpen_hr
         if all(pair.lr is None for pair in self.train):
             self._check_cutblur(isinstance(degradation, Bicubic))
         if residence not in ("mmap", "memory", "device"):
@@ -299,7 +306,7 @@ class SRDataModule(pl.LightningDataModule):
     def to_float(self, batch: Batch) -> Batch:
         """Convert images from uint8 to [0, 1] on their device.
 
-        A draw is gathered first; a random degradation and augmentations are applied.
+        A draw is gathered first; training patches are sharpened, degraded and augmented.
         """
         random_bits, augmentation = batch.get("random_bits"), batch.get("augmentation")
         if "draw" in batch:
@@ -308,6 +315,8 @@ class SRDataModule(pl.LightningDataModule):
             lr, hr = self.device_gather(batch["draw"], self.patch_size)
             batch = {"lr": lr, "hr": hr}
         images = {name: batch[name].float().mul_(1 / 255) for name in ("lr", "hr")}
+        if self.sharpen_hr is not None and "index" not in batch:  # validation images stay
+            images |= {"hr": sharpen(images["hr"], self.sharpen_hr), "real": images["hr"]}
         if random_bits is not None:
             images["lr"] = self.random_degradation.degrade(images["hr"], self.scale, random_bits)
         if augmentation is not None:

@@ -156,7 +156,11 @@ class SRModule(pl.LightningModule):
     def sr_and_target(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's sr as float32, and hr cropped and converted to match it."""
         sr = self(lr).float()
-        return sr, center_crop(to_channels(hr, self.network.num_channels), *sr.shape[-2:])
+        return sr, self.matching(hr, sr)
+
+    def matching(self, hr: Tensor, sr: Tensor) -> Tensor:
+        """Crop and convert hr to sr's size and channels."""
+        return center_crop(to_channels(hr, self.network.num_channels), *sr.shape[-2:])
 
     def image_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
         """Compute the loss and record it as train/loss, and the terms of a `WeightedSum` by their names."""
