@@ -102,7 +102,7 @@ class GANModule(SRModule):
         for part in parts:
             sr, hr, real = self.sr_target_and_real(part)
             share = len(sr) / len(batch["lr"])
-            loss = self.generator_loss(sr, hr, real, share)
+            loss = self.generator_loss(sr, hr, real, part["lr"], share)
             self.manual_backward(share * self.with_teacher(loss, sr, part["lr"], batch_idx, share))
             images.append((sr.detach(), real, share))
         optimizer.step()
@@ -125,7 +125,7 @@ class GANModule(SRModule):
     def loss_of(self, batch: dict[str, Tensor], step: int = 0) -> Tensor:
         """Compute the generator's plus the discriminator's loss: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
         sr, hr, real = self.sr_target_and_real(batch)
-        generator_loss = self.with_teacher(self.generator_loss(sr, hr, real), sr, batch["lr"], step)
+        generator_loss = self.with_teacher(self.generator_loss(sr, hr, real, batch["lr"]), sr, batch["lr"], step)
         return generator_loss + self.discriminator_loss(sr.detach(), real)
 
     def sr_target_and_real(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,7 +133,7 @@ class GANModule(SRModule):
         sr, hr = self.sr_and_target(batch["lr"], batch["hr"])
         return sr, hr, self.matching(batch["real"], sr) if "real" in batch else hr
 
-    def generator_loss(self, sr: Tensor, hr: Tensor, real: Tensor, share: float = 1.0) -> Tensor:
+    def generator_loss(self, sr: Tensor, hr: Tensor, real: Tensor, lr: Tensor, share: float = 1.0) -> Tensor:
         """Compute image loss plus adversarial loss of sr, hr and real (N, C, H, W), which are a share of the batch."""
         hr_logits = None
         if self.adversarial.generator_needs_hr:
@@ -141,7 +141,7 @@ class GANModule(SRModule):
                 hr_logits = self.discriminator(real)
         adversarial = self.adversarial_weight * self.adversarial.generator(self.discriminator(sr), hr_logits)
         self.running_means.add({"train/adversarial": adversarial}, share)
-        return self.image_loss(sr, hr, share) + adversarial
+        return self.image_loss(sr, hr, lr, share) + adversarial
 
     def discriminator_loss(self, sr: Tensor, real: Tensor, share: float = 1.0) -> Tensor:
         """Compute the discriminator loss of sr (detached) and real (N, C, H, W), which are a share of the batch."""
