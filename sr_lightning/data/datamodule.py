@@ -13,11 +13,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sr_lightning.data.augmentation import Augmentation, augment
 from sr_lightning.data.findings import TRAINING, VALIDATION, quick_findings
+from sr_lightning.data.lr_origin import MATLAB, origin
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, folder_pairs
 from sr_lightning.data.store import Degradation, ImageStore, verify
-from sr_lightning.degradations import Bicubic, RandomDegradation
+from sr_lightning.degradations import Bicubic, RandomDegradation, sharpen
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size
 from sr_lightning.utils.messages import listing
@@ -25,8 +27,9 @@ from sr_lightning.utils.threads import in_threads
 
 log = logging.getLogger(__name__)
 
-# "lr" and "hr": images (N, 3, H, W); "index": (N,) of validation images. Before `to_float`, also "draw": the patches to
-# gather, and "random_bits": the random bits by which a random degradation makes lr.
+# "lr" and "hr": images (N, 3, H, W); "real": hr before it was sharpened; "index": (N,) of validation images. Before
+# `to_float`, also "draw": the patches to gather, "random_bits": the random bits by which a random degradation makes lr,
+# and "augmentation": an AugmentationDraw.
 Batch = dict[str, Any]
 
 
@@ -80,6 +83,7 @@ class TrainBatches(Dataset):
         sampler: Selects the patches of batch k.
         on_device: Return the draw only; `DeviceGather` gathers the patches.
         degradation: Makes LR of each patch; None takes LR from the store.
+        augmentation: Drawn for each patch, or None.
     """
 
     def __init__(
@@ -88,19 +92,27 @@ class TrainBatches(Dataset):
         sampler: PatchSampler,
         on_device: bool = False,
         degradation: RandomDegradation | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.store, self.sampler, self.on_device, self.degradation = store, sampler, on_device, degradation
+        self.augmentation = augmentation
 
     def __getitem__(self, batch_number: int) -> Batch:
-        sampler, draw = self.sampler, self.sampler.draw(batch_number)
+        sampler = self.sampler
+        place = sampler.seed, batch_number, sampler.batch_size
+        augmentation = self.augmentation and self.augmentation.draw(*place, sampler.rank, sampler.world_size)
+        rows = None if augmentation is None else augmentation.rows
+        draw = sampler.draw(batch_number, rows)
         if self.on_device:
             batch = {"draw": draw}
         else:
             lr, hr = gather(self.store, draw, sampler.patch_size)
             batch = {"lr": lr, "hr": hr}
         if self.degradation is not None:
-            random_bits = self.degradation.draw(sampler.seed, batch_number, sampler.batch_size)
-            batch["random_bits"] = random_bits[sampler.rank :: sampler.world_size]
+            mine = slice(sampler.rank, None, sampler.world_size) if rows is None else rows
+            batch["random_bits"] = self.degradation.draw(*place)[mine]
+        if augmentation is not None:
+            batch["augmentation"] = augmentation
         return batch
 
 
@@ -132,6 +144,9 @@ class SRDataModule(pl.LightningDataModule):
         max_steps: Batches of the whole training.
         seed: Seeds the drawing of patches.
         augment: Draw flips and rotations.
+        cutblur, mixup, channel_shuffle: Probabilities of further augmentations, see `augmentation.Augmentation`.
+        sharpen_hr: Weight of the unsharp masking of the HR patches (see `degradations.sharpen`), of which a random
+            degradation makes LR; a discriminator sees them unsharpened. None: no sharpening.
         skip_small: Leave out training images that are smaller than a patch, with a line in the log; otherwise they are
             an error.
         limit: Part of the images of both sets that is used, of the first ones, at least one; None: all.
@@ -155,6 +170,10 @@ class SRDataModule(pl.LightningDataModule):
         seed: int,
         cache_dir: str | Path,
         augment: bool = True,
+        cutblur: float | None = None,
+        mixup: float | None = None,
+        channel_shuffle: float | None = None,
+        sharpen_hr: float | None = None,
         skip_small: bool = False,
         limit: float | None = None,
         residence: str = "mmap",
@@ -173,6 +192,14 @@ class SRDataModule(pl.LightningDataModule):
         self.max_steps, self.seed, self.augment = max_steps, seed, augment
         self.cache_dir = Path(cache_dir).expanduser()
         self.residence, self.num_workers = residence, num_workers
+        self.augmentation = Augmentation(cutblur, mixup, channel_shuffle) or None
+        if mixup and batch_size < 2:
+            raise InputError(f"data.mixup={mixup} mixes patches of a batch: set data.batch_size to 2 or more")
+        if sharpen_hr is not None and not 0 < sharpen_hr < math.inf:
+            raise InputError(f"data.sharpen_hr={sharpen_hr}: give a weight above 0, such as 0.5, or null")
+        self.sharpen_hr = sharpen_hr
+        if all(pair.lr is None for pair in self.train):
+            self._check_cutblur(isinstance(degradation, Bicubic))
         if residence not in ("mmap", "memory", "device"):
             raise InputError(f"data.residence={residence}: choose mmap, memory or device")
         self.train_store: ImageStore | None = None
@@ -193,8 +220,19 @@ class SRDataModule(pl.LightningDataModule):
         if errors:
             raise InputError("\n".join(errors))
         stores[0].check_patch_size(self.patch_size)
+        files = (i for i, pair in enumerate(self.train) if pair.lr is not None)
+        if self.augmentation and (first := next(files, None)) is not None:
+            self._check_cutblur(origin(stores[0].hr(first), stores[0].lr(first), self.scale) in MATLAB)
         self.train_store, self.val_store = stores
         self._warn()
+
+    def _check_cutblur(self, lr_is_bicubic: bool) -> None:
+        if self.augmentation and self.augmentation.cutblur and lr_is_bicubic:
+            raise InputError(
+                f"data.cutblur={self.augmentation.cutblur} replaces a part of LR by bicubically downscaled HR, which "
+                "the LR of these training images is already: choose a degradation such as degradation=blur_noise_jpeg, "
+                "or LR files of another kind, or data.cutblur=null"
+            )
 
     @rank_zero_only
     def _warn(self) -> None:
@@ -245,7 +283,7 @@ class SRDataModule(pl.LightningDataModule):
             world_size=world_size,
         )
         on_device = self.residence == "device" if on_device is None else on_device
-        return TrainBatches(self.train_store, sampler, on_device, self.random_degradation)
+        return TrainBatches(self.train_store, sampler, on_device, self.random_degradation, self.augmentation)
 
     def train_dataloader(self) -> DataLoader:
         batches = self.train_batches(self.trainer.global_rank, self.trainer.world_size)
@@ -266,17 +304,24 @@ class SRDataModule(pl.LightningDataModule):
         return self.to_float(batch)
 
     def to_float(self, batch: Batch) -> Batch:
-        """Convert images from uint8 to [0, 1] on their device; gather a draw first, and apply a random degradation."""
-        random_bits = batch.get("random_bits")
+        """Convert images from uint8 to [0, 1] on their device.
+
+        A draw is gathered first; training patches are sharpened, degraded and augmented.
+        """
+        random_bits, augmentation = batch.get("random_bits"), batch.get("augmentation")
         if "draw" in batch:
             if self.device_gather is None:
                 self.device_gather = DeviceGather(self.train_store, self.trainer.strategy.root_device)
             lr, hr = self.device_gather(batch["draw"], self.patch_size)
             batch = {"lr": lr, "hr": hr}
         images = {name: batch[name].float().mul_(1 / 255) for name in ("lr", "hr")}
+        if self.sharpen_hr is not None and "index" not in batch:  # validation images stay
+            images |= {"hr": sharpen(images["hr"], self.sharpen_hr), "real": images["hr"]}
         if random_bits is not None:
-            return images | {"lr": self.random_degradation.degrade(images["hr"], self.scale, random_bits)}
-        return batch | images
+            images["lr"] = self.random_degradation.degrade(images["hr"], self.scale, random_bits)
+        if augmentation is not None:
+            images = augment(images, augmentation)
+        return images | {name: batch[name] for name in batch.keys() & {"index"}}
 
 
 class FolderDataModule(SRDataModule):

@@ -70,8 +70,10 @@ class PatchSampler:
         self._ends = np.cumsum(places)
         self._starts = self._ends - places
 
-    def draw(self, batch_number: int) -> PatchDraw:
+    def draw(self, batch_number: int, rows: np.ndarray | None = None) -> PatchDraw:
         """Draw this process's part of a batch, a function of the seed and the batch number on every machine.
+
+        With `rows` the patches of the whole batch that have these numbers are drawn instead.
 
         Only raw Philox bits are used: NumPy guarantees them for all versions, unlike the draws of its Generator. The
         modulo favours small numbers by less than 2**-24 even with 2**37 positions.
@@ -83,7 +85,10 @@ class PatchSampler:
         image = np.searchsorted(self._ends, place, side="right")
         top, left = np.divmod(place - self._starts[image], self._columns[image])
         draw = PatchDraw(image, top, left, symmetry)
-        return PatchDraw(*(part[self.rank :: self.world_size] for part in draw)) if self.world_size > 1 else draw
+        if rows is None and self.world_size == 1:
+            return draw
+        which = slice(self.rank, None, self.world_size) if rows is None else rows
+        return PatchDraw(*(part[which] for part in draw))
 
 
 def gather(store: ImageStore, draw: PatchDraw, patch_size: int) -> tuple[Tensor, Tensor]:

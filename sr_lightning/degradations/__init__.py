@@ -6,6 +6,7 @@ from sr_lightning.degradations.jpeg import JPEG
 from sr_lightning.degradations.noise import Noise
 from sr_lightning.degradations.random_degradation import EitherOrder, RandomDegradation
 from sr_lightning.degradations.resize import Resize
+from sr_lightning.degradations.unsharp_mask import sharpen
 
 __all__ = [
     "JPEG",
@@ -18,5 +19,6 @@ __all__ = [
     "crop_to_multiple",
     "downscale",
     "resize_strips",
+    "sharpen",
     "upscale",
 ]

@@ -84,7 +84,7 @@ def blur(images: Tensor, kernels: Tensor, sizes: np.ndarray) -> Tensor:
     lengths = [_fast_fft_length(side + 2 * RADIUS) for side in (height, width)]
     reach = [torch.arange(-RADIUS, length - RADIUS, device=images.device) for length in lengths]
     last = per_image(sizes - 1, images, 2)
-    padded = gather_pixels(images, *(_mirrored(at, last[:, i, None]) for i, at in enumerate(reach)))
+    padded = gather_pixels(images, *(mirrored(at, last[:, i, None]) for i, at in enumerate(reach)))
     spectrum = torch.fft.rfft2(padded)
     spectrum *= torch.fft.rfft2(kernels.to(images.device)[:, None], s=lengths).conj()
     return torch.fft.irfft2(spectrum, s=lengths)[..., :height, :width]
@@ -201,7 +201,7 @@ def _cut(kernels: Tensor, size: Tensor) -> Tensor:
     return kernels / kernels.sum(dim=(1, 2), keepdim=True)
 
 
-def _mirrored(at: Tensor, last: Tensor) -> Tensor:
+def mirrored(at: Tensor, last: Tensor) -> Tensor:
     """Map any coordinates to 0..last by mirroring at both ends: (P,), (N, 1) -> (N, P)."""
     at = at % (2 * last).clamp(min=1)
     return torch.minimum(at, (2 * last - at).abs())

@@ -77,31 +77,36 @@ class LDL(nn.Module):
     """L1 weighted by a map of likely artifacts: Details or Artifacts, Liang, Zeng, Zhang 2022 (arXiv 2203.09195).
 
     The weight of a pixel is the variance of the error in the window around it, times the fifth root of the variance
-    over the image (equations 2 to 4). The refinement by a moving average of the network, which sets the weight to 0
-    where that is better (equation 5), is left out. The map is a constant for the gradient.
+    over the image (equations 2 to 4). The map is a constant for the gradient.
 
     Args:
         window: Side of the window in pixels, odd; the paper's 7.
+        refined: Set the weight to 0 where sr is closer to hr than the SR of a moving average of the network is
+            (equation 5), as in the paper. It costs a forward pass per step.
 
-    Shapes: sr, hr (N, C, H, W) in [0, 1] -> scalar.
+    Attributes:
+        needs_average: True if the loss takes that SR as a third argument; None: no refinement.
+
+    Shapes: sr, hr, averaged (N, C, H, W) in [0, 1] -> scalar.
 
     Raises:
         InputError: The window is even or below 3.
     """
 
-    def __init__(self, window: int = 7) -> None:
+    def __init__(self, window: int = 7, refined: bool = False) -> None:
         super().__init__()
         if window < 3 or window % 2 == 0:
             raise InputError(f"LDL: window={window}: give an odd number of pixels of at least 3")
-        self.window = window
+        self.window, self.needs_average = window, refined
 
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return (self.artifact_map(sr, hr) * (sr - hr)).abs().mean()
+    def forward(self, sr: Tensor, hr: Tensor, averaged: Tensor | None = None) -> Tensor:
+        return (self.artifact_map(sr, hr, averaged) * (sr - hr)).abs().mean()
 
     @torch.no_grad()
-    def artifact_map(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Compute the weights (N, 1, H, W) of sr and hr (N, C, H, W)."""
+    def artifact_map(self, sr: Tensor, hr: Tensor, averaged: Tensor | None = None) -> Tensor:
+        """Compute the weights (N, 1, H, W) of sr, hr and averaged (N, C, H, W)."""
         error = (hr - sr).abs().sum(dim=1, keepdim=True)
         padded = F.pad(error, [self.window // 2] * 4, mode="reflect")
         windows = padded.unfold(2, self.window, 1).unfold(3, self.window, 1)  # (N, 1, H, W, window, window)
-        return error.var((1, 2, 3), keepdim=True) ** 0.2 * windows.var((-2, -1))
+        weight = error.var((1, 2, 3), keepdim=True) ** 0.2 * windows.var((-2, -1))
+        return weight if averaged is None else weight * (error >= (hr - averaged).abs().sum(dim=1, keepdim=True))

@@ -17,6 +17,9 @@ class WeightedSum(nn.Module):
         terms: Losses by name, such as pixel and perceptual. A loss with weight 0 may be None.
         weights: Weight of each loss by the same names, >= 0. A loss with weight 0 is not computed.
 
+    Attributes:
+        needs_average: True if a loss takes the SR of a moving average of the network as a third argument.
+
     Raises:
         InputError: The names differ, a weight is negative or not a number, a loss with a weight is None, or all weights
             are 0.
@@ -33,15 +36,22 @@ class WeightedSum(nn.Module):
         if empty := [name for name in self.weights if name not in losses]:
             raise InputError(f"WeightedSum: {', '.join(empty)} is null but has a weight: give a loss, or weight 0")
         self.losses = nn.ModuleList(losses.values())
+        self.needs_average = any(map(needs_average, self.losses))
 
-    def terms(self, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    def terms(self, sr: Tensor, hr: Tensor, averaged: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the weighted losses: name -> scalar."""
         return {
-            name: weight * loss(sr, hr) for (name, weight), loss in zip(self.weights.items(), self.losses, strict=True)
+            name: weight * (loss(sr, hr, averaged) if needs_average(loss) else loss(sr, hr))
+            for (name, weight), loss in zip(self.weights.items(), self.losses, strict=True)
         }
 
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return reduce(operator.add, self.terms(sr, hr).values())
+    def forward(self, sr: Tensor, hr: Tensor, averaged: Tensor | None = None) -> Tensor:
+        return reduce(operator.add, self.terms(sr, hr, averaged).values())
+
+
+def needs_average(loss: nn.Module | None) -> bool:
+    """Return True for a loss `loss(sr, hr, averaged)`, whose third argument is the SR of a moving average, or None."""
+    return getattr(loss, "needs_average", False)
 
 
 def used_weights(weights: Mapping[str, float], owner: str) -> dict[str, float]:

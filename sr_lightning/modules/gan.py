@@ -20,8 +20,8 @@ class GANModule(SRModule):
     """A network as generator trained against a discriminator, as in SRGAN (Ledig et al. 2017, arXiv 1609.04802).
 
     For each batch the generator computes sr once and takes a step on the image loss plus the weighted adversarial loss;
-    then the discriminator takes a step on the same sr and on hr. The trainer's global_step, schedules, checkpoints and
-    logs count batches, not the steps of the two optimizers.
+    then the discriminator takes a step on the same sr and on hr (on hr before sharpening, if the data module sharpens).
+    The trainer's global_step, schedules, checkpoints and logs count batches, not the steps of the two optimizers.
 
     Checkpoints hold the latest weights, not those with the best PSNR, because adversarial training lowers the PSNR.
 
@@ -94,24 +94,25 @@ class GANModule(SRModule):
         optimizer, discriminator_optimizer = self.optimizers()
         # Otherwise Lightning adds the second optimizer's steps to global_step.
         discriminator_optimizer._on_before_step = discriminator_optimizer._on_after_step = lambda: None
-        parts = list(zip(batch["lr"].chunk(self.accumulate), batch["hr"].chunk(self.accumulate), strict=True))
+        chunks = zip(*(images.chunk(self.accumulate) for images in batch.values()), strict=True)
+        parts = [dict(zip(batch, chunk, strict=True)) for chunk in chunks]
 
         self.toggle_optimizer(optimizer)
         images = []
-        for lr, hr in parts:
-            sr, hr = self.sr_and_target(lr, hr)
-            share = len(lr) / len(batch["lr"])
-            loss = self.with_teacher(self.generator_loss(sr, hr, share), sr, lr, batch_idx, share)
-            self.manual_backward(share * loss)
-            images.append((sr.detach(), hr, share))
+        for part in parts:
+            sr, hr, real = self.sr_target_and_real(part)
+            share = len(sr) / len(batch["lr"])
+            loss = self.generator_loss(sr, hr, real, part["lr"], share)
+            self.manual_backward(share * self.with_teacher(loss, sr, part["lr"], batch_idx, share))
+            images.append((sr.detach(), real, share))
         optimizer.step()
         optimizer.zero_grad()
         self.untoggle_optimizer(optimizer)
 
         self.stopwatch.enter(FORWARD_AND_BACKWARD)
         self.toggle_optimizer(discriminator_optimizer)
-        for sr, hr, share in images:
-            self.manual_backward(share * self.discriminator_loss(sr, hr, share))
+        for sr, real, share in images:
+            self.manual_backward(share * self.discriminator_loss(sr, real, share))
         discriminator_optimizer.step()
         discriminator_optimizer.zero_grad()
         self.untoggle_optimizer(discriminator_optimizer)
@@ -123,23 +124,28 @@ class GANModule(SRModule):
 
     def loss_of(self, batch: dict[str, Tensor], step: int = 0) -> Tensor:
         """Compute the generator's plus the discriminator's loss: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
-        sr, hr = self.sr_and_target(batch["lr"], batch["hr"])
-        generator_loss = self.with_teacher(self.generator_loss(sr, hr), sr, batch["lr"], step)
-        return generator_loss + self.discriminator_loss(sr.detach(), hr)
+        sr, hr, real = self.sr_target_and_real(batch)
+        generator_loss = self.with_teacher(self.generator_loss(sr, hr, real, batch["lr"]), sr, batch["lr"], step)
+        return generator_loss + self.discriminator_loss(sr.detach(), real)
 
-    def generator_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
-        """Compute image loss plus adversarial loss of sr and hr (N, C, H, W), which are a share of the batch."""
+    def sr_target_and_real(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sr and hr as `sr_and_target` does, and hr before sharpening, which is hr without sharpening."""
+        sr, hr = self.sr_and_target(batch["lr"], batch["hr"])
+        return sr, hr, self.matching(batch["real"], sr) if "real" in batch else hr
+
+    def generator_loss(self, sr: Tensor, hr: Tensor, real: Tensor, lr: Tensor, share: float = 1.0) -> Tensor:
+        """Compute image loss plus adversarial loss of sr, hr and real (N, C, H, W), which are a share of the batch."""
         hr_logits = None
         if self.adversarial.generator_needs_hr:
             with torch.no_grad():
-                hr_logits = self.discriminator(hr)
+                hr_logits = self.discriminator(real)
         adversarial = self.adversarial_weight * self.adversarial.generator(self.discriminator(sr), hr_logits)
         self.running_means.add({"train/adversarial": adversarial}, share)
-        return self.image_loss(sr, hr, share) + adversarial
+        return self.image_loss(sr, hr, lr, share) + adversarial
 
-    def discriminator_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
-        """Compute the discriminator loss of sr (detached) and hr (N, C, H, W), which are a share of the batch."""
-        sr_logits, hr_logits = self.discriminator(sr), self.discriminator(hr)
+    def discriminator_loss(self, sr: Tensor, real: Tensor, share: float = 1.0) -> Tensor:
+        """Compute the discriminator loss of sr (detached) and real (N, C, H, W), which are a share of the batch."""
+        sr_logits, hr_logits = self.discriminator(sr), self.discriminator(real)
         loss = self.adversarial.discriminator(sr_logits, hr_logits)
         realness = {
             "train/d_hr": self.adversarial.realness(hr_logits),

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from sr_lightning.errors import DivergedError, InputError
 from sr_lightning.inference import to_channels
 from sr_lightning.losses import WeightedSum
+from sr_lightning.losses.weighted_sum import needs_average
 from sr_lightning.metrics.per_image import Score
 from sr_lightning.metrics.protocol import Protocol, report_left_out
 from sr_lightning.modules.running_means import RunningMeans
@@ -61,8 +62,8 @@ class SRModule(pl.LightningModule):
         provenance: The parts of the run, as of `runs.provenance`; saved in checkpoints.
 
     Raises:
-        InputError: `ema` is not between 0 and 1, `max_skipped_batches` is not a number of batches, or the teacher
-            cannot be used.
+        InputError: `ema` is not between 0 and 1, or None for a loss that needs the average; `max_skipped_batches` is
+            not a number of batches; or the teacher cannot be used.
     """
 
     monitor: str | None = "val/psnr"  # best.ckpt maximises this value; None: it is the latest checkpoint
@@ -96,6 +97,11 @@ class SRModule(pl.LightningModule):
         if ema is not None and not 0 < ema < 1:
             raise InputError(
                 f"model.ema={ema} is not between 0 and 1: give a decay per batch such as 0.999, or null for no average"
+            )
+        if ema is None and needs_average(loss):
+            raise InputError(
+                "this loss compares SR with that of the averaged network (refined=true of LDL): set model.ema, such as "
+                "0.999, or refined=false"
             )
         self.ema, self.averaged = ema, None
         self.warm_start = warm_start
@@ -151,23 +157,36 @@ class SRModule(pl.LightningModule):
     def loss_of(self, batch: dict[str, Tensor], step: int = 0) -> Tensor:
         """Compute the loss of a batch: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]; `step` is the number before it."""
         sr, hr = self.sr_and_target(batch["lr"], batch["hr"])
-        return self.with_teacher(self.image_loss(sr, hr), sr, batch["lr"], step)
+        return self.with_teacher(self.image_loss(sr, hr, batch["lr"]), sr, batch["lr"], step)
 
     def sr_and_target(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's sr as float32, and hr cropped and converted to match it."""
         sr = self(lr).float()
-        return sr, center_crop(to_channels(hr, self.network.num_channels), *sr.shape[-2:])
+        return sr, self.matching(hr, sr)
 
-    def image_loss(self, sr: Tensor, hr: Tensor, share: float = 1.0) -> Tensor:
+    def matching(self, hr: Tensor, sr: Tensor) -> Tensor:
+        """Crop and convert hr to sr's size and channels."""
+        return center_crop(to_channels(hr, self.network.num_channels), *sr.shape[-2:])
+
+    def image_loss(self, sr: Tensor, hr: Tensor, lr: Tensor, share: float = 1.0) -> Tensor:
         """Compute the loss and record it as train/loss, and the terms of a `WeightedSum` by their names."""
+        averaged = (self.averaged_sr(lr, sr),) if needs_average(self.loss) else ()
         if isinstance(self.loss, WeightedSum):
-            terms = self.loss.terms(sr, hr)
+            terms = self.loss.terms(sr, hr, *averaged)
             self.running_means.add({f"train/{name}": term for name, term in terms.items()}, share)
             loss = sum(terms.values())
         else:
-            loss = self.loss(sr, hr)
+            loss = self.loss(sr, hr, *averaged)
         self.running_means.add({"train/loss": loss}, share)
         return loss
+
+    @torch.no_grad()
+    def averaged_sr(self, lr: Tensor, sr: Tensor) -> Tensor | None:
+        """Return the averaged network's SR of lr (N, 3, h, w) in the form of sr; None before training has begun."""
+        if self.averaged is None:
+            return None
+        lr = to_channels(lr, self.network.num_channels).contiguous(memory_format=self.memory_format)
+        return self.matching(self.averaged.eval()(lr).float(), sr)
 
     def with_teacher(self, loss: Tensor, sr: Tensor, lr: Tensor, step: int, share: float = 1.0) -> Tensor:
         """Add the weighted loss to the teacher's SR, if there is a teacher, and record it as train/teacher."""

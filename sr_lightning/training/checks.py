@@ -29,7 +29,10 @@ NO_LIMIT = 2**62
 SCORED = ("benchmarks", "measures", "num_comparisons", "report_images", "data_root")  # settings of the final scoring
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
 STOPPING_SCORES = ("val/psnr", "val/ssim")
-NUMBERS_OR_NULL = ("data.limit", "model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val")
+NUMBERS_OR_NULL = (
+    *("data.limit", "data.cutblur", "data.mixup", "data.channel_shuffle", "data.sharpen_hr"),
+    *("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val"),
+)
 WRONG_KINDS = {  # what cannot stand in place of a value; many settings accept, say, a number or a list
     "true or false": ("a number", "a text", "a list", "a group of settings"),
     "a number": ("true or false", "a text", "a group of settings"),

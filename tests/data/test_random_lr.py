@@ -13,7 +13,8 @@ from sr_lightning.data import FolderDataModule
 from sr_lightning.data.datamodule import WholeImages
 from sr_lightning.data.patches import DeviceGather
 from sr_lightning.data.sources import Pair
-from sr_lightning.degradations import JPEG, Bicubic, Noise, RandomDegradation, Resize
+from sr_lightning.degradations import JPEG, Bicubic, Noise, RandomDegradation, Resize, sharpen
+from sr_lightning.errors import InputError
 from sr_lightning.evaluation.scoring import load_sample
 from sr_lightning.images.files import write_image
 from sr_lightning.metrics.protocol import Protocol
@@ -88,6 +89,34 @@ def test_validation_and_scoring_use_the_same_lr_and_name_it(pictures, cache):
         assert torch.equal(sample.lr, shown["lr"]) and torch.equal(sample.hr, shown["hr"])
         assert sample.protocol.name == f"y_shave-scale_8bit_ssim-wang_lr-{degradation().lr_source}"
         assert degradation().lr_source.removeprefix("made-") in sample.protocol.description
+
+
+@pytest.mark.parametrize("made_by", [degradation(), Bicubic()], ids=["random LR", "stored LR"])
+def test_sharpened_hr_is_the_target_and_source_of_random_lr(pictures, cache, made_by):
+    plain, data = (module(pictures, cache, made_by, sharpen_hr=weight) for weight in (None, 0.5))
+    usual, sharp = batch(plain, 7), batch(data, 7)
+    assert usual.keys() == {"lr", "hr"} and sharp.keys() == {"lr", "hr", "real"}
+    assert torch.equal(sharp["real"], usual["hr"]) and torch.equal(sharp["hr"], sharpen(usual["hr"], 0.5))
+    assert not torch.equal(sharp["hr"], usual["hr"])
+    if isinstance(made_by, Bicubic):
+        assert torch.equal(sharp["lr"], usual["lr"])
+    else:
+        assert torch.equal(sharp["lr"], made_by.degrade(sharp["hr"], 2, made_by.draw(3, 7, 8)))
+    for rank in range(4):
+        part = batch(data, 7, rank=rank, world_size=4)
+        assert all(torch.equal(part[name], sharp[name][rank::4]) for name in sharp)
+
+
+def test_validation_images_are_not_sharpened(pictures, cache):
+    plain, data = (module(pictures, cache, sharpen_hr=weight) for weight in (None, 0.5))
+    one, other = (each.to_float(WholeImages(each.val_store)[0]) for each in (plain, data))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan")])
+def test_sharpening_by_no_weight_is_refused(pictures, cache, weight):
+    with pytest.raises(InputError, match=r"data\.sharpen_hr=.*: give a weight above 0, such as 0\.5, or null"):
+        module(pictures, cache, sharpen_hr=weight)
 
 
 def test_lr_files_of_a_benchmark_are_used_unless_lr_is_made(pictures, tmp_path):

@@ -6,7 +6,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from torchmetrics.functional.image.ssim import _ssim_update
 
 from sr_lightning.errors import InputError
-from sr_lightning.losses import LDL, MSSSIM
+from sr_lightning.losses import LDL, MSSSIM, WeightedSum
 from sr_lightning.losses.structure import MS_SSIM_WEIGHTS
 
 
@@ -92,3 +92,26 @@ def test_ldl_has_a_finite_gradient_at_equal_images_and_refuses_even_windows():
     assert loss == 0 and sr.grad.isfinite().all()
     with pytest.raises(InputError, match="window=4"):
         LDL(window=4)
+
+
+def test_refined_artifact_map_is_zero_where_the_average_is_worse():
+    sr, hr = noisy((24, 20))
+    averaged = hr + (sr - hr).flip(-2)
+    averaged[..., 10:] = sr[..., 10:]  # equally good: the weight stays
+    loss = LDL(refined=True)
+    usual, refined = LDL().artifact_map(sr, hr), loss.artifact_map(sr, hr, averaged)
+    worse = (averaged - hr).abs().sum(1, keepdim=True) > (sr - hr).abs().sum(1, keepdim=True)
+    assert 0 < worse.float().mean() < 0.5 and not worse[..., 10:].any()
+    torch.testing.assert_close(refined, usual.masked_fill(worse, 0))
+    torch.testing.assert_close(loss(sr, hr, averaged), (refined * (sr - hr)).abs().mean())
+    assert torch.equal(loss(sr, hr, None), LDL()(sr, hr))
+
+
+def test_a_sum_passes_the_average_to_the_losses_that_need_it():
+    sr, hr = noisy((24, 20))
+    averaged = torch.rand_like(sr)
+    both = WeightedSum({"ldl": LDL(refined=True), "pixel": torch.nn.L1Loss()}, {"ldl": 2.0, "pixel": 1.0})
+    assert both.needs_average and not WeightedSum({"ldl": LDL()}, {"ldl": 1.0}).needs_average
+    expected = {"ldl": 2 * LDL(refined=True)(sr, hr, averaged), "pixel": (sr - hr).abs().mean()}
+    torch.testing.assert_close(both.terms(sr, hr, averaged), expected)
+    torch.testing.assert_close(both(sr, hr, averaged), sum(expected.values()))

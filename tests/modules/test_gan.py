@@ -53,7 +53,7 @@ def train_in_plain_pytorch(module: GANModule, data, steps: int) -> None:
             module.network.parameters(), torch.autograd.grad(loss, list(module.network.parameters())), strict=True
         ):
             p.data -= RATE * gradient
-        logits = module.discriminator(torch.cat([hr, sr.detach()])).chunk(2)
+        logits = module.discriminator(torch.cat([batch.get("real", hr), sr.detach()])).chunk(2)
         loss = sum(
             F.binary_cross_entropy_with_logits(part, label(part.shape))
             for part, label in zip(logits, (real, fake), strict=True)
@@ -68,7 +68,9 @@ def assert_close(one: GANModule, other: GANModule, **tolerance) -> None:
         torch.testing.assert_close(a, b, **tolerance, msg=name)
 
 
-def test_training_matches_the_same_steps_in_plain_pytorch(fit, data):
+@pytest.mark.parametrize("sharpen_hr", [None, 0.5])
+def test_training_matches_the_same_steps_in_plain_pytorch(fit, data, monkeypatch, sharpen_hr):
+    monkeypatch.setattr(data, "sharpen_hr", sharpen_hr)
     trained, expected = gan(), gan()
     fit(trained, 5)
     train_in_plain_pytorch(expected, data, 5)

@@ -1,3 +1,4 @@
+import copy
 import itertools
 from functools import partial
 
@@ -9,6 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 from sr_lightning.checkpoints.checkpoint import network_weights
 from sr_lightning.errors import DivergedError, InputError
+from sr_lightning.inference import to_channels
+from sr_lightning.losses import LDL, WeightedSum
 from sr_lightning.modules import SRModule
 from sr_lightning.modules.sr import center_crop
 from sr_lightning.networks import SRCNN, MSRResNet
@@ -93,6 +96,52 @@ def test_the_moving_average_is_validated_and_loaded_from_checkpoints(fit, tmp_pa
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     saved = network_weights(torch.load(tmp_path / "run.ckpt", weights_only=True))
     assert all(torch.equal(saved[name], value) for name, value in trained.averaged.state_dict().items())
+
+
+def test_a_refined_loss_compares_with_the_averaged_network_in_evaluation_mode(fit, data):
+    torch.manual_seed(0)
+    loss = WeightedSum({"ldl": LDL(refined=True), "pixel": nn.L1Loss()}, {"ldl": 1.0, "pixel": 1.0})
+    rate = 0.1  # large, so that the weights oscillate and their average is better in some pixels
+    trained = SRModule(SRCNN(scale=2), loss, partial(torch.optim.SGD, lr=rate), ema=0.9)
+    network, averaged = copy.deepcopy(trained.network).train(), copy.deepcopy(trained.network).eval()
+    fit(trained, 3)
+    data.setup()
+    zeroed = []
+    for k in range(3):
+        batch = data.to_float(data.train_batches()[k])
+        lr = to_channels(batch["lr"], 1)
+        sr = network(lr)  # lacks a border, unlike the averaged network's in evaluation mode
+        hr, mean = (center_crop(image, *sr.shape[-2:]) for image in (to_channels(batch["hr"], 1), averaged(lr)))
+        weights = 1 + LDL().artifact_map(sr, hr) * ((sr - hr).abs() >= (mean - hr).abs())
+        zeroed.append((weights == 1).float().mean().item())
+        network.zero_grad()
+        (weights * (sr - hr).abs()).mean().backward()
+        decay = min(0.9, (1 + k) / (10 + k))
+        with torch.no_grad():
+            for p, average in zip(network.parameters(), averaged.parameters(), strict=True):
+                p -= rate * p.grad
+                average.copy_(decay * average + (1 - decay) * p)
+    assert zeroed[0] == 0 and 0 < zeroed[1] < 1
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(trained.network.state_dict()[name], value)
+
+
+def test_a_refined_loss_without_a_sum_is_given_the_average_once_training_begins():
+    trained = SRModule(SRCNN(scale=2), LDL(refined=True), SGD, ema=0.9)
+    lr, hr = torch.rand(2, 3, 12, 12), torch.rand(2, 3, 24, 24)
+    sr, target = trained.train().sr_and_target(lr, hr)
+    assert torch.equal(trained.image_loss(sr, target, lr), LDL()(sr, target))
+    trained.setup("fit")
+    nn.init.normal_(trained.averaged.conv3.weight)
+    mean = trained.averaged_sr(lr, sr)
+    torch.testing.assert_close(mean, center_crop(trained.averaged.eval()(to_channels(lr, 1)), *sr.shape[-2:]))
+    found = trained.image_loss(sr, target, lr)
+    assert found == LDL(refined=True)(sr, target, mean) and found != LDL()(sr, target)
+
+
+def test_a_refined_loss_without_an_average_is_refused():
+    with pytest.raises(InputError, match=r"refined=true of LDL\): set model\.ema, such as 0\.999, or refined=false"):
+        SRModule(SRCNN(scale=2), LDL(refined=True), SGD)
 
 
 def test_weights_that_are_not_finite_are_not_saved(monkeypatch):

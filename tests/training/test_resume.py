@@ -31,6 +31,14 @@ TAUGHT = [
     *(*PIXEL, "max_steps=150", "model=compact", "model.network.num_features=8", "model.network.num_blocks=1"),
     *("model.teacher=TEACHER", "model.teacher_steps=100"),
 ]
+REAL_ESRGAN = [  # on the small pictures, with every augmentation and a loss that needs the averaged network
+    *(*OFTEN, "max_steps=40", "experiment=realesrgan_paper", "data=folder", "data.cutblur=0.3", "data.mixup=0.3"),
+    *("data.channel_shuffle=0.3", "model.network.num_features=4", "model.network.num_blocks=1"),
+    *("model.network.growth=4", "model.discriminator.num_features=4", "model.loss.terms.content.weights=random"),
+    *(f"~model.loss.terms.content.layers.{layer}" for layer in ("2_2", "3_4", "4_4", "5_4")),
+    *("data.num_workers=1", "comparisons_every=null", "+model.loss.weights.ldl=1"),
+    *("+model.loss.terms.ldl._target_=sr_lightning.losses.LDL", "+model.loss.terms.ldl.refined=true"),
+]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 TWO_PROCESSES = ["log_every=5", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
@@ -70,6 +78,7 @@ def stop_after_new_checkpoints(words: list, path: Path, count: int, signum: int 
         (TAUGHT, (signal.SIGKILL,)),
         (ADVERSARIAL, (signal.SIGHUP, signal.SIGKILL)),
         ([*ADVERSARIAL, *TWO_PROCESSES], (signal.SIGKILL, signal.SIGTERM)),
+        (REAL_ESRGAN, (signal.SIGKILL,)),
         pytest.param(
             [*PIXEL, "compile=true"],
             (signal.SIGKILL,),
@@ -81,6 +90,7 @@ def stop_after_new_checkpoints(words: list, path: Path, count: int, signum: int 
         "with a teacher",
         "adversarial",
         "adversarial in two processes",
+        "Real-ESRGAN with augmentations",
         "compiled",
     ],
 )
