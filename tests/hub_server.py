@@ -51,10 +51,11 @@ class Hub:
             server.shutdown()
             server.server_close()
 
-    def add(self, repository: str, files: dict[str, bytes], message: str = "files") -> str:
+    def add(self, repository: str, files: dict[str, bytes], message: str = "files", deleted=()) -> str:
         """Commit files to the main branch of a repository; return the commit."""
         revisions = self.repositories.setdefault(repository, {})
         content = self.commits.get(revisions.get("main"), {}) | files
+        content = {name: data for name, data in content.items() if name not in deleted}
         commit = hashlib.sha1(repr((repository, sorted(content.items()))).encode()).hexdigest()
         self.commits[commit], revisions["main"] = content, commit
         self.messages.append(message)
@@ -94,15 +95,25 @@ class Hub:
             self.repositories.setdefault(repository, {})
             return 409 if exists else 200, {"url": f"{self.url}/{repository}"}, {}
         words = path.removeprefix("/api/models").strip("/").split("/")
-        repository, action, rest = "/".join(words[:2]).removesuffix(".git"), words[2], words[3:]
+        repository, rest = "/".join(words[:2]).removesuffix(".git"), words[3:]
+        action = words[2] if len(words) > 2 else None
         if repository not in self.repositories or (repository in self.private and not allowed):
             return 404 if authorization else 401, {"error": "Repository not found"}, {}
-        return getattr(self, f"do_{action}")(repository, rest, body)
+        return getattr(self, f"do_{action}")(repository, rest, body) if action else self.do_about(repository)
 
     def do_revision(self, repository, rest, body):
         name = "/".join(rest)
         commit = name if name in self.commits else self.repositories[repository].get(name)
-        return (200, {"sha": commit, "id": repository}, {}) if commit else (404, {"error": "Revision not found"}, {})
+        if commit is None:
+            return 404, {"error": "Revision not found"}, {}
+        return 200, {"sha": commit, "id": repository, "siblings": self.siblings(commit)}, {}
+
+    def do_about(self, repository):
+        commit = self.repositories[repository].get("main")
+        return 200, {"sha": commit, "id": repository, "siblings": self.siblings(commit)}, {}
+
+    def siblings(self, commit):
+        return [{"rfilename": name} for name in self.commits.get(commit, ())]
 
     def do_resolve(self, repository, rest, body):
         files, name = self.commits.get(rest[0], {}), "/".join(rest[1:])
@@ -127,7 +138,7 @@ class Hub:
         return 200, {"transfer": "basic", "objects": objects}, {}
 
     def do_commit(self, repository, rest, body):
-        files = {}
+        files, deleted = {}, []
         header, *entries = [json.loads(line) for line in body.splitlines()]
         for entry in entries:
             value = entry["value"]
@@ -135,5 +146,7 @@ class Hub:
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.large[value["oid"]]
-        commit = self.add(repository, files, header["value"]["summary"])
+            elif entry["key"] == "deletedFile":
+                deleted.append(value["path"])
+        commit = self.add(repository, files, header["value"]["summary"], deleted)
         return 200, {"success": True, "commitOid": commit, "commitUrl": f"{self.url}/{repository}/commit/{commit}"}, {}
