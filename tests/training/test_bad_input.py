@@ -164,13 +164,28 @@ def test_small_images_are_skipped_on_request(command, folder, tmp_path):
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=-1"], "trainer.devices=-1 means all GPUs"),
     ],
 )
-def test_wrong_words_are_one_line_before_torch_is_imported(words, message, tmp_path):
-    done = run_in_new_interpreter("train.py", *words, f"hydra.run.dir={tmp_path / 'run'}", check=False)
+def test_wrong_words_are_one_line(words, message, tmp_path):
+    done = run("train.py", *words, f"hydra.run.dir={tmp_path / 'run'}", check=False)
     assert done.returncode == 1
     (line,) = done.stdout.splitlines()
     assert message in line
     assert not done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_wrong_words_are_named_before_torch_is_imported(tmp_path):
+    code = f"""
+import runpy, sys
+sys.argv = ["train.py", "model.optimizer.lr=abc", "benchmarks=[nothing]", "hydra.run.dir={tmp_path / "run"}"]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = run_in_new_interpreter("-c", code, check=False)
+    assert done.returncode == 1
+    assert "lr=abc: give a number" in done.stdout and "no test set nothing" in done.stdout
+    assert not done.stderr
 
 
 @pytest.mark.skipif(not lacks_gpu(), reason="this machine may have a GPU")
