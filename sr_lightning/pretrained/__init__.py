@@ -7,7 +7,6 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 CARD = "card"  # entry of safetensors' metadata: JSON
-DEFAULTS = {2: "luma_x2", 3: "luma_x3", 4: "luma_x4"}  # by scale
 
 
 def included() -> dict[str, Path]:
@@ -30,8 +29,8 @@ def default_for(factor: Fraction | None) -> str:
         >>> default_for(Fraction(5, 2)), default_for(None), default_for(Fraction(16))
         ('luma_x3', 'luma_x2', 'luma_x4')
     """
-    wanted = factor or Fraction(2)
-    return DEFAULTS[next((scale for scale in sorted(DEFAULTS) if scale >= wanted), max(DEFAULTS))]
+    scales = sorted(int(name.removeprefix("luma_x")) for name in included() if name.startswith("luma_x"))
+    return f"luma_x{next((scale for scale in scales if scale >= (factor or 2)), scales[-1])}"
 
 
 def card_of(path: str | Path) -> dict[str, Any] | None:
