@@ -39,10 +39,10 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         InputError: Nothing to score, a missing checkpoint or benchmark, or the wrong scale.
     """
+    scorer = Scorer.from_config(cfg)  # first: weights of measures may be missing
     network = cfg.model.network if "model" in cfg else None
     paths = [find_checkpoint(path) for path in paths_of(cfg.ckpt)]
     models = requested_models(paths, network, cfg.name, cfg.scale, cfg.self_ensemble, allowed(cfg))
-    scorer = Scorer.from_config(cfg)
     images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)
     rows: list[Row] = []
     for scale in dict.fromkeys(model.network.scale for model in models):

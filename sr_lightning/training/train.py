@@ -65,6 +65,7 @@ def train(cfg: DictConfig) -> float:
     silence_lightning()
     keep_freed_memory()
     limit_threads()
+    scorer = Scorer.from_config(cfg)  # before the seed: networks of measures may draw random numbers
     pl.seed_everything(cfg.seed, verbose=False)
     module: SRModule = instantiate(cfg.model, _convert_="all")
     if cfg.resume is None and module.warm_start is not None:
@@ -72,7 +73,7 @@ def train(cfg: DictConfig) -> float:
     datamodule: SRDataModule = instantiate(cfg.data, _convert_="all")
     preflight(module, datamodule)
     sets = sets_of_run(datamodule.val, cfg.benchmarks, cfg.data_root, cfg.scale)
-    scorer = Scorer.from_config(cfg)
+    scorer.check_sets(sets)
     images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)
     if module.optimizer is None:  # nothing to train: the bicubic baseline
         psnr, rows = score_run(scorer, ScoredModel(str(cfg.name), module.network.eval()), sets, images)
