@@ -383,7 +383,8 @@ def describe(
         options = " ".join(f"--network {key}={example.get(key, 'false')}" for key in hidden)
         raise InputError(
             f"{path} holds {name}, and its weights do not show {' and '.join(hidden)}. Name the value: in sr-upscale "
-            f"and sr-export {options}, in evaluate.py scale=x2 or model=… with all its settings"
+            f"and sr-export {options}, in evaluate.py scale=x2 or model=… with all its settings; for "
+            "model.teacher give the file that sr-export writes with it"
         )
     return {"_target_": f"sr_lightning.networks.{name}"} | settings
 
