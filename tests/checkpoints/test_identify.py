@@ -67,19 +67,19 @@ def test_weights_are_found_in_the_wrappers_of_training_programs(wrap, tmp_path):
     torch.testing.assert_close(output(load_any(tmp_path / "x.pth").network), output(network), rtol=0, atol=tolerance)
 
 
-PREFIXED = ["module.", "_orig_mod.", "model.", "net_g.module.", "generator.", "sr_net.", "model.model."]
+PREFIXED = {"module.": ".pth", "model.": ".safetensors", "net_g.module.": ".pth", "sr_net.": ".safetensors"}
+PREFIXED |= {"_orig_mod.": ".safetensors", "generator.": ".pth", "model.model.": ".pth"}
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("name", slow_except([name for name in CHOICES if name != "bicubic"], "compact", "safmn"))
-def test_weights_are_found_under_every_prefix_of_their_names(name, suffix, tmp_path):
-    network, path = small(name, 2), tmp_path / f"x{suffix}"
+def test_weights_are_found_under_every_prefix_of_their_names(name, tmp_path):
+    network = small(name, 2)
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     values = inspect.signature(type(network)).parameters
     hidden = {key: values[key].default for key in HIDDEN[type(network)]}
     given = hidden | {key: value for key, value in config(name, 2).network.items() if key in hidden}
-    for prefix in PREFIXED:
-        renamed = {f"{prefix}{key}": value for key, value in state.items()}
+    for prefix, suffix in PREFIXED.items():
+        renamed, path = {f"{prefix}{key}": value for key, value in state.items()}, tmp_path / f"x{suffix}"
         save_file(renamed, path) if suffix == ".safetensors" else torch.save(renamed, path)
         found = load_any(path, given=given).network
         assert type(found) is type(network)
