@@ -87,6 +87,25 @@ def server(monkeypatch):
     server.close()
 
 
+@pytest.fixture
+def small_fid(monkeypatch):
+    """FID of the mean and the deviation of each colour, in place of Inception's 2048 features."""
+    import torch
+
+    from sr_lightning.metrics import extra, perceptual
+
+    class Features(torch.nn.Module):
+        num_features = 6
+
+        def forward(self, images):
+            x = images.float() / 255
+            return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], 1)
+
+    monkeypatch.setattr(perceptual, "inception", Features)
+    monkeypatch.setitem(extra.NETWORKS, "fid", Features)
+    return Features()
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """A checkpoint in the format of train.py: an ESPCN x2 called tiny, with random weights."""

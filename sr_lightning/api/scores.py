@@ -100,7 +100,7 @@ def read_scores(folder: str | Path) -> Scores:
         raise InputError(f"{run.results} does not exist: the run has not been scored")
     with run.results.open(newline="", encoding="utf-8") as file:
         rows = [
-            {key: value if key in NOT_SCORES else float(value) for key, value in row.items()}
+            {key: value if key in NOT_SCORES else float(value) if value else None for key, value in row.items()}
             | {"scale": int(row["scale"])}
             for row in csv.DictReader(file)
         ]
@@ -177,9 +177,11 @@ def _checked(subject: Any) -> Any:
 def _score(subjects: Sequence[tuple[str | None, Any]], cfg: "DictConfig") -> Scores:
     from sr_lightning.evaluation.checks import check_request
     from sr_lightning.evaluation.evaluate import score_models
+    from sr_lightning.evaluation.scoring import Scorer
 
     check_request(cfg, with_subject=False)
-    rows, images, _ = score_models(_models(subjects, cfg), cfg)
+    scorer = Scorer.from_config(cfg)
+    rows, images = score_models(_models(subjects, cfg), cfg, scorer)
     return Scores(rows, [_opened(path) for path in images.comparisons])
 
 

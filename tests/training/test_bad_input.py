@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from sr_lightning.errors import InputError
+from sr_lightning.metrics import extra
+from sr_lightning.training import train
 from sr_lightning.training.checks import check_device, lacks_gpu
 from tests.helpers import compose, run, run_in_new_interpreter, slow_except
 
@@ -97,7 +99,7 @@ def test_wrong_setting_is_named(command, words, message):
 
 def test_all_wrong_settings_are_named_at_once(command):
     wrong = {
-        "measures=[sharpness]": "measures: unknown sharpness; give a list of spectrum, consistency, lpips",
+        "measures=[sharpness]": "measures: unknown sharpness; give a list of spectrum, consistency, lpips, dists, fid",
         "data.batch_size=0": "batch_size=0",
         "data.val_fraction=abc": "fraction=abc: the share of images for validation must be between 0 and 1",
         "benchmarks=Set5": "benchmarks=Set5: give a list, such as benchmarks=[Set5]",
@@ -205,3 +207,13 @@ def test_missing_gpu_is_one_line(trainer):
 def test_scale_may_be_a_number(command, tmp_path):
     done = run(*command, "scale=3", "dry_run=true")
     assert "_x3_" in done.stdout
+
+
+def test_missing_weights_of_a_measure_are_named_before_the_network_is_built(monkeypatch):
+    def missing():
+        raise InputError("fid needs weights")
+
+    monkeypatch.setitem(extra.NETWORKS, "fid", missing)
+    monkeypatch.setattr(train, "instantiate", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(InputError, match="fid needs weights"):
+        train.train(compose("measures=[fid]", "run_dir=run"))
