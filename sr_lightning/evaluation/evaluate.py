@@ -53,9 +53,7 @@ def evaluate(cfg: DictConfig) -> float:
     return first_mean(rows, models[0].name)
 
 
-def score_models(
-    models: Sequence[ScoredModel], cfg: DictConfig, scorer: Scorer
-) -> tuple[list[Row], EvaluationImages]:
+def score_models(models: Sequence[ScoredModel], cfg: DictConfig, scorer: Scorer) -> tuple[list[Row], EvaluationImages]:
     """Score networks of any scales on the benchmarks of a config, and write pictures below its run_dir.
 
     Raises:

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from sr_lightning.checkpoints.identify import FORMS, PLAIN, load_any
 from sr_lightning.checkpoints.interop import load_weights, save_weights, warm_start
 from sr_lightning.checkpoints.key_maps import KEY_MAPS, export_keys
 from sr_lightning.errors import InputError
-from sr_lightning.networks import EDSR, RCAN, VDSR, WDSR, Compact, RRDBNet
+from sr_lightning.networks import EDSR, RCAN, SPAN, VDSR, WDSR, Compact, RRDBNet
 from tests.helpers import slow_except
 from tests.networks.test_every_network import CHOICES, config, small
 
-HIDDEN = {form.network: form.hidden for form in (*FORMS, *PLAIN)}
+HIDDEN = {form.network: form.hidden for form in reversed((*FORMS, *PLAIN))}  # of SPAN with branches
 WRAPS = {
     "BasicSR": lambda state: {"params": {}, "params_ema": state},
     "Lightning": lambda state: {"state_dict": {f"net_g.{key}": value for key, value in state.items()}},
@@ -29,6 +30,12 @@ WRAPS = {
     "unknown attribute": lambda state: {f"sr_net.{key}": value for key, value in state.items()},
     "half": lambda state: {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
 }
+
+
+@pytest.fixture(autouse=True)
+def without_spandrel(monkeypatch):
+    """Other tests may have imported it."""
+    monkeypatch.setitem(sys.modules, "spandrel", None)
 
 
 def random_image(network: torch.nn.Module) -> torch.Tensor:
@@ -167,6 +174,13 @@ def test_no_tensor_of_a_renamed_file_is_left_out_in_silence(project, tmp_path):
     torch.save(state | {key.replace("conv1", "conv1x1"): torch.zeros(8, 8, 1, 1)}, tmp_path / "x.pth")  # ESRGAN+
     with pytest.raises(InputError, match="holds weights of no network that this project has"):
         load_any(tmp_path / "x.pth")
+
+
+def test_span_without_branches_is_found(tmp_path):
+    network = SPAN(scale=3, num_features=8, num_blocks=3, num_channels=1, branches=False).eval()
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    found = load_any(tmp_path / "x.pth", given={"norm": False, "global_skip": False}).network
+    assert torch.equal(output(found), output(network))
 
 
 def test_real_esrgans_x2_is_found_by_its_channels(tmp_path):
