@@ -57,10 +57,10 @@ def train(*overrides: str, **settings: Any) -> "Run":
     """Train as `python train.py` does, in a process of its own; `sr_lightning.api.training.train` has the details.
 
     Example:
-        >>> train(max_steps="many")
+        >>> train(model="espcnn")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        sr_lightning.errors.InputError: max_steps=many is not a number of steps: give a positive number
+        sr_lightning.errors.InputError: model=espcnn is not one of bicubic, ...
     """
     require_training_packages(__name__)
     from sr_lightning.api import training
@@ -72,10 +72,10 @@ def evaluate(models: Any, benchmarks: str | Sequence[str] = "Set5", *overrides: 
     """Score networks on benchmarks as `python evaluate.py` does; `sr_lightning.api.scores.evaluate` has the details.
 
     Example:
-        >>> evaluate(checkpoint, "Set5", data_root="/data")
+        >>> evaluate(checkpoint, "Set5", data_root="/data")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        sr_lightning.errors.InputError: no
+        sr_lightning.errors.InputError: /data/benchmark: no test set Set5 ...
     """
     require_training_packages(__name__)
     from sr_lightning.api import scores

@@ -9,6 +9,7 @@ Each line of standard input is a JSON object with one key; the answer is a line 
     {"poll": process id} -> the same, or null while it runs
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -16,6 +17,7 @@ import os
 import runpy
 import sys
 import tempfile
+import threading
 from typing import Any
 
 IMPORTS = (
@@ -56,12 +58,28 @@ def become(words: list[str], cwd: str, environment: dict[str, str], stdout: str,
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), descriptor)
     np.random.seed()  # of their own, as in any new process
     tempfile.tempdir = None
-    if words[0] == "-m":
-        sys.path[0], sys.argv = cwd, words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.path[0], sys.argv = os.path.dirname(os.path.abspath(words[0])), words
-        runpy.run_path(words[0], run_name="__main__")
+    code = 0
+    try:
+        if words[0] == "-m":
+            sys.path[0], sys.argv = cwd, words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0], sys.argv = os.path.dirname(os.path.abspath(words[0])), words
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as stop:
+        if not isinstance(stop.code, int):
+            raise
+        code = stop.code
+    leave(code)
+
+
+def leave(code: int) -> None:
+    """End this process as the interpreter does, but without freeing modules: that would copy all that is imported."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,25 @@ def hub(monkeypatch, tmp_path):
     hub.close()
 
 
+@pytest.fixture
+def small_fid(monkeypatch):
+    """FID of the mean and the deviation of each colour, in place of Inception's 2048 features."""
+    import torch
+
+    from sr_lightning.metrics import extra, perceptual
+
+    class Features(torch.nn.Module):
+        num_features = 6
+
+        def forward(self, images):
+            x = images.float() / 255
+            return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], 1)
+
+    monkeypatch.setattr(perceptual, "inception", Features)
+    monkeypatch.setitem(extra.NETWORKS, "fid", Features)
+    return Features()
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """A checkpoint in the format of train.py: an ESPCN x2 called tiny, with random weights."""
@@ -145,29 +164,46 @@ def chromium():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def blank_pages() -> list:
+    """Pages that tests have left, to be used again: a new one is a process of the browser."""
+    return []
+
+
 @pytest.fixture
-def visit(chromium):
+def visit(chromium, blank_pages):
     """Open pages; after the test, check that they had no errors and requested only files beside them."""
     visits = []
 
     def opened(path, fragment="", width=1200, height=900, **options):
-        context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
+        is_usual = (width, height, options) == (1200, 900, {})
+        page = blank_pages.pop() if is_usual and blank_pages else new_page(width, height, options)
         page.complaints, page.requests = [], []
+        page.goto(f"{path.as_uri()}{fragment}")
+        visits.append((path, page, is_usual))
+        return page
+
+    def new_page(width, height, options):
+        page = chromium.new_context(viewport={"width": width, "height": height}, **options).new_page()
+        page.set_default_timeout(10_000)
         page.on("console", lambda message: page.complaints.append(message.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("dialog", lambda dialog: (page.complaints.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: page.requests.append(unquote(request.url)))
-        page.goto(f"{path.as_uri()}{fragment}")
-        visits.append((path, context, page))
         return page
 
     yield opened
-    for path, context, page in visits:
+    for path, page, is_usual in visits:
         outside = [url for url in page.requests if not url.startswith(("data:", f"file://{path.parent}"))]
-        context.close()
-        assert (page.complaints, outside) == ([], [])
+        complaints = page.complaints
+        if is_usual:
+            page.mouse.move(0, 0)
+            page.set_viewport_size({"width": 1200, "height": 900})
+            page.goto("about:blank")
+            blank_pages.append(page)
+        else:
+            page.context.close()
+        assert (complaints, outside) == ([], [])
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def command_server() -> subprocess.Popen:
     return server
 
 
-def ask_command_server(request: str, content: object, timeout: float = 60) -> int | None:
+def ask_command_server(request: str, content: object, timeout: float = 300) -> int | None:
     server = command_server()
     server.stdin.write(json.dumps({request: content}) + "\n")
     server.stdin.flush()

@@ -356,7 +356,7 @@ def test_command_says_what_it_does_while_it_works(write, tmp_path, caplog, capsy
 
 @pytest.mark.parametrize("spoil", [lambda sr: sr + 3e-4, lambda sr: sr * torch.nan, lambda sr: sr[..., 1:]])
 def test_differing_output_is_an_error_and_keeps_the_old_file(write, tmp_path, monkeypatch, spoil):
-    def write_spoilt(trained, path, layout):
+    def write_spoilt(trained, path, layout, half):
         path.write_text("draft")
         return lambda lr: spoil(trained.network(lr))
 
@@ -384,7 +384,7 @@ def test_differing_output_is_an_error_and_keeps_the_old_file(write, tmp_path, mo
         (["--to", "torch"], ["add --layout published, basicsr or edsr-pytorch"]),
         (["--to", "torch", "--layout", "basicsr"], ["there is no file or folder none.ckpt"]),
         (["--to", "safetensors", "-o", "."], ["-o . is a directory"]),
-        (["--to", "safetensors", "--rgb", "--half"], ["--rgb and --half: only with --to onnx, ncnn, torch_export"]),
+        (["--to", "safetensors", "--rgb", "--half"], ["--rgb: only with --to onnx, ncnn, torch_export"]),
     ],
 )
 def test_wrong_options_are_all_named(words, messages, capsys):

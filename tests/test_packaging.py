@@ -8,6 +8,7 @@ import zipfile
 import pytest
 from hatchling.build import build_wheel
 
+from sr_lightning import errors
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.slow
@@ -71,3 +72,12 @@ runpy.run_module("sr_lightning.upscale", run_name="__main__")
     assert "edsr_baseline" in done.stdout
     code = "import sys; from sr_lightning.api.commands import train; sys.argv[1:] = ['--cfg', 'job']; train()"
     assert "max_steps: 4500" in run_installed(installed, tmp_path, "-c", code).stdout
+
+
+def test_missing_packages_of_training_are_one_line_with_the_extra(monkeypatch):
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "hydra" else name)
+    message = r"training and scoring need hydra: pip install 'sr_lightning\[train\]'$"
+    with pytest.raises(ModuleNotFoundError, match=f"^{message}"):
+        errors.require_training_packages("sr_lightning")
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        errors.require_training_packages("__main__")

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from PIL import Image
 
@@ -100,7 +100,7 @@ def read_scores(folder: str | Path) -> Scores:
         raise InputError(f"{run.results} does not exist: the run has not been scored")
     with run.results.open(newline="", encoding="utf-8") as file:
         rows = [
-            {key: value if key in NOT_SCORES else float(value) for key, value in row.items()}
+            {key: value if key in NOT_SCORES else float(value) if value else None for key, value in row.items()}
             | {"scale": int(row["scale"])}
             for row in csv.DictReader(file)
         ]
@@ -136,21 +136,13 @@ def evaluate(
     words = arguments(overrides, settings | {"benchmarks": names})
     if given := [word for word in words if word.lstrip("+").partition("=")[0].partition(".")[0] in GIVEN]:
         raise InputError(f"{given[0]}: networks are the first argument of evaluate(), and it writes no files")
-    subjects = _subjects(models)
+    subjects = _named(models)
     with tempfile.TemporaryDirectory(prefix="sr_lightning_") as folder:
         return _score(subjects, compose_config("evaluate", [*words, f"run_dir={folder}", "name=null"]))
 
 
-class _Given(NamedTuple):
-    """A network as given to `evaluate`: its name if it has one, and the file of its weights if they are in one."""
-
-    name: str | None
-    subject: Any
-    source: Path | None
-
-
-def _subjects(models: Any) -> list[_Given]:
-    """Return the networks that are given, one, several or by name.
+def _named(models: Any) -> list[tuple[str | None, Any]]:
+    """Return the networks that are given, one, several or by name, with their names; files as paths.
 
     Raises:
         InputError: There are none, or one is of the wrong type or a file that does not exist.
@@ -161,51 +153,58 @@ def _subjects(models: Any) -> list[_Given]:
         named = [(None, subject) for subject in (models if isinstance(models, list | tuple) else [models])]
     if not named:
         raise InputError("evaluate() needs a network: a file of weights, a run, or what load() returns")
-    return [_Given(name, subject, _source(subject)) for name, subject in named]
+    return [(name, _checked(subject)) for name, subject in named]
 
 
-def _source(subject: Any) -> Path | None:
-    """Return the file of weights of a network; None of a module, whose weights are in memory."""
+def _checked(subject: Any) -> Any:
     from torch import nn
 
     from sr_lightning.api.training import Run
 
-    if isinstance(subject, Upscaler) and subject.source is None:
+    if isinstance(subject, str | Path | Run):
+        return find_checkpoint(subject.folder if isinstance(subject, Run) else subject)
+    if isinstance(subject, Upscaler) and subject.read is None:
         raise InputError("this Upscaler was built from a network in memory: pass the network itself to evaluate()")
-    if isinstance(subject, Run):
-        return find_checkpoint(subject.folder)
-    if isinstance(subject, str | Path | Upscaler):
-        return find_checkpoint(subject.source if isinstance(subject, Upscaler) else subject)
-    if isinstance(subject, nn.Module) and hasattr(subject, "scale") and hasattr(subject, "num_channels"):
-        return None
-    raise InputError(
-        f"evaluate() takes a file of weights, a run, what load() returns, or a torch.nn.Module with scale and "
-        f"num_channels, not a {type(subject).__name__}"
-    )
+    is_network = isinstance(subject, nn.Module) and hasattr(subject, "scale") and hasattr(subject, "num_channels")
+    if not isinstance(subject, Upscaler) and not is_network:
+        raise InputError(
+            f"evaluate() takes a file of weights, a run, what load() returns, or a torch.nn.Module with scale and "
+            f"num_channels, not a {type(subject).__name__}"
+        )
+    return subject
 
 
-def _score(subjects: Sequence[_Given], cfg: "DictConfig") -> Scores:
+def _score(subjects: Sequence[tuple[str | None, Any]], cfg: "DictConfig") -> Scores:
     from sr_lightning.evaluation.checks import check_request
     from sr_lightning.evaluation.evaluate import score_models
+    from sr_lightning.evaluation.scoring import Scorer
 
     check_request(cfg, with_subject=False)
-    rows, images, _ = score_models(_models(subjects, cfg), cfg)
+    scorer = Scorer.from_config(cfg)
+    rows, images = score_models(_models(subjects, cfg), cfg, scorer)
     return Scores(rows, [_opened(path) for path in images.comparisons])
 
 
-def _models(subjects: Sequence[_Given], cfg: "DictConfig") -> "list[ScoredModel]":
+def _models(subjects: Sequence[tuple[str | None, Any]], cfg: "DictConfig") -> "list[ScoredModel]":
     """Load the networks."""
     from sr_lightning.evaluation.evaluate import requested_models
     from sr_lightning.evaluation.scoring import ScoredModel
     from sr_lightning.inference import SelfEnsemble
     from sr_lightning.runs.targets import allowed
 
-    files = [source for _, _, source in subjects if source]
-    loaded = iter(requested_models(files, allow=allowed(cfg)) if files else ())
-    scored = []
-    for name, subject, source in subjects:
-        model = next(loaded) if source else ScoredModel(type(subject).__name__, copy.deepcopy(subject).eval())
-        if cfg.self_ensemble or (isinstance(subject, Upscaler) and subject.self_ensemble):
+    files = [subject for _, subject in subjects if isinstance(subject, Path)]
+    of_files = iter(requested_models(files, allow=allowed(cfg)) if files else ())
+    models = []
+    for name, subject in subjects:
+        ensemble = cfg.self_ensemble
+        if isinstance(subject, Path):
+            model = next(of_files)
+        elif isinstance(subject, Upscaler):
+            trained, ensemble = subject.read(), ensemble or subject.self_ensemble
+            model = ScoredModel(trained.name, trained.network, step=trained.step)
+        else:
+            model = ScoredModel(type(subject).__name__, copy.deepcopy(subject).eval())
+        if ensemble:
             model = replace(model, name=f"{model.name}+", network=SelfEnsemble(model.network))
-        scored.append(model if name is None else replace(model, name=name))
-    return scored
+        models.append(model if name is None else replace(model, name=name))
+    return models

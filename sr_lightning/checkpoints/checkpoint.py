@@ -109,7 +109,11 @@ def load_network(path: str | Path, allow: Allow = None) -> Trained:
             weights do not fit.
     """
     path = find_checkpoint(path)
-    checkpoint = read_checkpoint(path)
+    return network_of(read_checkpoint(path), path, allow)
+
+
+def network_of(checkpoint: Mapping[str, Any], path: Path, allow: Allow = None) -> Trained:
+    """Build the network of a checkpoint that `read_checkpoint` has read from a file; see `load_network`."""
     config, weights = checkpoint["hyper_parameters"], network_weights(checkpoint)
     with no_larger_than(weights, path):
         network = build_network(config["model"]["network"], path, allow)
@@ -123,10 +127,17 @@ def load_best(path: str | Path, allow: Allow = None) -> Trained:
     """Load a network as `load_network` does, and check that its weights are finite.
 
     Raises:
-        InputError: As for `load_network`; or weights are infinite or NaN, because the training diverged.
+        InputError: As for `load_network` and `finite`.
     """
-    path = find_checkpoint(path)
-    trained = load_network(path, allow)
+    return finite(load_network(path, allow), find_checkpoint(path))
+
+
+def finite(trained: Trained, path: Path) -> Trained:
+    """Return a network from a file if its weights are finite.
+
+    Raises:
+        InputError: Weights are infinite or NaN, because the training diverged.
+    """
     weights = trained.network.state_dict()
     if wrong := not_finite(weights):
         raise InputError(

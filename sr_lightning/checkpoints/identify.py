@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isqrt, nextafter, prod
 from pathlib import Path
@@ -11,11 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sr_lightning.checkpoints.checkpoint import Allow, Trained, build_network, load_best, no_larger_than
-from sr_lightning.checkpoints.interop import fill, read_state, read_weights, recorded_network, without_derived
+from sr_lightning.checkpoints.checkpoint import (
+    Allow,
+    Trained,
+    build_network,
+    checked_fields,
+    finite,
+    network_of,
+    no_larger_than,
+)
+from sr_lightning.checkpoints.interop import (
+    best_for,
+    fill,
+    named,
+    read_file,
+    recorded_network,
+    states_in,
+    without_derived,
+)
 from sr_lightning.checkpoints.key_listing import differing_keys, shape_text
 from sr_lightning.checkpoints.key_maps import KeyMap, Renaming
-from sr_lightning.checkpoints.ncnn_files import NCNN_SUFFIXES
 from sr_lightning.checkpoints.spandrel_networks import load_by_spandrel
 from sr_lightning.errors import InputError, UnknownNetworkError
 from sr_lightning.networks import (
@@ -39,7 +54,6 @@ from sr_lightning.networks import (
 )
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.tensor_archive import describes_network
-from sr_lightning.utils.tensor_files import PickledClassesError, load_tensors
 
 SHOWN = 6  # tensors of an unknown file named in the message
 Settings = dict[str, Any]  # keyword arguments of a network
@@ -320,23 +334,35 @@ def load_any(path: str | Path, allow: Allow = None, given: Settings | None = Non
         The network; of another project's file, its name is that of the file, and `step` is None.
 
     Raises:
-        InputError: As of `checkpoint.load_best` and `interop.read_weights`; or the network is neither one of this
+        InputError: As of `checkpoint.load_best` and `interop.states_in`; or the network is neither one of this
             project nor of spandrel, if that is installed, or has settings that the file does not show.
     """
     path = find_checkpoint(path)
-    if _is_own(path):
-        return load_best(path, allow)
-    weights, key_map = read_weights(path)
+    content = read_file(path)
+    if describes_network(content):
+        return finite(network_of(checked_fields(content, path), path, allow), path)
+    states = states_in(content, path)
     description = recorded_network(path)
     if description is None:
         try:
-            description = describe(weights, key_map, path, given or {})
+            description = _describe_any(states, path, given or {})
         except UnknownNetworkError as unknown:
-            return _of_spandrel(path, given or {}, unknown)
-    with no_larger_than(weights, path):
+            return _of_spandrel(states, path, given or {}, unknown)
+    with no_larger_than(states[0], path):
         network = build_network(description, path, allow)
-    fill(network, weights, key_map, path)
+    fill(network, *best_for(network, states, path), path)
     return _trained(network, path, description)
+
+
+def _describe_any(states: Sequence[Mapping[str, Tensor]], path: Path, given: Settings) -> Settings:
+    """Describe the first of `states_in` that a network of this project has; raise the error of the first if none."""
+    unknown = None
+    for state in states:
+        try:
+            return describe(*named(state, path), path, given)
+        except UnknownNetworkError as error:
+            unknown = unknown or error
+    raise unknown or UnknownNetworkError(f"{path} holds no weights")
 
 
 def _trained(network: nn.Module, path: Path, description: Settings) -> Trained:
@@ -344,13 +370,15 @@ def _trained(network: nn.Module, path: Path, description: Settings) -> Trained:
     return Trained(network.eval(), path.stem, None, config)
 
 
-def _of_spandrel(path: Path, given: Settings, unknown: UnknownNetworkError) -> Trained:
+def _of_spandrel(
+    states: Sequence[Mapping[str, Tensor]], path: Path, given: Settings, unknown: UnknownNetworkError
+) -> Trained:
     """Load a network that spandrel knows.
 
     Raises:
         InputError: As of `load_by_spandrel`; or a setting differs from that of the file.
     """
-    network = load_by_spandrel(read_state(path), path, unknown)
+    network = load_by_spandrel(states, path, unknown)
     name, known = type(network).__name__, {"scale": network.scale}
     if wrong := [f"{key}={value}" for key, value in given.items() if known.get(key) != value]:
         raise InputError(f"{path} holds {name} x{network.scale}: leave {', '.join(wrong)} out")
@@ -386,7 +414,8 @@ def describe(
         options = " ".join(f"--network {key}={example.get(key, 'false')}" for key in hidden)
         raise InputError(
             f"{path} holds {name}, and its weights do not show {' and '.join(hidden)}. Name the value: in sr-upscale "
-            f"and sr-export {options}, in evaluate.py scale=x2 or model=… with all its settings"
+            f"and sr-export {options}, in evaluate.py scale=x2 or model=… with all its settings; for "
+            "model.teacher give the file that sr-export writes with it"
         )
     return {"_target_": f"sr_lightning.networks.{name}"} | settings
 
@@ -438,13 +467,3 @@ def _is_exact(form: Form, settings: Settings, weights: Mapping[str, Tensor]) -> 
         except (InputError, ValueError, TypeError, RuntimeError):
             return False
     return not differing_keys(network.state_dict(), learned)
-
-
-def _is_own(path: Path) -> bool:
-    """Return True if a file is a checkpoint of this project."""
-    if path.suffix in (".safetensors", *NCNN_SUFFIXES):
-        return False
-    try:
-        return describes_network(load_tensors(path))
-    except PickledClassesError:
-        return False

@@ -5,7 +5,7 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def load_weights(network: nn.Module, path: str | Path) -> KeyMap | Renaming | No
     Raises:
         InputError: The file is unreadable or of another network, or names or shapes differ; the message lists all.
     """
-    weights, key_map = read_weights(path)
+    weights, key_map = read_weights(path, network)
     fill(network, weights, key_map, path)
     return key_map
 
@@ -90,7 +90,7 @@ def warm_start(network: nn.Module, path: str | Path) -> None:
     Raises:
         InputError: The file is unreadable, or nothing in it fits.
     """
-    weights, key_map = read_weights(path)
+    weights, key_map = read_weights(path, network)
     own, weights = network.state_dict(), without_derived(network, weights)
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     left_out = {
@@ -211,13 +211,15 @@ def key_map_for(network: nn.Module, project: str) -> KeyMap:
     return of_class[0]
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | Renaming | None]:
+def read_weights(
+    path: str | Path, network: nn.Module | None = None
+) -> tuple[dict[str, Tensor], KeyMap | Renaming | None]:
     """Read the weights in a file to the CPU, under this project's names. No code in the file is run.
 
     Args:
         path: A checkpoint of this project, or a run's directory (its best checkpoint); safetensors; a torch file with
-            a state dict, also inside WRAPPERS (the average is used if both exist), with PREFIXES or without; or a
-            pickled module.
+            a state dict, also inside WRAPPERS (the average is used if both exist); or a pickled module.
+        network: Decides which prefixes of names are stripped, see `states_in`; None: all PREFIXES.
 
     Returns:
         The weights; and the key map if they are another project's, else None. Unknown names are unchanged.
@@ -226,13 +228,31 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | Renaming
         InputError: The file is missing, unreadable or damaged, its values are not plausible, or it is made for images
             of another mean or range.
     """
-    weights = read_state(path)
+    path = find_checkpoint(path)
+    states = states_in(read_file(path), path)
+    return named(states[0], path) if network is None else best_for(network, states, path)
+
+
+def best_for(
+    network: nn.Module, states: Sequence[Mapping[str, Tensor]], path: Path
+) -> tuple[dict[str, Tensor], KeyMap | Renaming | None]:
+    """Return the weights and the key map of the one of `states_in` that has the most names of a network."""
+    own = network.state_dict().keys()
+    return max((named(state, path) for state in states), key=lambda found: len(own & found[0].keys()))
+
+
+def named(weights: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], KeyMap | Renaming | None]:
+    """Rename weights as `read_weights` does.
+
+    Raises:
+        InputError: The file is made for images of another mean or range.
+    """
     renaming = next((renaming for renaming in RENAMINGS if renaming.detect_key in weights), None)
     if renaming is not None:
-        return {ours: weights[theirs] for theirs, ours in renaming.names(weights).items()}, renaming
+        return renaming.rename(weights), renaming
     key_map = next((key_map for key_map in KEY_MAPS if key_map.matches(weights)), None)
     if key_map is None:
-        return weights, None
+        return dict(weights), None
     if wrong := [
         f"{key} is {weights[key].tolist() if key in weights else 'missing'}, expected {value.tolist()}"
         for key, value in key_map.constants.items()
@@ -242,14 +262,52 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], KeyMap | Renaming
     return import_keys(weights, key_map), key_map
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights in a file as `read_weights` does, under the names that they have there.
+def read_file(path: Path) -> Any:
+    """Read what a file of weights holds, with the wrappers and names that it has there; see `states_in`.
 
     Raises:
-        InputError: As of `read_weights`, except for images of another mean or range.
+        InputError: The file is unreadable or damaged.
     """
-    path = find_checkpoint(path)
-    weights = _read_file(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in NCNN_SUFFIXES:
+        return read_ncnn(path)
+    try:
+        return load_tensors(path)
+    except PickledClassesError:
+        return read_module(path)
+
+
+def states_in(content: Any, path: Path) -> list[dict[str, Tensor]]:
+    """Return the weights in a file under the names that they have there, in all readings of these names.
+
+    Args:
+        content: As `read_file` returns it.
+        path: The file, named in messages.
+
+    Returns:
+        The weights without all PREFIXES; with one more of them at a time, since a network may have such a name itself;
+        and without a first part that all names share.
+
+    Raises:
+        InputError: There are no weights, or their values are not plausible.
+    """
+    if describes_network(content):
+        return [_checked(network_weights(checked_fields(content, path)), path)]
+    first, *others = _readings(content if isinstance(content, dict) else {})
+    states, problem = [], None
+    for reading in (first, *others):
+        try:
+            states.append(_checked(reading, path))
+        except InputError as error:
+            problem = problem or error
+    if problem and not states:
+        raise problem
+    return states
+
+
+def _checked(weights: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return weights by name if they are tensors of plausible values."""
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{path} holds no weights: it has {', '.join(map(str, list(weights)[:10])) or 'nothing'}")
     if odd := [key for key in weights if not isinstance(key, str)]:
@@ -266,29 +324,33 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in NCNN_SUFFIXES:
-        return read_ncnn(path)
-    try:
-        content = load_tensors(path)
-    except PickledClassesError:
-        return read_module(path)
-    if not isinstance(content, dict):
-        return {}
-    if describes_network(content):
-        return network_weights(checked_fields(content, path))
-    return _unwrap(content)
-
-
-def _unwrap(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the state dict inside the wrappers of training programs, and strip their prefixes from its keys."""
+def _readings(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Take the state dict out of the wrappers of training programs, and strip prefixes from its keys: `states_in`."""
     for _ in range(3):  # not without end: a pickle can contain itself
-        content = next((content[name] for name in WRAPPERS if isinstance(content.get(name), dict)), content)
-    while prefix := next((p for p in PREFIXES if any(str(key).startswith(p) for key in content)), None):
-        content = {key.removeprefix(prefix): value for key, value in content.items() if str(key).startswith(prefix)}
-    return content
+        content = _unwrapped(content)
+    readings = [content]
+    while prefix := next((p for p in PREFIXES if any(str(key).startswith(p) for key in readings[0])), None):
+        readings.insert(0, _stripped(readings[0], prefix))
+    first = {str(key).partition(".")[:2] for key in readings[0]}
+    if len(first) == 1 and (shared := "".join(first.pop())).endswith("."):
+        readings.append(_stripped(readings[0], shared))
+    return readings
+
+
+def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the state dict under one of WRAPPERS, or the only one under another name; else the content itself."""
+    if (name := next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)) is not None:
+        return content[name]
+    inner = [value for value in content.values() if isinstance(value, dict) and _is_state(value)]
+    return inner[0] if len(inner) == 1 else content
+
+
+def _is_state(content: dict[str, Any]) -> bool:
+    return len(content) > 0 and all(isinstance(value, Tensor) for value in content.values())
+
+
+def _stripped(content: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in content.items() if str(key).startswith(prefix)}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -141,16 +141,24 @@ class Renaming:
         project: The project.
         network: The equivalent class of this project.
         detect_key: A key that only these files have.
-        names: All their keys -> {their key: ours}. Others are left out, such as constants.
+        names: All their keys -> {their key: ours}. Others keep their names, and are of no network of this project.
+        constants: Matches keys that are left out, because they are constants in this project.
     """
 
     project: str
     network: type[nn.Module]
     detect_key: str
     names: Callable[[Collection[str]], dict[str, str]]
+    constants: str = ""
 
     def __str__(self) -> str:
         return f"{self.network.__name__} ({self.project})"
+
+    def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights under our names, without constants."""
+        names = self.names(weights)
+        kept = {key: value for key, value in weights.items() if re.fullmatch(self.constants, key) is None}
+        return {names.get(key, key): value for key, value in kept.items()}
 
 
 def by_patterns(*patterns: tuple[str, str]) -> Callable[[Collection[str]], dict[str, str]]:
@@ -209,6 +217,7 @@ RENAMINGS = (
             (r"tail\.0\.(\d)", r"upsampler.\1"),
             (r"tail\.1", "tail"),
         ),
+        constants=r"(sub|add)_mean\.(weight|bias)",
     ),
 )
 

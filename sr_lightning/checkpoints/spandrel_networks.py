@@ -3,7 +3,7 @@
 import importlib
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,11 @@ class SpandrelNetwork(nn.Module):
         return self.model.load_state_dict(*args, **options)
 
 
-def load_by_spandrel(weights: Mapping[str, Tensor], path: Path, unknown: InputError) -> SpandrelNetwork:
+def load_by_spandrel(states: Sequence[Mapping[str, Tensor]], path: Path, unknown: InputError) -> SpandrelNetwork:
     """Build the network of weights that no network of this project has.
 
     Args:
-        weights: As the file names them; spandrel does not see the file.
+        states: The weights in all readings of their names, `interop.states_in`; spandrel does not see the file.
         path: The file, named in messages.
         unknown: The error without spandrel.
 
@@ -77,22 +77,34 @@ def load_by_spandrel(weights: Mapping[str, Tensor], path: Path, unknown: InputEr
             f"{unknown}. Spandrel knows more networks, but needs a working torchvision: pip install torchvision "
             f"({reason(error)})"
         ) from error
-    try:
-        with no_larger_than(weights, path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            described = spandrel.ModelLoader().load_from_state_dict(dict(weights))
-        network = _subclass(described.architecture.name)(described).eval().requires_grad_(False)
-        with torch.inference_mode():
-            sr = network(torch.zeros(1, described.input_channels, 8, 8))  # some want more than an image
-    except spandrel.UnsupportedModelError:
-        raise InputError(f"{unknown}. Spandrel does not know them either") from unknown
-    except Exception as error:  # networks raise anything for shapes that they do not expect
-        raise InputError(f"{unknown}. Spandrel cannot use them: {reason(error)}") from error
+    problem = None
+    for weights in states:
+        try:
+            network, sr = _built(spandrel, weights, path)
+            break
+        except spandrel.UnsupportedModelError:
+            continue
+        except Exception as error:  # networks raise anything for shapes that they do not expect
+            problem = problem or error
+    else:
+        if problem is None:
+            raise InputError(f"{unknown}. Spandrel does not know them either") from unknown
+        raise InputError(f"{unknown}. Spandrel cannot use them: {reason(problem)}") from problem
     name, scale = type(network).__name__, network.scale
     if network.num_channels not in (1, 3) or scale < 2 or sr.shape != (1, network.num_channels, 8 * scale, 8 * scale):
         raise InputError(f"{path} holds {name}, which does not upscale RGB or luma images")
     log.warning("%s holds %s x%d, which spandrel reads: look up its licence at its source", path, name, scale)
     return network
+
+
+def _built(spandrel: Any, weights: Mapping[str, Tensor], path: Path) -> tuple[SpandrelNetwork, Tensor]:
+    """Return spandrel's network of a state dict, and its output for a small image; some want more than an image."""
+    with no_larger_than(weights, path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        described = spandrel.ModelLoader().load_from_state_dict(dict(weights))
+    network = _subclass(described.architecture.name)(described).eval().requires_grad_(False)
+    with torch.inference_mode():
+        return network, network(torch.zeros(1, described.input_channels, 8, 8))
 
 
 def _subclass(name: str) -> type[SpandrelNetwork]:

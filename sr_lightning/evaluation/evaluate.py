@@ -39,10 +39,11 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         InputError: Nothing to score, a missing checkpoint or benchmark, or the wrong scale.
     """
+    scorer = Scorer.from_config(cfg)  # first: weights of measures may be missing
     network = cfg.model.network if "model" in cfg else None
     paths = [find_checkpoint(path) for path in paths_of(cfg.ckpt)]
     models = requested_models(paths, network, cfg.name, cfg.scale, cfg.self_ensemble, allowed(cfg))
-    rows, images, scorer = score_models(models, cfg)
+    rows, images = score_models(models, cfg, scorer)
     report_scores(rows, images.comparisons, Path(cfg.run_dir))
     report = (Path(cfg.run_dir), rows, images.versions, scorer.protocol)
     write_evaluation_report(*report, facts=scorer.facts, subjects=[subject(model) for model in models])
@@ -52,23 +53,19 @@ def evaluate(cfg: DictConfig) -> float:
     return first_mean(rows, models[0].name)
 
 
-def score_models(models: Sequence[ScoredModel], cfg: DictConfig) -> tuple[list[Row], EvaluationImages, Scorer]:
+def score_models(models: Sequence[ScoredModel], cfg: DictConfig, scorer: Scorer) -> tuple[list[Row], EvaluationImages]:
     """Score networks of any scales on the benchmarks of a config, and write pictures below its run_dir.
-
-    Returns:
-        The rows, the pictures, and the scorer.
 
     Raises:
         InputError: As of `Scorer.score_sets`, or a benchmark is missing.
     """
-    scorer = Scorer.from_config(cfg)
     images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)
     rows: list[Row] = []
     for scale in dict.fromkeys(model.network.scale for model in models):
         of_scale = [model for model in models if model.network.scale == scale]
         sets = {name: benchmark_set(cfg.data_root, name, scale) for name in cfg.benchmarks}
         rows += scorer.score_sets(of_scale, sets, images)
-    return rows, images, scorer
+    return rows, images
 
 
 def write_model_scores(rows: Sequence[Row], model: ScoredModel, cfg: DictConfig) -> None:

@@ -15,11 +15,11 @@ from sr_lightning.utils.markdown import markdown_table
 log = logging.getLogger(__name__)
 
 NOT_SCORES = ("model", "scale", "dataset", "image", "protocol")  # columns of a row; all others are scores
-_DECIBELS = ("psnr", "consistency")  # how the names of scores in dB begin
+_TWO_DECIMALS = ("psnr", "consistency", "fid")  # how the names of scores begin that are in dB, or large
 
 
 def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Average the rows of images that were scored under one protocol.
+    """Average the rows of images that were scored under one protocol, except scores that images do not have, None.
 
     Raises:
         InputError: LR files were given for some images and not for others.
@@ -27,13 +27,13 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     protocols = sorted({row["protocol"] for row in rows})
     if len(protocols) != 1:
         raise InputError(f"{rows[0]['dataset']} mixes protocols: {protocols}. Give LR for all of its images or none")
-    scores = [key for key in rows[0] if key not in NOT_SCORES]
+    scores = [key for key, value in rows[0].items() if key not in NOT_SCORES and value is not None]
     return rows[0] | {"image": "mean"} | {key: sum(row[key] for row in rows) / len(rows) for key in scores}
 
 
 def score_digits(name: str) -> int:
     """Return the number of decimals with which a score is shown."""
-    return 2 if name.startswith(_DECIBELS) else 4
+    return 2 if name.startswith(_TWO_DECIMALS) else 4
 
 
 def first_mean(rows: Sequence[dict[str, Any]], model: str) -> float:
@@ -77,7 +77,7 @@ def score_lines(rows: Sequence[dict[str, Any]], images_of: str | None = None) ->
     for row in rows:
         if row["image"] == "mean" or row["dataset"] == images_of:
             gain = row[psnr] - bicubic[row["dataset"], row["scale"], row["image"]]
-            scores = [f"{row[m]:.{score_digits(m)}f}" for m in metrics]
+            scores = ["" if row[m] is None else f"{row[m]:.{score_digits(m)}f}" for m in metrics]
             last = "" if row["model"] == "bicubic" else f"{gain:+.2f}"
             lines.append([row["dataset"], row["image"], f"x{row['scale']}", row["model"], *scores, last])
     return lines

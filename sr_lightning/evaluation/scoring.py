@@ -20,7 +20,8 @@ from sr_lightning.evaluation.images import EvaluationImages
 from sr_lightning.evaluation.score_table import mean_row
 from sr_lightning.images.files import read_image
 from sr_lightning.inference import fuse_for_inference, super_resolve, to_channels
-from sr_lightning.metrics.extra import Measure, select_measures
+from sr_lightning.metrics.extra import Measure, SetMeasure, select_measures
+from sr_lightning.metrics.perceptual import FID_MIN_IMAGES
 from sr_lightning.metrics.protocol import Protocol, differs_from_bicubic, report_left_out, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.utils.devices import best_device
@@ -135,7 +136,7 @@ class Scorer:
 
     protocol: Protocol
     degradation: Any
-    measures: Mapping[str, Measure]
+    measures: Mapping[str, Measure | SetMeasure]
     left_out: dict[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
@@ -148,6 +149,24 @@ class Scorer:
         """Facts for a report: the images that are not scored."""
         sets = [f"{name}: {', '.join(images)}" for name, images in self.left_out.items() if images]
         return {"not scored, since bicubic reproduces them": "; ".join(sets)} if sets else {}
+
+    @property
+    def set_measures(self) -> dict[str, SetMeasure]:
+        """Measures that a set has, and an image not."""
+        return {name: measure for name, measure in self.measures.items() if isinstance(measure, type)}
+
+    def check_sets(self, sets: Mapping[str, Sequence[Pair]]) -> None:
+        """Check that sets are large enough for the measures.
+
+        Raises:
+            InputError: Names those that are not.
+        """
+        small = [f"{name} has {len(pairs)}" for name, pairs in sets.items() if len(pairs) < FID_MIN_IMAGES]
+        if small and self.set_measures:
+            raise InputError(
+                f"{', '.join(self.set_measures)} needs at least {FID_MIN_IMAGES} images, {', '.join(small)}: leave it "
+                "out of measures, or score other sets"
+            )
 
     def score_sets(
         self,
@@ -167,11 +186,12 @@ class Scorer:
         Returns:
             For each set, bicubic first: one row per model and image, and one with image "mean" per model. A row has
             model, scale, dataset, image, the scores (psnr_y and ssim_y, or of another channel), the measures and
-            protocol.
+            protocol. Measures of a set are in its "mean", and None in the others.
 
         Raises:
             InputError: Two models share a name, a network is not finite, or images cannot be scored.
         """
+        self.check_sets(sets)
         scale = models[0].network.scale
         names = ["bicubic", *(model.name for model in models if not isinstance(model.network, Bicubic))]
         if len(set(names)) < len(names):
@@ -189,14 +209,18 @@ class Scorer:
             self.left_out[f"{dataset} x{scale}"] = left_out
             samples = self.samples_to_score(pairs, scale, left_out)
             of_model: dict[str, list[Row]] = {model.name: [] for model in scored}
+            of_set = {name: {key: measure() for key, measure in self.set_measures.items()} for name in of_model}
             scores = self.score_samples(scored, samples, device)
             for sample, outputs, new_rows in tracked(scores, len(pairs), f"scoring {dataset} x{scale}"):
                 for name, row in new_rows.items():
                     of_model[name].append({"model": name, "scale": scale, "dataset": dataset} | row)
+                    for measure in of_set[name].values():
+                        measure.update(outputs[name], sample.lr, sample.hr, scale, sample.protocol)
                 if images is not None:
                     images.add(dataset, scale, sample, outputs, new_rows)
             report_left_out(dataset, tuple(left_out), len(pairs))
-            rows += [row for part in of_model.values() for row in [*part, mean_row(part)]]
+            for name, part in of_model.items():
+                rows += [*part, mean_row(part) | {key: measure.compute() for key, measure in of_set[name].items()}]
         return rows
 
     def samples_to_score(self, pairs: Sequence[Pair], scale: int, left_out: list[str]) -> Iterator[Sample]:
@@ -238,6 +262,9 @@ class Scorer:
                 scores = score(sr, sample.hr, scale, protocol)
                 row |= {f"{key}_{protocol.channel}": value.item() for key, value in scores.items()}
                 for key, measure in self.measures.items():
+                    if isinstance(measure, type):
+                        row[key] = None
+                        continue
                     row[key] = value = measure(sr, sample.lr, sample.hr, scale, protocol).item()
                     if not math.isfinite(value):
                         raise InputError(f"{key} of {model.name} on {sample.name} is {value}: leave it out of measures")

@@ -82,6 +82,8 @@ def evaluate(cfg: DictConfig) -> float:
         cfg.self_ensemble,
         allowed(cfg),
     )
+    for sets in scores.sets.values():
+        scores.scorer.check_sets(sets)
     page = Page()
     if cfg.report_images or cfg.num_comparisons:
         images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)

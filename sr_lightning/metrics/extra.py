@@ -1,26 +1,20 @@
-"""Additional metrics: fine detail, agreement with LR, perceptual distance."""
+"""Metrics beside PSNR and SSIM by name, and two of them: fine detail, and agreement with LR."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sr_lightning.color import quantize, rgb_to_y
 from sr_lightning.degradations.bicubic import downscale
-from sr_lightning.errors import InputError
-from sr_lightning.inference import to_channels, with_chroma
 from sr_lightning.metrics.measure_names import check_measures
+from sr_lightning.metrics.perceptual import FID, dists, dists_network, inception, lpips, lpips_network
 from sr_lightning.metrics.protocol import Protocol, prepare_for_scoring
 from sr_lightning.metrics.psnr_ssim import capped_psnr
 
-log = logging.getLogger(__name__)
-
-LPIPS_MIN_SIDE = 31  # pixels, required by the strides of AlexNet
-
 Measure = Callable[[Tensor, Tensor, Tensor, int, Protocol], Tensor]
+SetMeasure = type[FID]  # one object for a set: `update` as a Measure is called, then `compute`
 
 
 def spectrum(sr: Tensor, lr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> Tensor:
@@ -71,80 +65,28 @@ def consistency(sr: Tensor, lr: Tensor, hr: Tensor, scale: int, protocol: Protoc
     return capped_psnr(*prepare_for_scoring(reduced, lr, border, replace(protocol, quantize=False)))
 
 
-def lpips(sr: Tensor, lr: Tensor, hr: Tensor, scale: int, protocol: Protocol) -> Tensor:
-    """LPIPS (Zhang et al. 2018) with AlexNet, a learned perceptual distance.
+MEASURES: dict[str, Measure | SetMeasure] = {
+    "spectrum": spectrum,
+    "consistency": consistency,
+    "lpips": lpips,
+    "dists": dists,
+    "fid": FID,
+}
+NETWORKS = {"lpips": lpips_network, "dists": dists_network, "fid": inception}  # that measures need
 
-    0 for equal images; below 0.1 they are hard to tell apart. Computed on RGB for every protocol, rounded to 8 bits,
-    with the border shaved. Luma predictions get bicubic chroma, gray images three equal channels.
 
-    Args:
-        sr: Prediction, nominally in [0, 1], (N, C, h*scale, w*scale), C 1 (BT.601 luma) or 3.
-        lr: Input of the network in [0, 1], (N, C', h, w).
-        hr: Ground truth in [0, 1], (N, C', h*scale, w*scale).
-        scale: Super-resolution factor.
-        protocol: Only its border is used.
-
-    Returns:
-        (N,), float64.
+def select_measures(names: Sequence[str] | None) -> dict[str, Measure | SetMeasure]:
+    """Return the measures by name, with their networks loaded; LPIPS is left out with a warning if it is not available.
 
     Raises:
-        InputError: An image is too small for AlexNet.
-        RuntimeError: torchvision or AlexNet's weights are missing; `select_measures` leaves LPIPS out then.
-    """
-    border = protocol.border_for(scale)
-    height, width = (side - 2 * border for side in hr.shape[2:])
-    if min(height, width) < LPIPS_MIN_SIDE:
-        raise InputError(
-            f"lpips needs {LPIPS_MIN_SIDE} x {LPIPS_MIN_SIDE} pixels, there are {height} x {width} after shaving "
-            f"{border} per side: leave lpips out of measures"
-        )
-    sr = with_chroma(sr, lr, scale) if sr.shape[1] < lr.shape[1] else sr
-    sr, hr = (
-        quantize(to_channels(image, 3).float()[..., border : border + height, border : border + width])
-        for image in (sr, hr)
-    )
-    network = lpips_network()
-    if network is None:
-        raise RuntimeError("LPIPS is not available: install torchvision and let it download AlexNet's weights")
-    network = network.to(sr.device)
-    return torch.stack([network(a[None], b[None]) for a, b in zip(sr, hr, strict=True)]).double()
-
-
-MEASURES: dict[str, Measure] = {"spectrum": spectrum, "consistency": consistency, "lpips": lpips}
-
-
-def select_measures(names: Sequence[str] | None) -> dict[str, Measure]:
-    """Return the measures by name; LPIPS is left out with a warning if it is not available here.
-
-    Raises:
-        InputError: As in `check_measures`.
+        InputError: As in `check_measures`; or weights are missing and cannot be downloaded.
 
     Example:
         >>> list(select_measures(["consistency", "spectrum"]))
         ['consistency', 'spectrum']
     """
     check_measures(names)
-    return {name: MEASURES[name] for name in names or () if name != "lpips" or lpips_network() is not None}
-
-
-@cache
-def lpips_network() -> nn.Module | None:
-    """Return torchmetrics' LPIPS: (1, 3, H, W), (1, 3, H, W) in [0, 1] -> ().
-
-    None, with a warning, if torchvision or AlexNet's weights are not available.
-    """
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    try:
-        return LearnedPerceptualImagePatchSimilarity("alex", normalize=True).eval()
-    except (ImportError, RuntimeError, OSError) as error:  # torchvision missing or for another torch; no download
-        log.warning(
-            "lpips is left out: it needs the torchvision of torch %s (pip install torchvision) and AlexNet's weights, "
-            "which torchvision downloads once. Error: %s",
-            torch.__version__,
-            str(error).splitlines()[0],
-        )
-        return None
+    return {name: MEASURES[name] for name in names or () if name not in NETWORKS or NETWORKS[name]() is not None}
 
 
 def fine_power(image: Tensor) -> Tensor:

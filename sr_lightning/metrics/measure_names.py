@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sr_lightning.errors import InputError
 
-MEASURE_NAMES = ("spectrum", "consistency", "lpips")
+MEASURE_NAMES = ("spectrum", "consistency", "lpips", "dists", "fid")
 
 
 def check_measures(names: Sequence[str] | None) -> None:

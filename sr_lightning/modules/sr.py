@@ -13,6 +13,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from sr_lightning.checkpoints.checkpoint import Allow
 from sr_lightning.errors import DivergedError, InputError
 from sr_lightning.inference import to_channels
 from sr_lightning.losses import WeightedSum
@@ -55,6 +56,7 @@ class SRModule(pl.LightningModule):
         teacher: Run, checkpoint or file of another project with a network whose SR is a target beside hr, or None.
         teacher_weight: Weight of the loss to that SR; None: 1.
         teacher_steps: Number of steps over which this weight falls linearly to 0; None: it stays the same.
+        teacher_allow: Packages besides this project, or classes, that the teacher's checkpoint may name as its network.
 
     Attributes:
         stopwatch: Seconds of training so far, by phase; `callbacks.Progress` starts it.
@@ -85,6 +87,7 @@ class SRModule(pl.LightningModule):
         teacher: str | None = None,
         teacher_weight: float | None = None,
         teacher_steps: int | None = None,
+        teacher_allow: Allow = None,
     ) -> None:
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -113,7 +116,8 @@ class SRModule(pl.LightningModule):
         self.max_skipped_batches = max_skipped_batches or 0
         if teacher is None and not (teacher_weight is None and teacher_steps is None):
             raise InputError("model.teacher_weight and model.teacher_steps need model.teacher, the file of a network")
-        self.teacher = None if teacher is None else Teacher.load(teacher, network, teacher_weight, teacher_steps)
+        given = (network, teacher_weight, teacher_steps, teacher_allow)
+        self.teacher = None if teacher is None else Teacher.load(teacher, *given)
         self.skipped_batches: list[int] = []
         self.provenance: list[dict[str, Any]] = []
         self._buffers_before: list[Tensor] | None = None  # buffers after the last optimizer step

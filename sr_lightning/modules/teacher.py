@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sr_lightning.checkpoints.checkpoint import Allow
 from sr_lightning.checkpoints.identify import load_any
 from sr_lightning.errors import InputError
 from sr_lightning.inference import to_channels
@@ -28,7 +29,9 @@ class Teacher:
         self.weight, self.steps = weight, steps
 
     @classmethod
-    def load(cls, path: str | Path, student: nn.Module, weight: float | None, steps: int | None) -> "Teacher":
+    def load(
+        cls, path: str | Path, student: nn.Module, weight: float | None, steps: int | None, allow: Allow = None
+    ) -> "Teacher":
         """Load the teacher of a network.
 
         Args:
@@ -36,6 +39,7 @@ class Teacher:
             student: The network to train.
             weight: As of the class; None: 1.
             steps: As of the class.
+            allow: As for `load_any`.
 
         Raises:
             InputError: A wrong weight or number of steps; a file that cannot be used, or whose network has another
@@ -47,7 +51,8 @@ class Teacher:
         if steps is not None and (type(steps) is not int or steps < 1):
             raise InputError(f"model.teacher_steps={steps}: give a number of steps of at least 1, or null for all")
         try:
-            network = load_any(path).network
+            with torch.device("cpu"):  # a dry run has the meta device as default, on which weights cannot be read
+                network = load_any(path, allow).network
         except InputError as error:
             raise InputError(f"model.teacher={path}: {error}") from error
         colours = {1: "luma", 3: "RGB"}
@@ -57,7 +62,7 @@ class Teacher:
                 f"model.teacher={path} enlarges {kinds[0]}, the network to train {kinds[1]}: give a teacher of that "
                 "kind, or change scale or model.network.num_channels"
             )
-        return cls(network, weight, steps)
+        return cls(network.to(torch.get_default_device()), weight, steps)
 
     def weight_at(self, step: int) -> float:
         """Return the weight of the loss in the batch after `step` others."""

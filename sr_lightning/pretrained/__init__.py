@@ -7,15 +7,14 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 CARD = "card"  # entry of safetensors' metadata: JSON
-DEFAULTS = {2: "luma_x2", 3: "luma_x3", 4: "luma_x4"}  # by scale
 
 
 def included() -> dict[str, Path]:
     """Return the files of weights that come with the package, by name.
 
     Example:
-        >>> sorted(included())
-        ['fast_x2', 'luma_x2', 'luma_x3', 'luma_x4', 'rgb_x2', 'rgb_x4']
+        >>> included()["luma_x2"].suffix
+        '.safetensors'
     """
     return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
 
@@ -27,11 +26,11 @@ def default_for(factor: Fraction | None) -> str:
         factor: None: x2. Above the largest scale: the largest.
 
     Example:
-        >>> default_for(Fraction(5, 2)), default_for(None), default_for(Fraction(16))
-        ('luma_x3', 'luma_x2', 'luma_x4')
+        >>> default_for(Fraction(3, 2)), default_for(None)
+        ('luma_x2', 'luma_x2')
     """
-    wanted = factor or Fraction(2)
-    return DEFAULTS[next((scale for scale in sorted(DEFAULTS) if scale >= wanted), max(DEFAULTS))]
+    scales = sorted(int(name.removeprefix("luma_x")) for name in included() if name.startswith("luma_x"))
+    return f"luma_x{next((scale for scale in scales if scale >= (factor or 2)), scales[-1])}"
 
 
 def card_of(path: str | Path) -> dict[str, Any] | None:
@@ -42,8 +41,8 @@ def card_of(path: str | Path) -> dict[str, Any] | None:
         licence, limits (what it is not for).
 
     Example:
-        >>> card_of(included()["luma_x3"])["recipe"]
-        'python train.py experiment=pretrained scale=x3'
+        >>> card_of(included()["luma_x2"])["recipe"]
+        'python train.py experiment=pretrained'
     """
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -145,6 +145,8 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             saved.run_dir, saved.resume, saved.allow = cfg.run_dir, cfg.resume, cfg.allow
             return saved
         cfg.chosen = saved.get("chosen")
+        if "teacher_file" in saved:
+            cfg.teacher_file = saved.teacher_file
         return cfg  # same result, but paths of data and cache may differ
 
 

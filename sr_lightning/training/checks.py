@@ -1,10 +1,13 @@
 """Checks of a training config, before torch is imported."""
 
 import difflib
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -12,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from sr_lightning.cli import resume_override
 from sr_lightning.data.sources import benchmark_folder, check_benchmarks, folder_pairs
@@ -21,6 +24,7 @@ from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.result import FINISHED, read_result
 from sr_lightning.runs.saved_config import config_to_resume, read_config
+from sr_lightning.runs.targets import allowed
 from sr_lightning.utils.devices import lacks_gpu
 
 log = logging.getLogger(__name__)
@@ -134,7 +138,7 @@ def check_settings(cfg: DictConfig) -> None:
         partial(check_benchmarks, cfg.benchmarks),
         *(partial(benchmark_folder, cfg.data_root, name) for name in named_benchmarks(cfg, given)),
         partial(check_weights, "model.warm_start", path),
-        partial(check_weights, "model.teacher", OmegaConf.select(cfg, "model.teacher")),
+        partial(record_teacher, cfg),
         partial(check_data, cfg.data),
     )
 
@@ -302,17 +306,59 @@ def check_early_stopping(settings: DictConfig | None) -> None:
         raise InputError("\n".join(wrong))
 
 
-def check_weights(key: str, path: object) -> None:
-    """Check that the file or run that is the value of a key exists.
+def check_weights(key: str, path: object) -> Path | None:
+    """Return the file of weights that the value of a key names; None for null.
 
     Raises:
         InputError: The file does not exist, or the folder has no checkpoint.
     """
-    if path is not None:
-        try:
-            find_checkpoint(str(path))
-        except InputError as error:
-            raise InputError(f"{key}={path}: {error}") from None
+    if path is None:
+        return None
+    try:
+        return find_checkpoint(str(path))
+    except InputError as error:
+        raise InputError(f"{key}={path}: {error}") from None
+
+
+def record_teacher(cfg: DictConfig) -> None:
+    """Record the file of the teacher in the config, absolute path and digest: a resumed run needs the same.
+
+    `model.teacher` remains as it was given, and with it the name of a cell.
+
+    Raises:
+        InputError: There is no such file; or it is not the one with which the run began.
+    """
+    given, recorded = OmegaConf.select(cfg, "model.teacher"), cfg.get("teacher_file")
+    if recorded is not None and not (OmegaConf.is_dict(recorded) and recorded.keys() == {"path", "sha256"}):
+        raise InputError(f"{RunFolder(cfg.run_dir).config}: teacher_file is not as train.py wrote it: {recorded}")
+    moved = recorded is None or not Path(recorded.path).is_file()
+    file = check_weights("model.teacher", given if moved else recorded.path)
+    if file is None:
+        return
+    digest = digest_of(file)
+    if recorded is not None and digest != recorded.sha256:
+        raise InputError(
+            f"model.teacher={given}: {file} has changed since the run began, so it cannot be resumed to the same bits: "
+            "put the file of then back, or start a new run"
+        )
+    with open_dict(cfg):
+        cfg.teacher_file = {"path": str(file.absolute()), "sha256": digest}
+
+
+def digest_of(weights: Path) -> str:
+    """Return the SHA-256 of a file of weights, of ncnn's .param and .bin together."""
+    pair = {weights.with_suffix(suffix) for suffix in (".param", ".bin") if weights.suffix in (".param", ".bin")}
+    digest = hashlib.sha256()
+    for part in sorted({weights, *filter(Path.is_file, pair)}):
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def teacher_options(cfg: DictConfig) -> dict[str, Any]:
+    """Return the arguments of the module that are not in `cfg.model`: the recorded teacher, and what it may name."""
+    recorded = cfg.get("teacher_file")
+    return {} if recorded is None else {"teacher": recorded.path, "teacher_allow": allowed(cfg)}
 
 
 def check_data(data: DictConfig) -> None:

@@ -31,7 +31,7 @@ from sr_lightning.modules import SRModule
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.sweeps.invocation import SweepInvocation, plan
 from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
-from sr_lightning.training.checks import check_settings, downloads
+from sr_lightning.training.checks import check_settings, downloads, teacher_options
 from sr_lightning.training.choices import Trial, backward, optimizers_of
 from sr_lightning.utils.cores import limit_threads
 from sr_lightning.utils.devices import best_device
@@ -86,7 +86,7 @@ def estimate(cfg: DictConfig) -> dict[str, float]:
     images = [] if datamodule is None else [lr for _, lr in sizes_of(datamodule.val, cfg.scale)]
     precision = str(cfg.trainer.precision)
     if steps and precision == "auto":
-        precision = Trial(cfg, instantiate(without_downloads(cfg.model), _convert_="all")).fastest_precision()
+        precision = Trial(cfg, module_without_downloads(cfg)).fastest_precision()
     num_devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1 else 1
     memory, flops, operations = 0, 0.0, 0
     if steps:
@@ -114,7 +114,7 @@ def build_on_meta(cfg: DictConfig) -> tuple[SRModule, SRDataModule | None]:
     check_settings(cfg)
     wrong, module, datamodule = [], None, None
     with collecting_errors(wrong), torch.device("meta"):
-        module = instantiate(without_downloads(cfg.model), _convert_="all")
+        module = module_without_downloads(cfg)
         if module.optimizer is not None:
             module.configure_optimizers()
     with collecting_errors(wrong):
@@ -131,6 +131,11 @@ def collecting_errors(wrong: list[str]) -> Iterator[None]:
         yield
     except (InputError, InstantiationException) as error:
         wrong.append(str(find_input_error(error) or error).strip())
+
+
+def module_without_downloads(cfg: DictConfig) -> SRModule:
+    """Build the module of a config with random weights in place of downloaded ones."""
+    return instantiate(without_downloads(cfg.model), _convert_="all", **teacher_options(cfg))
 
 
 def without_downloads(config: DictConfig) -> DictConfig:

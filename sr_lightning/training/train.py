@@ -36,6 +36,7 @@ from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.provenance import recorded
 from sr_lightning.runs.result import FINISHED, PRUNED, write_result
 from sr_lightning.sweeps.processes import is_cell, process_rank
+from sr_lightning.training.checks import teacher_options
 from sr_lightning.training.choices import choose
 from sr_lightning.training.introduction import BicubicScore, conclude, device_name, introduce
 from sr_lightning.training.trainer import build_trainer, silence_lightning
@@ -65,14 +66,15 @@ def train(cfg: DictConfig) -> float:
     silence_lightning()
     keep_freed_memory()
     limit_threads()
+    scorer = Scorer.from_config(cfg)  # before the seed: networks of measures may draw random numbers
     pl.seed_everything(cfg.seed, verbose=False)
-    module: SRModule = instantiate(cfg.model, _convert_="all")
+    module: SRModule = instantiate(cfg.model, _convert_="all", **teacher_options(cfg))
     if cfg.resume is None and module.warm_start is not None:
         warm_start(module.network, module.warm_start)
     datamodule: SRDataModule = instantiate(cfg.data, _convert_="all")
     preflight(module, datamodule)
     sets = sets_of_run(datamodule.val, cfg.benchmarks, cfg.data_root, cfg.scale)
-    scorer = Scorer.from_config(cfg)
+    scorer.check_sets(sets)
     images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)
     if module.optimizer is None:  # nothing to train: the bicubic baseline
         psnr, rows = score_run(scorer, ScoredModel(str(cfg.name), module.network.eval()), sets, images)

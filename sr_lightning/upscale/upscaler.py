@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sr_lightning.checkpoints.checkpoint import Allow
+from sr_lightning.checkpoints.checkpoint import Allow, Trained
 from sr_lightning.checkpoints.identify import load_any
 from sr_lightning.degradations import resize_strips
 from sr_lightning.errors import InputError
@@ -55,13 +55,13 @@ class Upscaler:
     Attributes:
         scale: The factor.
         precision: "float32", "bfloat16" or "float16".
-        source: The file that `load` has read; None for a network in memory.
+        read: Reads the network again as trained, of which only a form that is fast is kept; None if not from a file.
 
     Raises:
         InputError: An invalid option, or no such GPU.
     """
 
-    source: Path | None = None
+    read: Callable[[], Trained] | None = None
 
     def __init__(
         self,
@@ -101,10 +101,10 @@ class Upscaler:
         Raises:
             InputError: The file is missing, damaged, or of a network that is not known here; or as for the class.
         """
-        source = find_checkpoint(path)
-        trained = load_any(source, allow, dict(network or {}))
+        read = partial(load_any, find_checkpoint(path), allow, dict(network or {}))
+        trained = read()
         upscaler = cls(trained.network, trained.name, steps=trained.step, **options)
-        upscaler.source = source
+        upscaler.read = read
         return upscaler
 
     def __repr__(self) -> str:

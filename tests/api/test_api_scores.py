@@ -9,7 +9,7 @@ import sr_lightning
 from sr_lightning.api.scores import Scores
 from sr_lightning.checkpoints.identify import load_any
 from sr_lightning.errors import InputError
-from sr_lightning.networks import ESPCN, Bicubic
+from sr_lightning.networks import ESPCN, VDSR, Bicubic
 from tests.helpers import rows_of, run
 
 
@@ -46,6 +46,14 @@ def test_self_ensemble_of_what_was_loaded_is_scored(trained, root):
         row["psnr_y"] for row in sr_lightning.evaluate(nets, "Tiny", data_root=root).means() if row["model"] in nets
     )
     assert one != eight
+
+
+def test_settings_given_to_load_are_kept(tmp_path, root):
+    vdsr = VDSR(scale=2, num_features=4, num_layers=3)
+    torch.save(vdsr.state_dict(), tmp_path / "vdsr.pth")  # does not show the scale
+    net = sr_lightning.load(tmp_path / "vdsr.pth", network={"scale": 2})
+    of_file, of_module = sr_lightning.evaluate([net, vdsr], "Tiny", data_root=root).means()[1:]
+    assert of_file["psnr_y"] == of_module["psnr_y"]
 
 
 def test_module_in_memory_is_named_by_its_class(root):

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,29 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sr_lightning.checkpoints.identify import FORMS, PLAIN, load_any
-from sr_lightning.checkpoints.interop import save_weights
+from sr_lightning.checkpoints.interop import load_weights, save_weights, warm_start
 from sr_lightning.checkpoints.key_maps import KEY_MAPS, export_keys
 from sr_lightning.errors import InputError
-from sr_lightning.networks import EDSR, RCAN, VDSR, WDSR, Compact, RRDBNet
+from sr_lightning.networks import EDSR, RCAN, SPAN, VDSR, WDSR, Compact, RRDBNet
+from tests.helpers import slow_except
 from tests.networks.test_every_network import CHOICES, config, small
 
-HIDDEN = {form.network: form.hidden for form in (*FORMS, *PLAIN)}
+HIDDEN = {form.network: form.hidden for form in reversed((*FORMS, *PLAIN))}  # of SPAN with branches
 WRAPS = {
     "BasicSR": lambda state: {"params": {}, "params_ema": state},
     "Lightning": lambda state: {"state_dict": {f"net_g.{key}": value for key, value in state.items()}},
     "parallel and compiled": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+    "named otherwise": lambda state: {"weights": state, "epoch": 3, "optimizer": {"state": {}}},
+    "attribute": lambda state: {f"model.{key}": value for key, value in state.items()},
+    "unknown attribute": lambda state: {f"sr_net.{key}": value for key, value in state.items()},
     "half": lambda state: {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
 }
+
+
+@pytest.fixture(autouse=True)
+def without_spandrel(monkeypatch):
+    """Other tests may have imported it."""
+    monkeypatch.setitem(sys.modules, "spandrel", None)
 
 
 def random_image(network: torch.nn.Module) -> torch.Tensor:
@@ -61,6 +72,52 @@ def test_weights_are_found_in_the_wrappers_of_training_programs(wrap, tmp_path):
     torch.save(WRAPS[wrap](network.state_dict()), tmp_path / "x.pth")
     tolerance = 1e-3 if wrap == "half" else 0
     torch.testing.assert_close(output(load_any(tmp_path / "x.pth").network), output(network), rtol=0, atol=tolerance)
+
+
+PREFIXED = {"module.": ".pth", "model.": ".safetensors", "net_g.module.": ".pth", "sr_net.": ".safetensors"}
+PREFIXED |= {"_orig_mod.": ".safetensors", "generator.": ".pth", "model.model.": ".pth"}
+
+
+@pytest.mark.parametrize("name", slow_except([name for name in CHOICES if name != "bicubic"], "compact", "safmn"))
+def test_weights_are_found_under_every_prefix_of_their_names(name, tmp_path):
+    network = small(name, 2)
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}
+    values = inspect.signature(type(network)).parameters
+    hidden = {key: values[key].default for key in HIDDEN[type(network)]}
+    given = hidden | {key: value for key, value in config(name, 2).network.items() if key in hidden}
+    for prefix, suffix in PREFIXED.items():
+        renamed, path = {f"{prefix}{key}": value for key, value in state.items()}, tmp_path / f"x{suffix}"
+        save_file(renamed, path) if suffix == ".safetensors" else torch.save(renamed, path)
+        found = load_any(path, given=given).network
+        assert type(found) is type(network)
+        assert all(torch.equal(value, state[key]) for key, value in found.state_dict().items())
+
+
+class WithNet(torch.nn.Module):
+    """A network whose names begin as a wrapper's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.net, self.scale, self.num_channels = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1), 2, 3
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "net_g."])
+def test_a_given_network_keeps_names_that_look_like_a_prefix(prefix, tmp_path):
+    network = WithNet()
+    torch.save({prefix + key: value for key, value in network.state_dict().items()}, tmp_path / "x.pth")
+    for load in (load_weights, warm_start):
+        other = WithNet()
+        load(other, tmp_path / "x.pth")
+        assert all(torch.equal(value, other.state_dict()[key]) for key, value in network.state_dict().items())
+
+
+def test_a_checkpoint_of_this_project_and_another_file_are_read_once(trained, tmp_path, monkeypatch):
+    torch.save(small("compact", 2).state_dict(), tmp_path / "x.pth")
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **options: read.append(Path(path).name) or load(path, **options))
+    for path in (trained, tmp_path / "x.pth"):
+        load_any(path)
+    assert read == ["best.ckpt", "x.pth"]
 
 
 @pytest.mark.parametrize("size", [(64, 16, 1.0), (256, 32, 0.1)])
@@ -108,6 +165,22 @@ def test_earlier_names_of_rrdbnet_are_read(project, scale, tmp_path):
     network = small("rrdbnet", scale)
     torch.save(old_names(network, project), tmp_path / "x.pth")
     assert torch.equal(output(load_any(tmp_path / "x.pth").network), output(network))
+
+
+@pytest.mark.parametrize("project", ["ESRGAN", "BSRGAN"])
+def test_no_tensor_of_a_renamed_file_is_left_out_in_silence(project, tmp_path):
+    state = old_names(small("rrdbnet", 2), project)
+    key = next(key for key in state if "RDB1.conv1" in key)
+    torch.save(state | {key.replace("conv1", "conv1x1"): torch.zeros(8, 8, 1, 1)}, tmp_path / "x.pth")  # ESRGAN+
+    with pytest.raises(InputError, match="holds weights of no network that this project has"):
+        load_any(tmp_path / "x.pth")
+
+
+def test_span_without_branches_is_found(tmp_path):
+    network = SPAN(scale=3, num_features=8, num_blocks=3, num_channels=1, branches=False).eval()
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    found = load_any(tmp_path / "x.pth", given={"norm": False, "global_skip": False}).network
+    assert torch.equal(output(found), output(network))
 
 
 def test_real_esrgans_x2_is_found_by_its_channels(tmp_path):
@@ -283,7 +356,7 @@ def test_published_weights_compute_as_in_ncnn(name, data_root):
 
     param = Path(package.submodule_search_locations[0], "models", f"{name}.param")
     with Image.open(data_root / "benchmark" / "Set5" / "HR" / "butterfly.png") as photo:
-        crop = np.asarray(photo.convert("RGB"))[60:156, 60:156].transpose(2, 0, 1) / np.float32(255)
+        crop = np.asarray(photo.convert("RGB"))[60:108, 60:108].transpose(2, 0, 1) / np.float32(255)
     net = ncnn.Net()
     for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_packing_layout"):
         setattr(net.opt, option, False)

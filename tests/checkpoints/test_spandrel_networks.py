@@ -38,6 +38,29 @@ def test_network_computes_the_same_as_in_spandrel(omnisr, size):
     assert (trained.name, trained.step) == ("x", None)
 
 
+@pytest.mark.parametrize("prefix", ["model.", "net_g.", "module.", "sr."])
+def test_a_network_under_a_prefix_is_found(omnisr, prefix):
+    path, _ = omnisr
+    state = torch.load(path, weights_only=True)["params_ema"]
+    torch.save({prefix + key: value for key, value in state.items()}, path)
+    assert type(load_any(path).network).__name__ == "OmniSR"
+
+
+@pytest.mark.parametrize("prefix", ["", "net_g."])
+def test_a_network_whose_own_names_begin_as_prefixes_do_is_found(spandrel, tmp_path, prefix):
+    assert spandrel
+    esrgan_plus = importlib.import_module("spandrel.architectures.ESRGAN").ESRGAN(
+        num_filters=8, num_blocks=1, plus=True
+    )
+    state = esrgan_plus.state_dict()
+    assert all(key.startswith("model.") for key in state)
+    torch.save({"state_dict": {prefix + key: value for key, value in state.items()}}, tmp_path / "x.pth")
+    found = load_any(tmp_path / "x.pth").network
+    assert type(found).__name__ == "ESRGAN" and torch.equal(
+        found.state_dict()["model.0.weight"], state["model.0.weight"]
+    )
+
+
 def test_architecture_is_shown_and_the_licence_left_to_the_reader(omnisr, caplog):
     path, _ = omnisr
     upscaler = load(path)

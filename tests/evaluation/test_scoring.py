@@ -124,6 +124,35 @@ def test_published_weights_need_a_model_with_scale_where_they_do_not_show_all(ro
         requested_models([path])
 
 
+def test_fid_belongs_to_the_set_and_not_to_its_images(root, published, caplog, small_fid):
+    folder = root / "benchmark" / "Mine" / "HR"
+    coarse = np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((42, 30), Image.Resampling.BICUBIC).save(folder / "b.png")
+    words = ["scale=x2", "measures=[consistency,fid]", "report_images=2", "num_comparisons=2"]
+    with caplog.at_level(logging.INFO):
+        evaluate(config(root, *SMALL, *words, f"ckpt={published[1]}"))
+    rows = rows_of(root / "run" / "results.csv")
+    assert [(row["model"], row["image"], row["fid"] != "") for row in rows] == [
+        *(("bicubic", "a", False), ("bicubic", "b", False), ("bicubic", "mean", True)),
+        *(("edsr", "a", False), ("edsr", "b", False), ("edsr", "mean", True)),
+    ]
+    fid = {row["model"]: float(row["fid"]) for row in rows if row["fid"]}
+    assert fid["edsr"] > fid["bicubic"] > 0 and all(float(row["consistency"]) for row in rows)
+    (line,) = (line for line in caplog.text.splitlines() if "| edsr" in line)
+    assert f" {fid['edsr']:.2f} " in line
+    page = (root / "run" / "report.html").read_text()
+    (of_set,) = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])["sets"]
+    column = of_set["scores"].index("fid")
+    assert of_set["mean"][1][column] == pytest.approx(fid["edsr"])
+    assert [scores[column] for image in of_set["images"] for scores in image["scores"]] == [None] * 4
+
+
+def test_fid_of_a_single_image_is_refused_before_scoring(root, small_fid, monkeypatch):
+    monkeypatch.setattr(Scorer, "samples_to_score", lambda *_: pytest.fail("scored"))
+    with pytest.raises(InputError, match=r"^fid needs at least 2 images, Mine has 1: leave it out of measures, or "):
+        evaluate(config(root, "model=bicubic", "name=bicubic", "scale=x2", "measures=[fid]"))
+
+
 @pytest.mark.parametrize("cls", [WDSR, FSRCNN])
 def test_inference_form_scores_the_same(cls, root, monkeypatch):
     torch.manual_seed(0)

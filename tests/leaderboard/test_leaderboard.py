@@ -218,6 +218,19 @@ def test_other_settings_add_to_stored_scores(root, tmp_path):
         assert again == before
 
 
+def test_fid_of_a_set_is_ranked_and_cached(root, tmp_path, small_fid, monkeypatch):
+    folder = make_run(tmp_path / "runs" / "a")
+    words = ["benchmarks=[Set5]", "measures=[fid]"]
+    rows = board_of(root, tmp_path / "out", tmp_path / "runs", *words)
+    assert all(float(row["fid"]) > 0 for row in rows)
+    assert "| fid " in (tmp_path / "out" / "leaderboard.md").read_text()
+    assert [row["fid"] == "" for row in rows_of(tmp_path / "out" / "results.csv")] == [True, True, False] * 2
+    spoil(folder)
+    assert board_of(root, tmp_path / "again", tmp_path / "runs", *words) == rows
+    with pytest.raises(InputError, match=r"^fid needs at least 2 images, Mine has 1"):
+        board_of(root, tmp_path / "again", tmp_path / "runs", "benchmarks=[Mine]", "measures=[fid]")
+
+
 def test_scores_of_other_checkpoints_or_images_are_not_used(root, tmp_path):
     folder = make_run(tmp_path / "runs" / "a")
     images = tmp_path / "images"

@@ -243,7 +243,9 @@ def test_an_image_too_small_for_lpips_is_refused_with_its_size():
     [(["spectrum", "vmaf", "niqe"], "unknown vmaf, niqe"), ("vmaf, niqe", "'vmaf, niqe' is not a list")],
 )
 def test_unknown_measures_are_refused_with_the_valid_ones(names, wrong):
-    with pytest.raises(InputError, match=f"measures: {wrong}; give a list of spectrum, consistency, lpips, such as"):
+    with pytest.raises(
+        InputError, match=f"measures: {wrong}; give a list of spectrum, consistency, lpips, dists, fid, such as"
+    ):
         select_measures(names)
     assert select_measures(None) == select_measures([]) == {}
 

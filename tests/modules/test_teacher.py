@@ -1,5 +1,6 @@
 """Distillation: the loss to a frozen network's SR beside the loss to HR."""
 
+import importlib
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from sr_lightning.errors import InputError
 from sr_lightning.losses import Vanilla
 from sr_lightning.modules import GANModule, SRModule
-from sr_lightning.networks import SRCNN, Compact, PatchDiscriminator
+from sr_lightning.networks import ESPCN, SRCNN, Compact, PatchDiscriminator
 
 SGD = partial(torch.optim.SGD, lr=1e-2)
 BATCH = {"lr": torch.rand(2, 3, 8, 8), "hr": torch.rand(2, 3, 16, 16)}
@@ -71,7 +72,7 @@ def test_steps_of_a_run_advance_the_weight(file, fit, monkeypatch):
 def test_an_unpadded_network_is_compared_with_the_centre(tmp_path, monkeypatch):
     module = SRModule(SRCNN(scale=2), nn.MSELoss(), SGD)
     options = partial(SRCNN, scale=2)
-    monkeypatch.setattr("sr_lightning.modules.teacher.load_any", lambda path: type("", (), {"network": options()}))
+    monkeypatch.setattr("sr_lightning.modules.teacher.load_any", lambda *_: type("", (), {"network": options()}))
     module = SRModule(SRCNN(scale=2), nn.MSELoss(), SGD, teacher="srcnn.pth").train()
     batch = {"lr": torch.rand(2, 3, 12, 12), "hr": torch.rand(2, 3, 24, 24)}
     assert module.loss_of(batch).isfinite() and module.running_means.sums["train/teacher"] > 0
@@ -87,6 +88,35 @@ def test_a_generator_is_taught_too(file, fit):
         fit(module, 1)
         seen.append(float(module.running_means.sums["train/teacher"]))
     assert seen[0] == pytest.approx(seen[1], rel=1e-5) and seen[0] > 0
+
+
+def test_a_network_that_spandrel_reads_teaches(spandrel, tmp_path, caplog):
+    torch.manual_seed(0)
+    network = importlib.import_module("spandrel.architectures.OmniSR").OmniSR(num_feat=16, res_num=1, up_scale=2)
+    torch.save({"params_ema": network.state_dict()}, tmp_path / "omnisr.pth")
+    module, batch = taught(tmp_path / "omnisr.pth"), {"lr": torch.rand(1, 3, 16, 16), "hr": torch.rand(1, 3, 32, 32)}
+    assert "OmniSR x2, which spandrel reads: look up its licence" in caplog.text
+    with torch.no_grad():
+        term = nn.functional.mse_loss(module(batch["lr"]), network.eval()(batch["lr"]))
+    module.loss_of(batch).backward()
+    torch.testing.assert_close(module.running_means.sums["train/teacher"].float(), term)
+    with torch.device("meta"):  # as in a dry run
+        assert next(taught(tmp_path / "omnisr.pth").teacher.network.parameters()).is_meta
+
+
+class Own(ESPCN):
+    """A network that is not one of this project's."""
+
+
+def test_a_teacher_of_another_package_must_be_allowed(tmp_path, trained):
+    content = torch.load(trained, weights_only=True)
+    content["hyper_parameters"]["model"]["network"]["_target_"] = f"{__name__}.Own"
+    torch.save(content, tmp_path / "own.ckpt")
+    given = (ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3]), nn.MSELoss(), SGD)
+    with pytest.raises(InputError, match=r"^model.teacher=.*own.ckpt names a network that is not one of this"):
+        SRModule(*given, teacher=str(tmp_path / "own.ckpt"))
+    module = SRModule(*given, teacher=str(tmp_path / "own.ckpt"), teacher_allow=__name__)
+    assert type(module.teacher.network).__name__ == "Own"
 
 
 @pytest.mark.parametrize(

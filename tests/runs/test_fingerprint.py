@@ -87,10 +87,10 @@ def test_cell_name_is_descriptive_and_safe_for_file_systems():
 
 
 def test_the_documentation_lists_every_irrelevant_setting():
-    """All but those that name the run itself: `choices`, `chosen`, `run_dir`, `resume` and `dry_run`."""
+    """All but those that a command cannot set, or that name the run itself."""
     text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8").partition("## Identity of a cell")[2]
     listed = re.search(r"whatever the values of:\s+`([^`]+)`", text)[1].split()
     aliases = {"model.log_every": "log_every", "data.cache_dir": "cache_dir"}  # set by the same key
-    internal = {"choices", "chosen", "run_dir", "resume", "dry_run"}
+    internal = {"choices", "chosen", "teacher_file", "run_dir", "resume", "dry_run"}
     expected = {aliases.get(key, key) for key in IRRELEVANT_SETTINGS} - internal
     assert len(listed) == len(set(listed)) and set(listed) == expected

@@ -66,42 +66,41 @@ def on(processes: int) -> list[str]:
     return ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
 
 
-def one_and_two(command, folder, *words) -> tuple[Path, Path]:
-    """The directories of a run in one process and of the same run in two."""
+@pytest.fixture(scope="module")
+def one_and_two(command, tmp_path_factory) -> tuple[Path, Path]:
+    """The directories of a run in one process and of the same run in two.
+
+    SGD on a smooth loss: another order of sums stays a rounding error on every processor. Muon would amplify it: its
+    steps have a fixed size, also along directions where the gradient is nearly zero.
+    """
+    smooth = ["model.loss._target_=torch.nn.MSELoss", "model.network.activation=Tanh"]
+    sgd = ["model.optimizer._target_=torch.optim.SGD", "model.optimizer.lr=0.03"]
+    steps = ["max_steps=10", "log_every=1", "val_every=5", "logger=both"]
+    folder = tmp_path_factory.mktemp("runs")
     for processes in (1, 2):
-        run(*command, *words, *on(processes), f"hydra.run.dir={folder}/{processes}/${{now:%H-%M-%S-%f}}")
+        times = f"hydra.run.dir={folder}/{processes}/${{now:%H-%M-%S-%f}}"
+        run(*command, *smooth, *sgd, *steps, *on(processes), times)
     return tuple(next((folder / str(processes)).iterdir()) for processes in (1, 2))
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(command, tmp_path):
-    """SGD on a smooth loss: another order of sums stays a rounding error on every processor.
-
-    Muon would amplify it: its steps have a fixed size, also along directions where the gradient is nearly zero.
-    """
-    smooth = ["model.loss._target_=torch.nn.MSELoss", "model.network.activation=Tanh"]
-    sgd = ["model.optimizer._target_=torch.optim.SGD", "model.optimizer.lr=0.03"]
-    runs = one_and_two(command, tmp_path, *smooth, *sgd, "max_steps=10", "log_every=1", "val_every=5")
-
-    one, two = (rows_of(folder / "metrics.csv") for folder in runs)
+def test_two_processes_take_the_steps_of_one(one_and_two):
+    one, two = (rows_of(folder / "metrics.csv") for folder in one_and_two)
     assert [row["step"] for row in one] == [row["step"] for row in two] == [str(step) for step in range(1, 11)]
     assert len({row["train/loss"] for row in one}) == 10
+    assert float(one[0]["train/loss"]) == pytest.approx(float(two[0]["train/loss"]), rel=1e-6)  # the same samples
     for key in ("train/loss", "val/psnr", "val/ssim"):
         values = [[float(row[key]) for row in rows if row[key]] for rows in (one, two)]
         assert values[0] == pytest.approx(values[1], rel=1e-5)
-    weights = [read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in runs]
+    weights = [read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in one_and_two]
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-6)
     best = max(float(row["val/psnr"]) for row in two if row["val/psnr"])  # over processes; the results are of one
-    assert best == pytest.approx(float(rows_of(runs[1] / "results.csv")[-1]["psnr_y"]), abs=1e-4)
+    assert best == pytest.approx(float(rows_of(one_and_two[1] / "results.csv")[-1]["psnr_y"]), abs=1e-4)
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_files_of_one(command, tmp_path):
-    runs = one_and_two(command, tmp_path, "max_steps=2", "log_every=1", "val_every=1", "logger=both")
-
-    first = [float(rows_of(folder / "metrics.csv")[0]["train/loss"]) for folder in runs]
-    assert first[0] == pytest.approx(first[1], rel=1e-6)  # the same samples
-    images = [[row["image"] for row in rows_of(folder / "results.csv")] for folder in runs]
+def test_two_processes_write_the_files_of_one(one_and_two):
+    images = [[row["image"] for row in rows_of(folder / "results.csv")] for folder in one_and_two]
     assert images[0] == images[1]
 
     def files(folder):
@@ -109,10 +108,10 @@ def test_two_processes_write_the_files_of_one(command, tmp_path):
         names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
         return {str(name) for name in names if name.parts[0] not in ("wandb", "tensorboard")}
 
-    assert files(runs[0]) == files(runs[1])
-    for folder in runs:
+    assert files(one_and_two[0]) == files(one_and_two[1])
+    for folder in one_and_two:
         assert len(list(folder.glob("wandb/offline-run-*"))) == 1
-    events = [len(list(folder.glob("tensorboard/events.*"))) for folder in runs]
+    events = [len(list(folder.glob("tensorboard/events.*"))) for folder in one_and_two]
     assert events[0] == events[1]
 
 

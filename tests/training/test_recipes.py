@@ -34,7 +34,7 @@ def test_recipe_states_its_command_and_builds(name):
         for group in one["optimizer"].param_groups
     ]
     assert sum(len(group["params"]) for group in groups) == len(list(module.parameters()))
-    patch_size = cfg.data.patch_size
+    patch_size = cfg.data.patch_size if "discriminator" in cfg.model else 16  # a discriminator may be of one size
     batch = {
         "lr": torch.rand(1, 3, patch_size, patch_size),
         "hr": torch.rand(1, 3, patch_size * cfg.scale, patch_size * cfg.scale),

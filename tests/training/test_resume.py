@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def stop_after_new_checkpoints(words: list, path: Path, count: int, signum: int 
     return step
 
 
+def killed(words: list, plan: dict) -> subprocess.CompletedProcess:
+    """Run a command that is killed at a point (see tests/killing.py)."""
+    return Command("-m", "tests.killing", *words, environment={"SR_KILL": json.dumps(plan)}).wait()
+
+
 @pytest.mark.parametrize(
     ("settings", "signals"),
     [
@@ -123,8 +129,9 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, 
 @pytest.mark.slow
 def test_moved_run_resumes_in_its_new_directory_with_its_best_score(command, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
-    words = [*command, *PIXEL, "logger=tensorboard", f"hydra.run.dir={old}"]
-    stop_after_new_checkpoints(words, old / "checkpoints" / "last.ckpt", 8)
+    words = [*command, *OFTEN, "max_steps=60", "logger=tensorboard", f"hydra.run.dir={old}"]
+    plan = {"phase": "write", "point": "after last.ckpt", "pass": 9, "signals": [signal.SIGKILL]}
+    assert killed(words, plan).returncode == -signal.SIGKILL
     old.rename(new)
     run("train.py", f"resume={new}")
     assert not old.exists()
@@ -145,19 +152,6 @@ def test_best_checkpoint_loads_all_of_its_state(tmp_path):
     assert not list(differences(saved.state_dict(), loaded.state_dict(), "state"))
 
 
-@pytest.mark.slow
-def test_resuming_with_other_settings_names_them(command, tmp_path):
-    run_dir = tmp_path / "run"
-    run(*command, f"hydra.run.dir={run_dir}")
-    done = run(*command, f"resume={run_dir}", "model=srcnn", "seed=1", check=False)
-    assert done.returncode == 1
-    assert "seed: was 0, requested 1" in done.stdout
-    assert (
-        "model.network._target_: was sr_lightning.networks.ESPCN, requested sr_lightning.networks.SRCNN" in done.stdout
-    )
-    assert run(*command, f"resume={run_dir}").returncode == 0  # its own settings are accepted
-
-
 def test_resuming_a_folder_without_a_run_is_an_error(command, tmp_path):
     done = run("train.py", f"resume={tmp_path / 'nothing'}", check=False)
     assert done.returncode == 1
@@ -173,6 +167,19 @@ def finished(command, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     run(*command, *OFTEN, "max_steps=60", f"hydra.run.dir={run_dir}")
     return run_dir
+
+
+@pytest.mark.slow
+def test_resuming_with_other_settings_names_them(command, finished, tmp_path):
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    words = [*command, *OFTEN, "max_steps=60", f"resume={run_dir}"]
+    done = run(*words, "model=srcnn", "seed=1", check=False)
+    assert done.returncode == 1
+    assert "seed: was 0, requested 1" in done.stdout
+    assert (
+        "model.network._target_: was sr_lightning.networks.ESPCN, requested sr_lightning.networks.SRCNN" in done.stdout
+    )
+    assert run(*words).returncode == 0  # its own settings are accepted
 
 
 @pytest.mark.parametrize("how", EXTENSIONS)
@@ -202,8 +209,7 @@ def test_run_killed_between_best_and_last_is_extended_from_the_later_one(command
     """From the earlier one, best.ckpt would be of steps that are trained in another way."""
     plan = {"phase": "write", "point": "after best.ckpt", "pass": 1, "signals": [signal.SIGKILL]}
     words = [*command, "val_every=20", "save_every=15", "max_steps=30", f"hydra.run.dir={tmp_path}"]
-    killed = Command("-m", "tests.killing", *words, environment={"SR_KILL": json.dumps(plan)})
-    assert killed.wait().returncode == -signal.SIGKILL
+    assert killed(words, plan).returncode == -signal.SIGKILL
     best, last = (tmp_path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
     assert [steps_done(read_checkpoint(path)) for path in (best, last)] == [20, 15]
     run("train.py", f"resume={tmp_path}", "max_steps=50", "extend=restart")
