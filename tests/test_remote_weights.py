@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,11 @@ from sr_lightning import load
 from sr_lightning.cli import for_hydra
 from sr_lightning.errors import InputError
 from sr_lightning.figure import label_and_path
+from sr_lightning.models import main as models
+from sr_lightning.pretrained import included
 from sr_lightning.pretrained.hub import MANIFEST, endpoint
+from sr_lightning.pretrained.published import PUBLISHED
+from sr_lightning.pretrained.web import host_of
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.upscale.command import main
 from tests.helpers import run
@@ -294,3 +300,40 @@ def test_folder_of_share_is_verified_at_each_use(weights, tmp_path):
     (tmp_path / NAME).unlink()
     with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\), and manifest.json names it"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_weights_have_an_address_a_licence_and_a_stated_digest(name):
+    entry = PUBLISHED[name]
+    assert host_of(entry.url) and entry.url.startswith("https://") and entry.file.endswith((".pth", ".pt"))
+    assert entry.licence and entry.stated_by and name not in included()
+    in_name = "in the file's name" in entry.stated_by
+    assert re.fullmatch("[0-9a-f]{8}" if in_name else "[0-9a-f]{64}", entry.sha256)
+    assert (f"-{entry.sha256}." in entry.file) == in_name
+
+
+def test_published_name_is_downloaded_once_with_its_licence_and_verified(server, cache, weights, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    server.files[f"/{NAME}"] = weights
+    digest = hashlib.sha256(weights).hexdigest()
+    entry = replace(PUBLISHED["edsr_x2"], url=f"{server.url}/{NAME}", sha256=digest[:8])
+    monkeypatch.setitem(PUBLISHED, "tiny_x2", entry)
+    assert load("tiny_x2").scale == 2 and find_checkpoint("tiny_x2").name == NAME
+    assert len(server.asked) == 1 and caplog.text.count("licence: MIT (of the code)") == 1
+    monkeypatch.setitem(PUBLISHED, "tiny_x2", replace(entry, sha256="0" * 8))
+    with pytest.raises(InputError, match=f"expected sha256 00000000, got {digest}"):
+        load("tiny_x2")
+
+
+def test_weights_are_listed_and_described_by_name(capsys):
+    models(["--weights"])
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in lines[2:-1]]
+    assert names == [*included(), *PUBLISHED]
+    assert all(line.count("|") == 10 for line in lines[:-1])
+    models(["--weights", *list(included())[:1], "BSRGAN"])
+    text = capsys.readouterr().out
+    assert "- licence: MIT" in text and "dB" in text and f"- address: {PUBLISHED['BSRGAN'].url}" in text
+    with pytest.raises(SystemExit):
+        models(["--weights", "luma_x9"])
+    assert "there are no weights named luma_x9" in capsys.readouterr().err

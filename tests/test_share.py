@@ -15,8 +15,9 @@ import yaml
 from sr_lightning import load
 from sr_lightning.checkpoints.checkpoint import load_best
 from sr_lightning.errors import InputError
+from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.share.__main__ import main, share
-from sr_lightning.share.card import card_metadata
+from sr_lightning.share.card import card, card_metadata
 from sr_lightning.share.files import facts_of, recipe, without_places
 from tests.helpers import ROOT, run
 
@@ -86,12 +87,12 @@ def test_no_file_has_a_trace_of_the_machine_or_of_private_images(put, shared_run
 def test_card_is_one_of_the_hub_with_the_scores_of_the_run(put, shared_run, tmp_path):
     put()
     _, front, text = (tmp_path / "net" / "README.md").read_text().split("---\n", 2)
-    card = yaml.safe_load(front)
-    assert (card["license"], card["library_name"], card["pipeline_tag"]) == ("mit", "sr_lightning", "image-to-image")
-    assert "super-resolution" in card["tags"] and card["metrics"] == ["psnr", "ssim"] and "datasets" not in card
+    data = yaml.safe_load(front)
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("mit", "sr_lightning", "image-to-image")
+    assert "super-resolution" in data["tags"] and data["metrics"] == ["psnr", "ssim"] and "datasets" not in data
     rows = list(csv.DictReader((shared_run / "results.csv").open()))
     mean = next(r for r in rows if (r["dataset"], r["image"], r["model"]) == ("Tiny", "mean", "small net"))
-    first = card["model-index"][0]["results"][0]
+    first = data["model-index"][0]["results"][0]
     assert first["dataset"]["name"] == "Tiny" and [m["type"] for m in first["metrics"]] == ["psnr", "ssim"]
     assert first["metrics"][0]["value"] == round(float(mean["psnr_y"]), 2)
     assert f"{float(mean['psnr_y']):.2f}" in text and mean["protocol"] in text and mean["protocol"] in front
@@ -107,8 +108,6 @@ def test_card_names_public_sets_and_unknown_licences(shared_run, tmp_path):
     config["data_root"], config["choices"]["data"] = "/data", "t91_bsds"
     config["data"] = {"train": {"hr": ["/data/T91", "/data/BSDS500/train"]}, "val": {"hr": "/data/Mine"}}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    from sr_lightning.runs.folder import RunFolder
-
     facts = facts_of(RunFolder(copy), "My-Licence", "hf:me/net")
     front = card_metadata(facts)
     assert front["datasets"] == ["BSDS500", "T91"]
@@ -242,8 +241,8 @@ def test_upload_is_one_commit_that_is_read_back(uploads, shared_run, tmp_path, c
     share(shared_run, str(tmp_path / "net"), "mit")
     assert uploads.commits[commit].keys() == files_of(tmp_path / "net").keys()
     assert b'load("hf:me/net")' in uploads.commits[commit]["README.md"]
-    net = load("hf:me/net")
-    assert net.source.read_bytes() == files_of(tmp_path / "net")["small_net.safetensors"]
+    assert load("hf:me/net").name == "small_net"
+    assert find_checkpoint("hf:me/net").read_bytes() == files_of(tmp_path / "net")["small_net.safetensors"]
     assert uploads.token not in caplog.text + shown.out + shown.err
     assert not [where for _, where, token in uploads.asked if where.startswith(uploads.store_url) and token]
 
@@ -269,9 +268,6 @@ def test_refused_upload_is_one_sentence_without_the_token(uploads, shared_run, m
 
 def test_metadata_is_what_the_hub_reads(shared_run):
     package = pytest.importorskip("huggingface_hub", reason="not installed: huggingface_hub")
-    from sr_lightning.runs.folder import RunFolder
-    from sr_lightning.share.card import card
-
     text = card(facts_of(RunFolder(shared_run), "mit", "hf:me/net"))
     read = package.ModelCard(text).data
     assert read.license == "mit" and read.pipeline_tag == "image-to-image" and read.model_name == "small_net"

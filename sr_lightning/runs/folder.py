@@ -7,6 +7,7 @@ from filelock import FileLock, Timeout
 
 from sr_lightning.errors import InputError
 from sr_lightning.pretrained import hub, included, web
+from sr_lightning.pretrained.published import PUBLISHED, published_weights
 from sr_lightning.runs.wandb_artifact import PREFIX, artifact_checkpoint
 
 REMOTE = {PREFIX: artifact_checkpoint, hub.PREFIX: hub.hub_weights, web.ADDRESSES: web.web_weights}
@@ -51,9 +52,10 @@ class RunFolder:
 def find_checkpoint(path: str | Path) -> Path:
     """Resolve a path to a file of trained weights: the file itself, or the best checkpoint of a run's directory.
 
-    A name of `pretrained.included`, such as "luma_x3", is that of a network that comes with the package, unless a file
-    or folder is called so. What is elsewhere is downloaded once: `https://…/FILE`, with or without `#sha256=HEX`;
-    `hf:USER/NAME[@REVISION]`, of a Hugging Face hub; `wandb:ENTITY/PROJECT/NAME:ALIAS`, of Weights & Biases.
+    A name of `pretrained.included`, such as "luma_x3", is that of a network that comes with the package, and one of
+    `published.PUBLISHED` that of a file to download, unless a file or folder is called so. Other files elsewhere, which
+    are also downloaded once: `https://…/FILE`, with or without `#sha256=HEX`; `hf:USER/NAME[@REVISION]`, of a Hugging
+    Face hub; `wandb:ENTITY/PROJECT/NAME:ALIAS`, of Weights & Biases.
 
     Raises:
         InputError: The path does not exist, or the directory or the artifact has no checkpoint; or as of
@@ -67,7 +69,12 @@ def find_checkpoint(path: str | Path) -> Path:
         names = included()
         if str(path) in names:
             return names[str(path)]
-        raise InputError(f"there is no file or folder {path}, and no network {path} among {', '.join(names)}")
+        if str(path) in PUBLISHED:
+            return published_weights(str(path))
+        raise InputError(
+            f"there is no file or folder {path}, and no network {path} among {', '.join(names)} and the published ones "
+            "(sr-models --weights)"
+        )
     if not path.is_dir():
         return path
     if (path / hub.MANIFEST).is_file():
