@@ -32,7 +32,7 @@ def shared_run(tmp_path_factory, command, pictures) -> Path:
     for path in pictures.iterdir():
         shutil.copyfile(path, home / f"aunt_mary_{path.name}")
     folder = home / "run of mary"
-    small = ["model=espcn", "model.network.num_features=[4]", "model.network.kernel_sizes=[3,3]", "name=small net"]
+    small = ["model=espcn", "model.network.num_features=[4]", "model.network.kernel_sizes=[3,3]", "name=small+net"]
     place = [f"run_dir='{folder}'", f"hydra.run.dir='{folder}'", f"data.hr={home}", "benchmarks=[Tiny]"]
     run(*command, *small, *place, "max_steps=4", "val_every=2", f"data_root={DATA}", "num_comparisons=4")
     return folder
@@ -91,7 +91,7 @@ def test_card_is_one_of_the_hub_with_the_scores_of_the_run(put, shared_run, tmp_
     assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("mit", "sr_lightning", "image-to-image")
     assert "super-resolution" in data["tags"] and data["metrics"] == ["psnr", "ssim"] and "datasets" not in data
     rows = list(csv.DictReader((shared_run / "results.csv").open()))
-    mean = next(r for r in rows if (r["dataset"], r["image"], r["model"]) == ("Tiny", "mean", "small net"))
+    mean = next(r for r in rows if (r["dataset"], r["image"], r["model"]) == ("Tiny", "mean", "small+net"))
     first = data["model-index"][0]["results"][0]
     assert first["dataset"]["name"] == "Tiny" and [m["type"] for m in first["metrics"]] == ["psnr", "ssim"]
     assert first["metrics"][0]["value"] == round(float(mean["psnr_y"]), 2)

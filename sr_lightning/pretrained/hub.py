@@ -46,7 +46,7 @@ def hub_weights(reference: str) -> Path:
     if commit is None or not (folder / commit / MANIFEST).is_file():
         commit = commit or _commit_of(reference, f"{user}/{name}", revision)
         _fetch(reference, f"{user}/{name}", commit, folder / commit)
-    if commit != revision:
+    if commit != revision and not pin.is_file():
         write_text(pin, f"{commit}\n")
     return weights_in(folder / commit)
 

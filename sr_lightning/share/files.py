@@ -95,7 +95,7 @@ def facts_of(run: RunFolder, licence: str, reference: str) -> Facts:
     return Facts(
         run=run,
         trained=trained,
-        name=re.sub(r"[^\w.+-]+", "_", trained.name, flags=re.ASCII).strip(".-+_") or "network",
+        name=re.sub(r"[^\w.-]+", "_", trained.name, flags=re.ASCII).strip(".-_")[:100] or "network",
         config=without_places(settings, root),
         recipe=recipe(first.get("command"), root),
         commit=code.get("commit"),
