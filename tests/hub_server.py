@@ -22,11 +22,12 @@ class Hub:
         token: The right token.
         asked: Method, path and Authorization header of each request; paths of the other host begin with its address.
         status: Of every reply, if set.
+        redirection: Address to which every request is redirected, if set.
     """
 
     def __init__(self):
         self.repositories, self.commits, self.messages, self.private, self.asked = {}, {}, [], set(), []
-        self.token, self.status, self.large = "hf_right", None, {}
+        self.token, self.status, self.redirection, self.large = "hf_right", None, None, {}
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,6 +70,8 @@ class Hub:
         code, content, headers = (
             self.store(handler.command, path, body) if stores else self.hub(path, body, authorization)
         )
+        if self.redirection:
+            code, content, headers = 302, b"", {"Location": self.redirection}
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         handler.send_response(self.status or code)
         for name, value in (headers | {"Content-Length": str(len(content))}).items():

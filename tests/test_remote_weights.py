@@ -108,6 +108,7 @@ def test_file_with_another_digest_is_refused_and_removed(server, cache, weights)
         ("https://me:secret@host/a", "is no address"),
         ("https://host/a b", "is no address"),
         ("https://host/\x00", "is no address"),
+        ("https://a..b/x", r"is not a URL: .*label empty or too long"),
         ("https://host/a#md5=00", "after # give the digest of the file, sha256="),
         ("https://host/a#sha256=00", "after # give the digest"),
     ],
@@ -115,7 +116,7 @@ def test_file_with_another_digest_is_refused_and_removed(server, cache, weights)
 def test_malformed_address_is_one_sentence(address, message, cache):
     with pytest.raises(InputError, match=message):
         find_checkpoint(address)
-    assert not cache.exists()
+    assert files_in(cache) == []
 
 
 @pytest.mark.parametrize("path", ["best.ckpt", "hf:me/x", "https://host/a#sha256=00"])
@@ -210,6 +211,16 @@ def test_missing_repository_and_revision_are_one_sentence(hub, weights):
         find_checkpoint("hf:me/tiny@v1/a")
 
 
+@pytest.mark.parametrize("target", ["https://[::1/x", "https://a..b/x", "file:///etc/passwd", "/x.pth"])
+def test_false_redirection_is_one_line(hub, cache, target):
+    hub.redirection = target
+    for reference in ("hf:me/tiny", f"{hub.url}/x.pth"):
+        with pytest.raises(InputError) as error:
+            find_checkpoint(reference)
+        assert "\n" not in str(error.value)
+    assert files_in(cache) == []
+
+
 @pytest.mark.parametrize("status", [500, 429, 418])
 def test_hub_that_fails_is_one_sentence(hub, weights, status):
     hub.add("me/tiny", shared(weights))
@@ -220,7 +231,7 @@ def test_hub_that_fails_is_one_sentence(hub, weights, status):
 
 def test_other_server_than_a_hub_is_one_sentence(server, cache, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    for answer in (b"<html>", b"[]", b'{"sha": 3}', b'{"sha": "../../x"}'):
+    for answer in (b"<html>", b"[]", b"[" * 200_000, b'{"sha": 3}', b'{"sha": "../../x"}'):
         server.files["/api/models/me/tiny/revision/main"] = answer
         with pytest.raises(InputError, match="does not answer as a hub does; is HF_ENDPOINT right"):
             find_checkpoint("hf:me/tiny")
@@ -265,6 +276,7 @@ def test_weights_that_differ_from_the_manifest_leave_nothing(hub, weights, tmp_p
     [
         b"",
         b"[]",
+        b"[" * 200_000,
         b"{}",
         b'{"README.md": "00"}',
         b'{"a.safetensors": 3}',

@@ -181,6 +181,22 @@ def test_failure_leaves_the_earlier_folder(put, tmp_path, monkeypatch, capsys):
     assert files_of(tmp_path / "net") == before and [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
+def test_folder_that_cannot_be_replaced_is_put_back(put, tmp_path, monkeypatch, capsys):
+    assert put() == 0
+    before, replace = files_of(tmp_path / "net"), Path.replace
+
+    def refuse(path, target):
+        if path.name == "new":
+            raise OSError(13, "Permission denied")
+        return replace(path, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", refuse)
+        assert put("--overwrite") == 1
+    assert "net cannot be written: Permission denied" in capsys.readouterr().err
+    assert files_of(tmp_path / "net") == before and [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -264,6 +280,17 @@ def test_refused_upload_is_one_sentence_without_the_token(uploads, shared_run, m
     error = capsys.readouterr().err
     assert f"hf:me/net: nothing was written to the hub at {uploads.url}: " in error and len(error.splitlines()) == 1
     assert "hf_wrong" not in error + caplog.text and uploads.messages == []
+
+
+def test_token_in_an_error_of_the_package_is_not_shown(uploads, shared_run, monkeypatch):
+    import huggingface_hub
+
+    def fail(api, *_, **__):
+        raise ValueError(f"bad header {api.token}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
+    with pytest.raises(InputError, match=r"bad header HF_TOKEN$"):
+        share(shared_run, "hf:me/net", "mit")
 
 
 def test_metadata_is_what_the_hub_reads(shared_run):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from sr_lightning.errors import InputError
 from sr_lightning.pretrained.web import host_of
 from sr_lightning.utils.atomic_files import write_text
-from sr_lightning.utils.download import download, open_url
+from sr_lightning.utils.download import download, open_url, status_line
 from sr_lightning.utils.messages import reason
 from sr_lightning.utils.timings import cache_dir
 
@@ -98,7 +98,7 @@ def weights_of_manifest(content: bytes, source: str) -> tuple[str, str]:
         (found,) = [(name, digest) for name, digest in files.items() if name.endswith(".safetensors")]
         if not (re.fullmatch(rf"{NAME}", found[0]) and re.fullmatch("[0-9a-f]{64}", found[1])):
             raise ValueError(f"its entry {found[0]} is not a file name and a sha256")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{source} is not a manifest with one file of weights, as share writes it") from error
     return found
 
@@ -142,7 +142,7 @@ def _commit_of(reference: str, repository: str, revision: str) -> str:
     content = _get(reference, url, missing)
     try:
         commit = json.loads(content)["sha"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         commit = None
     if not isinstance(commit, str) or not _is_commit(commit):
         raise InputError(f"{reference}: {url} does not answer as a hub does; is HF_ENDPOINT right?")
@@ -184,7 +184,7 @@ def _get(reference: str, url: str, missing: str) -> bytes:
             way_out = "the token in HF_TOKEN may not read it" if token() else "set HF_TOKEN to a token that may read it"
             problem = f"the hub at {endpoint()} refuses access: it is private or gated, or does not exist; {way_out}"
         else:
-            problem = f"the hub at {endpoint()} responds {error.code} {error.reason}; try again later"
+            problem = f"the hub at {endpoint()} responds {status_line(error)}; try again later"
         raise InputError(f"{reference}: {problem}") from None
     except (OSError, HTTPException) as error:
         cause = reason(error.reason if isinstance(getattr(error, "reason", None), Exception) else error)

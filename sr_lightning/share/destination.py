@@ -40,7 +40,7 @@ def files_of_manifest(path: Path) -> set[str]:
     try:
         content = json.loads(path.read_bytes())
         are_digests = all(re.fullmatch("[0-9a-f]{64}", digest) for digest in content.values())
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return set()
     return {*content, path.name} if are_digests else set()
 
@@ -65,7 +65,12 @@ def put_folder(source: Path, folder: Path) -> str:
                     shutil.copyfile(path, temporary)
             if folder.exists():
                 folder.replace(old)
-            new.replace(folder)
+            try:
+                new.replace(folder)
+            except OSError:
+                if old.exists():
+                    old.replace(folder)
+                raise
     except OSError as error:
         raise InputError(f"--to {folder} cannot be written: {error.strerror or reason(error)}") from error
     return f"{folder} (sr-upscale photo.jpg -c {folder})"

@@ -175,10 +175,22 @@ def open_url(url: str, timeout: float, token: str | None = None, headers: Mappin
         timeout: Seconds without data after which a connection counts as broken.
         token: Sent to the host of `url` alone: not to another one that it redirects to.
         headers: Of the request.
+
+    Raises:
+        InvalidURL: `url`, or an address that it redirects to, is malformed.
+        OSError, HTTPException: As of urlopen.
     """
     sent = {"User-Agent": "sr_lightning"} | dict(headers or {})
     request = Request(url, headers=sent | ({"Authorization": f"Bearer {token}"} if token else {}))
-    return build_opener(_Redirects).open(request, timeout=timeout)
+    try:
+        return build_opener(_Redirects).open(request, timeout=timeout)
+    except ValueError as error:  # also UnicodeError, of a host that cannot be looked up
+        raise InvalidURL(reason(error)) from error
+
+
+def status_line(error: HTTPError) -> str:
+    """Return status and reason of a reply on one line."""
+    return " ".join(f"{error.code} {error.reason}".split())
 
 
 def _fetch_all(url: str, part: Path, size: int | None, timeout: float, by_hand: str, token: str | None) -> None:
@@ -190,7 +202,7 @@ def _fetch_all(url: str, part: Path, size: int | None, timeout: float, by_hand: 
             return _fetch(url, part, size, timeout, token)
         except HTTPError as error:
             if error.code not in TRANSIENT:
-                raise InputError(f"{url}: the server responds {error.code} {error.reason}. {by_hand}") from error
+                raise InputError(f"{url}: the server responds {status_line(error)}. {by_hand}") from error
             problem = error
         except InvalidURL as error:
             raise InputError(f"{url} is not a URL: {error}") from error
@@ -199,8 +211,8 @@ def _fetch_all(url: str, part: Path, size: int | None, timeout: float, by_hand: 
         failures = 0 if _length(part) > before else failures + 1
         if failures > RETRIES:
             raise InputError(
-                f"{url}: no connection ({problem}). The {_length(part)} bytes received are kept for the next run. "
-                f"{by_hand}"
+                f"{url}: no connection ({reason(problem)}). The {_length(part)} bytes received are kept for the next "
+                f"run. {by_hand}"
             ) from problem
         log.warning("%s: %s. Retrying", url, problem)
         time.sleep(2 ** max(0, failures - 1))
@@ -231,8 +243,8 @@ def _fetch(url: str, part: Path, size: int | None, timeout: float, token: str | 
                 f"{url}: the server sent a web page instead of the file (a login, a notice, or a page with the real "
                 "link). Open it in a browser and download the file by hand"
             )
-        total = response.headers.get("Content-Length")
-        total = size if total is None else have + int(total)
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdecimal() else size
         if size is not None and total != size:
             raise InputError(f"{url}: the server offers {total} bytes, expected {size}: another or damaged file")
         if total is not None:
