@@ -25,9 +25,9 @@ def load(
     """Load a trained network as an `Upscaler` for PIL images, arrays and tensors.
 
     Args:
-        path: The name of a network that comes with the package: luma_x2, luma_x3, luma_x4, rgb_x2, rgb_x4 or fast_x2
-            (docs/weights.md); a checkpoint written by train.py; a run's directory, whose best checkpoint is loaded; or
-            another project's file of weights, whose network is found by names and shapes (docs/checkpoints.md).
+        path: The name of a network that comes with the package, such as fast_x2 (docs/weights.md); a checkpoint written
+            by train.py; a run's directory, whose best checkpoint is loaded; or another project's file of weights, whose
+            network is found by names and shapes (docs/checkpoints.md).
         allow: Packages besides this project, or classes, that the checkpoint may name as its network.
         network: Settings of the network that another project's file does not show, such as {"scale": 2} for VDSR.
         **options: Arguments of `sr_lightning.upscale.upscaler.Upscaler`: device, precision, tile, self_ensemble.

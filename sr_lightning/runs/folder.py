@@ -50,7 +50,7 @@ class RunFolder:
 def find_checkpoint(path: str | Path) -> Path:
     """Resolve a path to a file of trained weights: the file itself, or the best checkpoint of a run's directory.
 
-    A name of `pretrained.included`, such as "luma_x3", is that of a network that comes with the package, unless a file
+    A name of `pretrained.included`, such as "luma_x2", is that of a network that comes with the package, unless a file
     or folder is called so. `wandb:ENTITY/PROJECT/NAME:ALIAS` is that of an artifact of Weights & Biases, which is
     downloaded once.
 
