@@ -20,21 +20,24 @@ def load(
     *,
     allow: str | Sequence[str] | None = None,
     network: Mapping[str, Any] | None = None,
+    sha256: str | None = None,
     **options: Any,
 ) -> "Upscaler":
     """Load a trained network as an `Upscaler` for PIL images, arrays and tensors.
 
     Args:
-        path: The name of a network that comes with the package, such as fast_x2 (docs/weights.md); a checkpoint written
-            by train.py; a run's directory, whose best checkpoint is loaded; or another project's file of weights, whose
-            network is found by names and shapes (docs/checkpoints.md).
+        path: The name of a network that comes with the package, such as fast_x2, or of a published one (docs/weights.md);
+            a checkpoint written by train.py; a run's directory, whose best checkpoint is loaded; another project's file
+            of weights, whose network is found by names and shapes (docs/checkpoints.md); an address, https://…/FILE; or
+            hf:USER/NAME[@REVISION]. What is elsewhere is downloaded once.
         allow: Packages besides this project, or classes, that the checkpoint may name as its network.
         network: Settings of the network that another project's file does not show, such as {"scale": 2} for VDSR.
+        sha256: Digest of the file at an address, 64 hexadecimal digits; None: not verified.
         **options: Arguments of `sr_lightning.upscale.upscaler.Upscaler`: device, precision, tile, self_ensemble.
 
     Raises:
         InputError: The file is missing, damaged or of an unknown network, names a class that is not allowed, or an
-            option is invalid.
+            option is invalid; or a download fails or has another digest.
 
     Example:
         >>> import numpy as np
@@ -42,6 +45,9 @@ def load(
         >>> net.upscale(np.zeros((10, 12, 3), np.uint8)).shape
         (20, 24, 3)
     """
+    from sr_lightning.pretrained.web import with_digest
+
+    path = path if sha256 is None else with_digest(str(path), sha256)
     from sr_lightning.upscale.upscaler import Upscaler  # imports torch
 
     return Upscaler.load(path, allow, network, **options)

@@ -114,9 +114,9 @@ def prepare_command(about: str, name: str) -> None:
 
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
-    """Replace what users may write by what Hydra reads: earlier names of keys, folders, last checkpoints."""
+    """Replace what users may write by what Hydra reads: earlier names of keys, folders, last checkpoints, addresses."""
     upgraded = [part for argument in upgrade_overrides(list(arguments)) for part in name_folder(argument)]
-    return [name_option(name_run(argument)) for argument in upgraded]
+    return [quote_address(name_option(name_run(argument))) for argument in upgraded]
 
 
 def compose_config(name: str, arguments: Sequence[str]) -> DictConfig:
@@ -179,6 +179,15 @@ def name_option(argument: str) -> str:
     group, _, value = argument.partition("=")
     odd = re.fullmatch(r"true|false|[-+.\d]+", value, re.IGNORECASE) and group and (CONF / group).is_dir()
     return f"{group}='{value}'" if odd else argument
+
+
+def quote_address(argument: str) -> str:
+    """Quote addresses, whose `#` and `=` Hydra does not read; return arguments with quotes unchanged.
+
+    >>> quote_address("ckpt=https://host/x2.pth#sha256=00ff"), quote_address("ckpt=best.ckpt")
+    ("ckpt='https://host/x2.pth#sha256=00ff'", 'ckpt=best.ckpt')
+    """
+    return argument if re.search("['\"]", argument) else re.sub(r"(?<=[=\[,])(https?://[^\s,\]}]+)", r"'\1'", argument)
 
 
 def check_resume(arguments: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ require_training_packages(__name__)
 from sr_lightning.data.sources import Pair, benchmark_folder, benchmark_names, benchmark_set, image_folder
 from sr_lightning.images.files import image_size
 from sr_lightning.images.folder import short_name
+from sr_lightning.pretrained.web import ADDRESSES
 from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.utils.atomic_files import replacing
@@ -196,9 +197,10 @@ def file_name(dataset: str | None, name: str) -> str:
 
 
 def label_and_path(run: str | Path) -> tuple[str, str | Path]:
-    """Split `TEXT=RUN`; a path that exists is a path."""
+    """Split `TEXT=RUN`; a path that exists, or an address, is no label."""
     label, equals, path = str(run).partition("=")
-    return (label, path) if equals and not Path(run).expanduser().exists() else ("", run)
+    is_path = Path(run).expanduser().exists() or str(run).startswith(ADDRESSES)
+    return (label, path) if equals and not is_path else ("", run)
 
 
 def check_labels(labels: Sequence[str]) -> None:

@@ -1,13 +1,15 @@
-"""Costs of every network in conf/model: sr-models --scale 2, or python -m sr_lightning.models."""
+"""Costs of every network in conf/model, and weights by name: sr-models --scale 2, or python -m sr_lightning.models."""
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sr_lightning.configs import CONF
 from sr_lightning.errors import require_training_packages
+from sr_lightning.pretrained import card_of, included
+from sr_lightning.pretrained.published import PUBLISHED
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.markdown import markdown_table
 from sr_lightning.utils.messages import drop_output
@@ -15,13 +17,15 @@ from sr_lightning.utils.messages import drop_output
 EXAMPLE = """example:
   sr-models --scale 4             parameters, multiply-adds, receptive field
   sr-models --scale 4 --measure   also time and memory on this machine
-  sr-models edsr_fast espcn --lr 256x256 --measure"""
+  sr-models edsr_fast espcn --lr 256x256 --measure
+  sr-models --weights             networks that come with the package, and published ones
+  sr-models --weights luma_x2     how it was trained, scores, licence, limits"""
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "sr-models",
-        description="Parameters, multiply-adds and receptive field of networks.",
+        description="Parameters, multiply-adds and receptive field of networks; with --weights, trained ones.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -29,7 +33,10 @@ def main(arguments: list[str] | None = None) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="network in conf/model, or recipe in conf/experiment (default: all networks)",
+        help="network in conf/model, or recipe in conf/experiment; with --weights the name of weights (default: all)",
+    )
+    parser.add_argument(
+        "--weights", action="store_true", help="list weights that can be used by their name, or describe"
     )
     parser.add_argument("--scale", type=int, choices=scales(), default=2, help="upscaling factor (default: 2)")
     parser.add_argument(
@@ -44,6 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--lr", metavar="WxH", help="size of the LR image (default: the smallest whose output is at least 1280x720)"
     )
     options = parser.parse_args(arguments)
+    if options.weights:
+        if unknown := [name for name in options.names if name not in included() and name not in PUBLISHED]:
+            parser.error(f"there are no weights named {', '.join(unknown)}; sr-models --weights lists all")
+        print_unless_closed("\n\n".join(map(describe_weights, options.names)) or list_weights())
+        return
     if unknown := [name for name in options.names if name not in (*names_in("model"), *names_in("experiment"))]:
         parser.error(f"no file in conf/model or conf/experiment is named {', '.join(unknown)}")
     if options.lr and not (size := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", options.lr, re.ASCII)):
@@ -51,10 +63,51 @@ def main(arguments: list[str] | None = None) -> None:
     lr = (int(size[2]), int(size[1])) if options.lr else None
     require_training_packages("__main__")
     bound_spinning()
+    print_unless_closed(report(options.scale, options.budget if options.measure else None, options.names, lr))
+
+
+def print_unless_closed(text: str) -> None:
+    """Print a text, of which the reader, such as `head`, may take a part."""
     try:
-        print(report(options.scale, options.budget if options.measure else None, options.names, lr), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:
         drop_output()
+
+
+def list_weights() -> str:
+    """Format all weights that have a name as a Markdown table: those that come with the package, and published ones."""
+    lines = [["name", "network", "scale", "Set5", "BSD100", "kB", "licence", "from", "sha256 stated by"]]
+    for name, path in included().items():
+        card = card_of(path) or {}
+        network, _, purpose = card["title"].partition(", ")
+        network, _, scale = network.rpartition(" ")
+        psnr = [f"{card['scores'][dataset]['psnr']:.2f}" for dataset in ("Set5", "BSD100")]
+        size = f"{path.stat().st_size / 1e3:.0f}"
+        lines.append([name, f"{network}, {purpose}", scale, *psnr, size, card["licence"], "this package", ""])
+    for name, entry in PUBLISHED.items():
+        facts = [entry.licence, entry.host, entry.stated_by]
+        lines.append([name, entry.network, f"x{entry.scale}", "", "", "", *facts])
+    use = "PSNR on luma in dB. Use: sr-upscale photo.jpg -c NAME; published ones are downloaded once."
+    return f"{markdown_table(lines)}\n{use}"
+
+
+def describe_weights(name: str) -> str:
+    """Format the card of weights that come with the package, or the facts on published ones."""
+    if name in PUBLISHED:
+        entry = PUBLISHED[name]
+        facts = {"network": f"{entry.network}, x{entry.scale}", "address": entry.url, "licence": entry.licence}
+        return card_text(name, facts | {"sha256": f"{entry.sha256}, stated by {entry.stated_by}"})
+    card = card_of(included()[name]) or {}
+    scores = [
+        f"{dataset} {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, bicubic {row['bicubic']:.2f} dB"
+        for dataset, row in card["scores"].items()
+    ]
+    return card_text(name, card | {"scores": "; ".join(scores)})
+
+
+def card_text(name: str, facts: Mapping[str, str]) -> str:
+    """Format facts as a Markdown list below a name."""
+    return "\n".join([f"# {name}", "", *(f"- {key}: {value}" for key, value in facts.items())])
 
 
 def scales() -> list[int]:

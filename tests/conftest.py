@@ -16,6 +16,7 @@ from PIL import Image
 
 from sr_lightning.utils import download
 from tests.helpers import Server
+from tests.hub_server import Hub
 
 # One thread, also in the processes that tests start: results are the same bits on every machine, and on a busy machine
 # no thread waits for another.
@@ -85,6 +86,18 @@ def server(monkeypatch):
     server = Server()
     yield server
     server.close()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in of a Hugging Face hub, and an empty cache."""
+    hub = Hub()
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("SR_CACHE_DIR", str(tmp_path / "cache"))
+    yield hub
+    hub.close()
 
 
 @pytest.fixture

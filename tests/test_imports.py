@@ -24,6 +24,7 @@ LAYERS = (
     {"callbacks", "cli", "leaderboard"},
     {"training"},
     {"api", "check"},
+    {"share"},
 )
 NO_FRAMEWORK = {"color", "degradations", "images", "inference", "losses", "metrics", "networks", "optim"}
 FRAMEWORKS = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb"}

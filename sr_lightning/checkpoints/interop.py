@@ -145,7 +145,17 @@ def save_weights(
     if description is not None:
         facts["network"] = json.dumps(description)
     with replacing(path) as temporary:  # save_file would write a file that only its owner can read
-        Path(temporary).write_bytes(save(weights, facts | dict(metadata or {})))
+        Path(temporary).write_bytes(with_sorted_metadata(save(weights, facts | dict(metadata or {}))))
+
+
+def with_sorted_metadata(content: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, so that the same network gives the same bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _in_layout(network: nn.Module, layout: str) -> tuple[Mapping[str, Tensor], str | None]:

@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "-c", "--ckpt", required=True, help="file of weights, or a run's directory (its best checkpoint)"
+        "-c", "--ckpt", required=True, help="file of weights, run's directory (its best), or as of sr-upscale"
     )
     parser.add_argument("--to", required=True, choices=SUFFIXES, help="output format")
     parser.add_argument(
@@ -153,7 +153,7 @@ def export(
     """Write the fused network of a checkpoint, or its weights, completely or not at all.
 
     Args:
-        ckpt: A checkpoint, a run's directory or another project's file. Averaged weights are exported if it has them.
+        ckpt: As of `runs.folder.find_checkpoint`. Averaged weights are exported if it has them.
         to: "onnx", "ncnn", "torch_export", "safetensors" or "torch".
         output: The file; of ncnn NAME.param, beside which NAME.bin is written. None: a file in the working directory,
             named after run and scale.

@@ -6,9 +6,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sr_lightning.errors import InputError
-from sr_lightning.pretrained import included
+from sr_lightning.pretrained import hub, included, web
+from sr_lightning.pretrained.published import PUBLISHED, published_weights
 from sr_lightning.runs.wandb_artifact import PREFIX, artifact_checkpoint
 
+REMOTE = {PREFIX: artifact_checkpoint, hub.PREFIX: hub.hub_weights, web.ADDRESSES: web.web_weights}
 STARTED = {".hydra", ".lock", ".owner", "train.log", "evaluate.log"}  # written before a command's work begins
 
 
@@ -50,23 +52,33 @@ class RunFolder:
 def find_checkpoint(path: str | Path) -> Path:
     """Resolve a path to a file of trained weights: the file itself, or the best checkpoint of a run's directory.
 
-    A name of `pretrained.included`, such as "luma_x2", is that of a network that comes with the package, unless a file
-    or folder is called so. `wandb:ENTITY/PROJECT/NAME:ALIAS` is that of an artifact of Weights & Biases, which is
-    downloaded once.
+    A name of `pretrained.included`, such as "luma_x2", is that of a network that comes with the package, and one of
+    `published.PUBLISHED` that of a file to download, unless a file or folder is called so. Other files elsewhere, which
+    are also downloaded once: `https://…/FILE`, with or without `#sha256=HEX`; `hf:USER/NAME[@REVISION]`, of a Hugging
+    Face hub; `wandb:ENTITY/PROJECT/NAME:ALIAS`, of Weights & Biases.
 
     Raises:
-        InputError: The path does not exist, or the directory or the artifact has no checkpoint.
+        InputError: The path does not exist, or the directory or the artifact has no checkpoint; or as of
+            `web.web_weights` and `hub.hub_weights`.
     """
-    if str(path).startswith(PREFIX):
-        return artifact_checkpoint(str(path))
+    for prefixes, remote in REMOTE.items():
+        if str(path).startswith(prefixes):
+            return remote(str(path))
     path = Path(path).expanduser()
     if not path.exists():
         names = included()
         if str(path) in names:
             return names[str(path)]
-        raise InputError(f"there is no file or folder {path}, and no network {path} among {', '.join(names)}")
+        if str(path) in PUBLISHED:
+            return published_weights(str(path))
+        raise InputError(
+            f"there is no file or folder {path}, and no network {path} among {', '.join(names)} and the published ones "
+            "(sr-models --weights)"
+        )
     if not path.is_dir():
         return path
+    if (path / hub.MANIFEST).is_file():
+        return hub.weights_in(path)
     run = RunFolder(path)
     if run.best.is_file():
         return run.best

@@ -73,8 +73,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, folders, patterns, or - for standard input")
     parser.add_argument(
         *("-c", "--ckpt"),
-        help="network: a file of weights, a run's directory (its best), wandb:ENTITY/PROJECT/NAME:ALIAS, or one that "
-        f"comes with the package: {', '.join(included())} (default: luma, and the factor's)",
+        help="network: a file of weights, a run's directory (its best), https://HOST/FILE#sha256=HEX, hf:USER/NAME, "
+        f"wandb:ENTITY/PROJECT/NAME:ALIAS, or one that comes with the package: {', '.join(included())} (default: luma, "
+        "and the factor's)",
     )
     parser.add_argument(
         "-o",

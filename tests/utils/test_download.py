@@ -46,6 +46,13 @@ def test_existing_file_is_verified_but_not_fetched(server, tmp_path):
     assert path.exists()  # it is the user's
 
 
+def test_first_digits_of_a_digest_are_verified(server, tmp_path):
+    path = download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256[:8].upper())
+    for wrong in ("0" * 8, SHA256[:7], ""):
+        with pytest.raises(InputError, match=f"expected sha256 {wrong}, got"):
+            download(f"{server.url}/set.zip", path, wrong)
+
+
 def test_partial_file_is_continued(server, tmp_path):
     (tmp_path / "set.zip.part").write_bytes(CONTENT[:300_000])
     path = download(f"{server.url}/set.zip", tmp_path / "set.zip", SHA256)
