@@ -27,9 +27,9 @@ def load(
 
     Args:
         path: The name of a network that comes with the package, such as fast_x2, or of a published one
-            (docs/weights.md); a checkpoint written by train.py; a run's directory, whose best checkpoint is loaded; another project's file
-            of weights, whose network is found by names and shapes (docs/checkpoints.md); an address, https://…/FILE; or
-            hf:USER/NAME[@REVISION]. What is elsewhere is downloaded once.
+            (docs/weights.md); a checkpoint written by train.py; a run's directory, whose best checkpoint is loaded;
+            another project's file of weights, whose network is found by names and shapes (docs/checkpoints.md); an
+            address, https://…/FILE; or hf:USER/NAME[@REVISION]. What is elsewhere is downloaded once.
         allow: Packages besides this project, or classes, that the checkpoint may name as its network.
         network: Settings of the network that another project's file does not show, such as {"scale": 2} for VDSR.
         sha256: Digest of the file at an address, 64 hexadecimal digits; None: not verified.
