@@ -28,7 +28,7 @@ RECIPES = {
     "luma_x4": "experiment=pretrained scale=x4",
     "rgb_x2": "experiment=pretrained model.network.num_channels=3",
     "rgb_x4": "experiment=pretrained scale=x4 model.network.num_channels=3",
-    "fast_x2": "experiment=wdsr_b_fast max_steps=64000 benchmarks=[Set5,BSD100]",
+    "fast_x2": "experiment=wdsr_b_fast max_steps=64000",
 }
 DATA = "T91, and train and test of BSDS500 without 302003, which is Set5's woman: 490 images; LR by bicubic"
 TERMS = "T91 has no stated terms; BSDS500 is for non-commercial research and education"

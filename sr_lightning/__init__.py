@@ -26,10 +26,10 @@ def load(
     """Load a trained network as an `Upscaler` for PIL images, arrays and tensors.
 
     Args:
-        path: The name of a network that comes with the package: luma_x2, luma_x3, luma_x4, rgb_x2, rgb_x4 or fast_x2
+        path: The name of a network that comes with the package, such as fast_x2, or of a published one
             (docs/weights.md); a checkpoint written by train.py; a run's directory, whose best checkpoint is loaded;
-            another project's file of weights, whose network is found by names and shapes (docs/checkpoints.md); or,
-            downloaded once, an address https://…/FILE, hf:USER/NAME[@REVISION], or a published name such as BSRGAN.
+            another project's file of weights, whose network is found by names and shapes (docs/checkpoints.md); an
+            address, https://…/FILE; or hf:USER/NAME[@REVISION]. What is elsewhere is downloaded once.
         allow: Packages besides this project, or classes, that the checkpoint may name as its network.
         network: Settings of the network that another project's file does not show, such as {"scale": 2} for VDSR.
         sha256: Digest of the file at an address, 64 hexadecimal digits; None: not verified.

@@ -52,7 +52,7 @@ class RunFolder:
 def find_checkpoint(path: str | Path) -> Path:
     """Resolve a path to a file of trained weights: the file itself, or the best checkpoint of a run's directory.
 
-    A name of `pretrained.included`, such as "luma_x3", is that of a network that comes with the package, and one of
+    A name of `pretrained.included`, such as "luma_x2", is that of a network that comes with the package, and one of
     `published.PUBLISHED` that of a file to download, unless a file or folder is called so. Other files elsewhere, which
     are also downloaded once: `https://…/FILE`, with or without `#sha256=HEX`; `hf:USER/NAME[@REVISION]`, of a Hugging
     Face hub; `wandb:ENTITY/PROJECT/NAME:ALIAS`, of Weights & Biases.

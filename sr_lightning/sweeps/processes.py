@@ -58,8 +58,15 @@ def run_lock(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
 
 
 def process_rank() -> int:
-    """Return the number of this process among those of one training."""
-    return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), "0"))
+    """Return 0 in the first process of a training, and a positive number in all others, also on other machines.
+
+    torchrun sets RANK, srun SLURM_PROCID; where Lightning starts the processes of a machine, they have LOCAL_RANK, and
+    machines NODE_RANK.
+    """
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return int(os.environ.get("NODE_RANK", "0")) + int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def has_parent() -> bool:
@@ -89,7 +96,7 @@ def exit_with_first_process() -> None:
             time.sleep(PAUSE)
         os._exit(1)
 
-    if process_rank() == 0:
+    if process_rank() == 0 or not {FIRST, "RANK", "SLURM_PROCID"} & os.environ.keys():  # of this machine
         os.environ[FIRST] = str(os.getpid())
     else:
         first = int(os.environ.get(FIRST, os.getppid()))

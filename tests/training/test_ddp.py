@@ -1,5 +1,6 @@
 """Several processes on a CPU train and score like one, and end together."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from sr_lightning.loggers import MetricsCSV
 from sr_lightning.metrics.protocol import Protocol, score
 from sr_lightning.modules import SRModule
 from sr_lightning.networks import ESPCN
-from tests.helpers import rows_of, run
+from tests.helpers import Command, differences, rows_of, run
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,13 @@ def test_validation_counts_each_image_once_in_any_number_of_processes(pictures, 
         assert monitored == pytest.approx(mean, rel=2**-23)  # Lightning keeps it in float32
 
 
+SMOOTH = (  # another order of sums stays a rounding error on every processor
+    *("model.loss._target_=torch.nn.MSELoss", "model.network.activation=Tanh"),
+    *("model.optimizer._target_=torch.optim.SGD", "model.optimizer.lr=0.03"),
+    *("max_steps=10", "log_every=1", "val_every=5"),
+)
+
+
 def on(processes: int) -> list[str]:
     return ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={processes}"]
 
@@ -70,16 +78,13 @@ def on(processes: int) -> list[str]:
 def one_and_two(command, tmp_path_factory) -> tuple[Path, Path]:
     """The directories of a run in one process and of the same run in two.
 
-    SGD on a smooth loss: another order of sums stays a rounding error on every processor. Muon would amplify it: its
-    steps have a fixed size, also along directions where the gradient is nearly zero.
+    Muon would amplify rounding errors: its steps have a fixed size, also along directions where the gradient is nearly
+    zero.
     """
-    smooth = ["model.loss._target_=torch.nn.MSELoss", "model.network.activation=Tanh"]
-    sgd = ["model.optimizer._target_=torch.optim.SGD", "model.optimizer.lr=0.03"]
-    steps = ["max_steps=10", "log_every=1", "val_every=5", "logger=both"]
     folder = tmp_path_factory.mktemp("runs")
     for processes in (1, 2):
         times = f"hydra.run.dir={folder}/{processes}/${{now:%H-%M-%S-%f}}"
-        run(*command, *smooth, *sgd, *steps, *on(processes), times)
+        run(*command, *SMOOTH, "logger=both", *on(processes), times)
     return tuple(next((folder / str(processes)).iterdir()) for processes in (1, 2))
 
 
@@ -113,6 +118,21 @@ def test_two_processes_write_the_files_of_one(one_and_two):
         assert len(list(folder.glob("wandb/offline-run-*"))) == 1
     events = [len(list(folder.glob("tensorboard/events.*"))) for folder in one_and_two]
     assert events[0] == events[1]
+
+
+@pytest.mark.slow
+def test_two_machines_are_two_processes_of_one(one_and_two, command, tmp_path):
+    """As Lightning's environment describes them: NODE_RANK, and the first machine's address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    words = [*command, *SMOOTH, *on(1), "trainer.num_nodes=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    machines = [Command(*words, environment=address | {"NODE_RANK": str(rank)}) for rank in (0, 1)]
+    done = [machine.wait() for machine in machines]
+    assert [each.returncode for each in done] == [0, 0], done
+    one, two = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (one_and_two[1], tmp_path / "run"))
+    assert not list(differences(one["state_dict"], two["state_dict"], "weights"))
+    assert "best" in done[0].stdout and "best" not in done[1].stdout
 
 
 @pytest.mark.parametrize("call", [1, 4], ids=["before they have met", "in a step"])
