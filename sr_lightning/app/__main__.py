@@ -133,7 +133,9 @@ def free_port(host: str, port: int) -> int:
             probe.bind(address)
             return probe.getsockname()[1]
     except socket.gaierror as error:
-        raise InputError(f"--host {host}: {error.strerror}; choose {LOCALHOST}, or an address of this machine") from None
+        raise InputError(
+            f"--host {host}: {error.strerror}; choose {LOCALHOST}, or an address of this machine"
+        ) from None
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: {error.strerror}; choose another port, or 0") from None
 

@@ -89,16 +89,21 @@ def page(networks: Networks, folder: Path, visits: dict[str, Visit], max_pixels:
         visit_of(request).received.add(path)
         try:
             check_size(path, min(FACTORS), max_pixels)
+            height, width = image_size(path)
         except InputError as error:
             return None, wrong(error, path), gr.update(visible=False)
-        return gr.skip(), "", gr.update(visible=False)
+        return gr.skip(), f"{html.escape(path.name)}: {width}x{height} pixels", gr.update(visible=False)
 
     def begin(request: gr.Request) -> tuple:
         visit_of(request).stop.clear()
         return "", gr.update(interactive=False), gr.update(interactive=True)
 
     def enlarge(
-        file: dict | None, names: list[str], factor: int, request: gr.Request, progress: gr.Progress = gr.Progress()
+        file: dict | None,
+        names: list[str],
+        factor: int,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio finds it by its default
     ) -> tuple:
         if file is None:
             return wrong("Drop a photo first"), *[gr.skip()] * 6
@@ -165,7 +170,9 @@ def page(networks: Networks, folder: Path, visits: dict[str, Visit], max_pixels:
                 with gr.Row():
                     before = gr.Dropdown([BICUBIC], label="Left", min_width=100)
                     after = gr.Dropdown([BICUBIC], label="Right", min_width=100)
-                slider = gr.ImageSlider(show_label=False, interactive=False, max_height=700, buttons=["fullscreen"])
+                slider = gr.ImageSlider(
+                    show_label=False, elem_id="divider", interactive=False, max_height=700, buttons=["fullscreen"]
+                )
                 gr.Markdown("Zoom with the mouse wheel or two fingers.")
                 download = gr.DownloadButton("Download", variant="primary")
 

@@ -100,7 +100,9 @@ def test_size_is_checked_before_a_photo_is_decoded(tmp_path, monkeypatch, nets, 
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     monkeypatch.setenv("SR_MAX_PIXELS", str(2**31))
     photo = png_of_zeros(tmp_path / "huge.png", 20_000, 10_000)
-    with pytest.raises(InputError, match="20000x10000 pixels, of which x2 makes 800,000,000; the limit of this page is"):
+    with pytest.raises(
+        InputError, match="20000x10000 pixels, of which x2 makes 800,000,000; the limit of this page is"
+    ):
         enlarge_photo(photo, nets, ["tiny"], 2, visit, LIMIT, lambda share, name: None)
     assert check_size(photo, 2, 800_000_000) == (40_000, 20_000)
 
