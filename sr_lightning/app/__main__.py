@@ -13,7 +13,7 @@ from pathlib import Path
 from sr_lightning.app import BICUBIC
 from sr_lightning.errors import InputError
 from sr_lightning.images.folder import distinct
-from sr_lightning.pretrained import included
+from sr_lightning.pretrained import default_for, included
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.messages import escape_messages, printable
@@ -79,7 +79,8 @@ def serve(given: Sequence[str], host: str, port: int, max_pixels: int) -> None:
     """
     if max_pixels < 1:
         raise InputError(f"--max-pixels {max_pixels}: give a number of pixels, such as 100000000")
-    files = {name: find_checkpoint(text) for name, text in labels(given or list(included())).items()}
+    included_names = sorted(included(), key=lambda name: name != default_for(None))  # the first is chosen on the page
+    files = {name: find_checkpoint(text) for name, text in labels(given or included_names).items()}
     if not files:
         raise InputError("no networks come with this package: name yours, --ckpt FILE")
     if find_spec("gradio") is None:

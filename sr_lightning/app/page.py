@@ -165,7 +165,7 @@ def page(networks: Networks, folder: Path, visits: dict[str, Visit], max_pixels:
                 with gr.Row():
                     start = gr.Button("Enlarge", variant="primary", min_width=100)
                     stop = gr.Button("Cancel", interactive=False, min_width=100)
-                status = gr.HTML("", elem_id="status")
+                status = gr.HTML("", elem_id="status", padding=False)
             with gr.Column(scale=5, min_width=300, visible=False) as comparison:
                 with gr.Row():
                     before = gr.Dropdown([BICUBIC], label="Left", min_width=100)
