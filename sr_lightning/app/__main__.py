@@ -100,7 +100,11 @@ def serve(given: Sequence[str], host: str, port: int, max_pixels: int) -> None:
         from sr_lightning.app.page import open_page
 
         with open_page(networks, Path(folder), host, port, max_pixels) as address:
-            note = "" if host in (LOCALHOST, "localhost", "::1") else ", for everyone who can reach this machine"
+            note = (
+                ""
+                if host in (LOCALHOST, "localhost", "::1")
+                else ", open to the network: whoever reaches this machine can use it"
+            )
             print(f"{address}{note}; Ctrl-C ends it", flush=True)
             threading.Event().wait()
 

@@ -47,18 +47,24 @@ class Visit:
         folder: Of all visits.
 
     Attributes:
-        stop: Set to end the computation at its next tile.
+        stop: Set to end the computation at its next tile; each computation has its own.
+        busy: Held by the computation.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=folder))
         self.received: set[Path] = set()
+        self.stop, self.busy = threading.Event(), threading.Lock()
+
+    def begin(self) -> None:
+        """Allow the next computation; one that was stopped ends all the same."""
         self.stop = threading.Event()
 
     def close(self, others: Sequence["Visit"] = ()) -> None:
         """End the computation and delete all files, except photos that another visit has received as well."""
         self.stop.set()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with self.busy:
+            shutil.rmtree(self.folder, ignore_errors=True)
         for photo in self.received.difference(*(other.received for other in others)):
             shutil.rmtree(photo.parent, ignore_errors=True)  # Gradio makes a folder for each
 
@@ -119,23 +125,24 @@ def enlarge_photo(
         InputError: The photo cannot be read, the result is too large, or a network cannot be loaded.
         Stopped: `visit.stop` was set.
     """
-    size = check_size(photo, factor, max_pixels)
-    picture = read_photo(photo)
-    for old in visit.folder.iterdir():
-        old.unlink()
-    results, done = {}, 0.0
-    for name in (BICUBIC, *names):
-        net = Upscaler(Bicubic(scale=factor), BICUBIC) if name == BICUBIC else networks[name]
+    size, stop = check_size(photo, factor, max_pixels), visit.stop
+    with visit.busy:
+        picture = read_photo(photo)
+        for old in visit.folder.iterdir():
+            old.unlink()
+        results, done = {}, 0.0
+        for name in (BICUBIC, *names):
+            net = Upscaler(Bicubic(scale=factor), BICUBIC) if name == BICUBIC else networks[name]
 
-        def advance(share: float, name: str = name) -> None:
-            nonlocal done
-            if visit.stop.is_set():
-                raise Stopped
-            done += share / len(names) if name != BICUBIC else 0
-            progress(min(done, 1), name)
+            def advance(share: float, name: str = name) -> None:
+                nonlocal done
+                if stop.is_set():
+                    raise Stopped
+                done += share / len(names) if name != BICUBIC else 0
+                progress(min(done, 1), name)
 
-        advance(0)
-        stem = short_name(re.sub(r"[^\w.+-]+", "_", f"{photo.stem}_{name}"))
-        results[name] = visit.folder / f"{stem}_x{factor}.png"
-        write_photo(results[name], enlarge(net, picture, advance, size))
+            advance(0)
+            stem = short_name(re.sub(r"[^\w.+-]+", "_", f"{photo.stem}_{name}"))
+            results[name] = visit.folder / f"{stem}_x{factor}.png"
+            write_photo(results[name], enlarge(net, picture, advance, size))
     return results

@@ -95,7 +95,7 @@ def page(networks: Networks, folder: Path, visits: dict[str, Visit], max_pixels:
         return gr.skip(), f"{html.escape(path.name)}: {width}x{height} pixels", gr.update(visible=False)
 
     def begin(request: gr.Request) -> tuple:
-        visit_of(request).stop.clear()
+        visit_of(request).begin()
         return "", gr.update(interactive=False), gr.update(interactive=True)
 
     def enlarge(

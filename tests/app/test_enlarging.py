@@ -154,13 +154,14 @@ def test_networks_are_loaded_once(nets, trained):
         trained.write_bytes(trained_bytes)
 
 
-def test_a_stopped_computation_ends_at_the_next_tile(tmp_path, nets, visit, pictures):
+def test_a_stopped_computation_ends_at_the_next_tile_also_if_another_begins(tmp_path, nets, visit, pictures):
     seen = []
 
     def progress(share, name):
         seen.append((name, share))
         if name == "tiny":
             visit.stop.set()
+            visit.begin()
 
     with pytest.raises(Stopped):
         enlarge_photo(pictures / "0.png", nets, ["tiny"], 8, visit, LIMIT, progress)
