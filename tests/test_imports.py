@@ -23,7 +23,7 @@ LAYERS = (
     {"figure", "loggers", "models", "sweeps"},
     {"callbacks", "cli", "leaderboard"},
     {"training"},
-    {"api", "check"},
+    {"api", "app", "check"},
     {"share"},
 )
 NO_FRAMEWORK = {"color", "degradations", "images", "inference", "losses", "metrics", "networks", "optim"}

@@ -125,11 +125,7 @@ def upscale_images(
 
     def compute(job: Job, photo: Photo) -> None:
         size = size_of(*photo.size)
-        advance = partial(progress.advance, job)
-        if isinstance(photo, DeepPhoto):
-            result = DeepPhoto(net.upscale(photo.pixels, advance, size), photo.info)
-        else:
-            result = net.upscale(photo, advance, size)
+        result = enlarge(net, photo, partial(progress.advance, job), size)
         pending.append((math.prod(result.size), job, writers.submit(write, job, result, photo.size)))
 
     def wait(pixels: int) -> None:
@@ -160,6 +156,13 @@ def upscale_images(
     writes_png = any(job.target.suffix.lower() == ".png" for job in jobs)
     log_slowest(shares, time.process_time() - start, png_compression if writes_png else 0)
     return failures
+
+
+def enlarge(net: Upscaler, photo: Photo, advance: Callable[[float], object], size: tuple[int, int]) -> Photo:
+    """Upscale a result of `read_photo` as `Upscaler.upscale` does, with depth and metadata."""
+    if isinstance(photo, DeepPhoto):
+        return DeepPhoto(net.upscale(photo.pixels, advance, size), photo.info)
+    return net.upscale(photo, advance, size)
 
 
 def log_slowest(seconds: dict[str, float], total: float, png_compression: int) -> None:
