@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def train(name: str, folder: Path) -> Run:
-    """Train a network, or go on; a finished run is used as it is."""
+    """Train a network, or go on; a finished run is used unchanged."""
     run = RunFolder(folder)
     if run.result.is_file():
         return Run(folder)
