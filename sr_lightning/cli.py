@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sr_lightning.configs import CONF
+from sr_lightning.configs import CONF, command
 from sr_lightning.errors import InputError, find_input_error
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.folder import RunFolder, remove_failed_start
@@ -105,14 +105,18 @@ def prepare_command(about: str, name: str) -> None:
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
         lines += textwrap.wrap(f"{group:{width}}{' '.join(options)}", 110, subsequent_indent=" " * width)
     groups = textwrap.indent("\n".join(lines), "  ")
+    run = command(f"{name}.py")
+    about = about.strip().replace(f"python {name}.py", run)
+    # Hydra completes scripts only, not the commands of an installed package
+    keys = f'\nShell completion of groups, options and keys: eval "$({run} -sc install=bash)"' if " " in run else ""
     settings = textwrap.indent(settings.partition("\nhydra:")[0].strip(), "  ")
     print(
-        f"usage: python {name}.py [GROUP=OPTION ...] [KEY=VALUE ...]\n\n{about.strip()}\n\n"
+        f"usage: {run} [GROUP=OPTION ...] [KEY=VALUE ...]\n\n{about}\n\n"
         f"groups (each file in conf/GROUP/ is an option):\n{groups}\n\n"
         f"settings (conf/{name}.yaml) and their defaults; options have their own, such as model.optimizer.lr:\n"
         f"{settings}\n\n"
-        "To print the resulting settings, add --cfg job --resolve. Hydra's own flags: --hydra-help.\n"
-        f'Shell completion of groups, options and keys: eval "$(python {name}.py -sc install=bash)"'
+        "To print the resulting settings, add --cfg job --resolve. Hydra's own flags: --hydra-help."
+        f"{keys}"
     )
     sys.exit()
 
@@ -250,7 +254,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 def how_to_go_on(cfg: DictConfig, stop: Interrupted) -> str:
     """Describe what a signal has stopped, and how to go on."""
     if RunFolder(cfg.run_dir).last.is_file() and not is_cell():
-        return f"{stop}. To go on: python {sys.argv[0]} {resume_override(cfg.run_dir)}"
+        return f"{stop}. To go on: {command(sys.argv[0])} {resume_override(cfg.run_dir)}"
     return str(stop)
 
 
