@@ -55,9 +55,17 @@ def test_folder_is_a_data_set_on_the_command_line_and_in_python(command, picture
 def test_odd_texts_reach_hydra_unchanged(tmp_path):
     folder = tmp_path / "it's = {é}, \\"
     folder.mkdir()
-    words = arguments(("~logger",), {"data": folder, "name": "1_0\\'", "seed": np.int64(3), "gan": None})
+    words = arguments(
+        ("~logger",), {"data": folder, "name": "1_0\\'", "cache_dir": "é", "seed": np.int64(3), "gan": None}
+    )
     cfg = compose_config("train", [*words, "run_dir=nowhere"])
-    assert cfg.data.hr == str(folder) and cfg.name == "1_0\\'" and cfg.seed == 3 and "gan" not in cfg
+    assert (
+        cfg.data.hr == str(folder)
+        and cfg.name == "1_0\\'"
+        and cfg.seed == 3
+        and cfg.cache_dir == "é"
+        and "gan" not in cfg
+    )
     assert name_run(f"resume={hydra_value(str(folder / 'checkpoints' / 'last.ckpt'))}") == words[1].replace(
         "data=", "resume="
     )
