@@ -13,17 +13,20 @@ import shlex
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sr_lightning.configs import CONF
+from sr_lightning.configs import CONF, command
 from sr_lightning.errors import InputError, find_input_error
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.folder import RunFolder, remove_failed_start
@@ -40,12 +43,13 @@ from sr_lightning.sweeps.processes import (
     process_rank,
     tell_caller,
 )
-from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep
+from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, unquoted
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.messages import escape_messages
 from sr_lightning.utils.signals import Interrupted, handle_signals
 
 log = logging.getLogger(__name__)
+composing = threading.Lock()  # of Hydra's state, of which a process has one
 
 OmegaConf.register_new_resolver("if_none", lambda value, then, otherwise: then if value is None else otherwise)
 OmegaConf.register_new_resolver("product", lambda a, b: a * b)
@@ -101,14 +105,18 @@ def prepare_command(about: str, name: str) -> None:
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
         lines += textwrap.wrap(f"{group:{width}}{' '.join(options)}", 110, subsequent_indent=" " * width)
     groups = textwrap.indent("\n".join(lines), "  ")
+    run = command(f"{name}.py")
+    about = about.strip().replace(f"python {name}.py", run)
+    # Hydra completes scripts only, not the commands of an installed package
+    keys = f'\nShell completion of groups, options and keys: eval "$({run} -sc install=bash)"' if " " in run else ""
     settings = textwrap.indent(settings.partition("\nhydra:")[0].strip(), "  ")
     print(
-        f"usage: python {name}.py [GROUP=OPTION ...] [KEY=VALUE ...]\n\n{about.strip()}\n\n"
+        f"usage: {run} [GROUP=OPTION ...] [KEY=VALUE ...]\n\n{about}\n\n"
         f"groups (each file in conf/GROUP/ is an option):\n{groups}\n\n"
         f"settings (conf/{name}.yaml) and their defaults; options have their own, such as model.optimizer.lr:\n"
         f"{settings}\n\n"
-        "To print the resulting settings, add --cfg job --resolve. Hydra's own flags: --hydra-help.\n"
-        f'Shell completion of groups, options and keys: eval "$(python {name}.py -sc install=bash)"'
+        "To print the resulting settings, add --cfg job --resolve. Hydra's own flags: --hydra-help."
+        f"{keys}"
     )
     sys.exit()
 
@@ -120,7 +128,7 @@ def for_hydra(arguments: Sequence[str]) -> list[str]:
 
 
 def compose_config(name: str, arguments: Sequence[str]) -> DictConfig:
-    """Compose a config from arguments, in this process.
+    """Compose a config from arguments, in this process, also in a thread or within another program of Hydra's.
 
     Args:
         name: "train" or "evaluate".
@@ -130,11 +138,11 @@ def compose_config(name: str, arguments: Sequence[str]) -> DictConfig:
         InputError: Hydra does not know a key or an option, or cannot read an argument.
     """
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with composing, _hydra_of_its_own(), initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(name, for_hydra(arguments))
     except MissingConfigException as error:
         group, _, option = (error.missing_cfg_file or "").partition("/")
-        options = [each for each in error.options or () if each != "base"]
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
         other = "neither a folder nor" if group == "data" else "not"
         raise InputError(f"{group}={option} is {other} one of {', '.join(options)}") from None
     except (HydraException, OmegaConfBaseException) as error:
@@ -145,6 +153,17 @@ def compose_config(name: str, arguments: Sequence[str]) -> DictConfig:
         raise InputError(text) from None
 
 
+@contextmanager
+def _hydra_of_its_own() -> Iterator[None]:
+    """Set the state of the caller's Hydra aside."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = outer  # Hydra has made a new instance
+
+
 def top_level_keys(name: str) -> list[str]:
     """Return the keys of conf/NAME.yaml."""
     return [str(key) for key in OmegaConf.load(CONF / f"{name}.yaml")]
@@ -152,9 +171,9 @@ def top_level_keys(name: str) -> list[str]:
 
 def name_run(argument: str) -> str:
     """Replace the last checkpoint of a run in `resume=` by the run's directory; return other arguments unchanged."""
-    path = Path(argument.removeprefix("resume=").strip("'\""))
+    path = Path(unquoted(argument.removeprefix("resume=")))
     is_last = argument.startswith("resume=") and path.parts[-2:] == ("checkpoints", "last.ckpt")
-    return argument.replace(str(path), str(path.parents[1])) if is_last else argument
+    return f"resume={hydra_value(str(path.parents[1]))}" if is_last else argument
 
 
 def name_folder(argument: str) -> list[str]:
@@ -164,20 +183,26 @@ def name_folder(argument: str) -> list[str]:
     (['data=folder', 'data.hr=/'], ['data=t91'])
     """
     key, _, value = argument.partition("=")
-    path = value.strip("'\"")
+    path = unquoted(value)
     is_option = path in [option.stem for option in (CONF / "data").glob("*.yaml")]
     is_folder = key == "data" and path and not is_option and Path(path).expanduser().is_dir()
     return ["data=folder", f"data.hr={value}"] if is_folder else [argument]
 
 
 def name_option(argument: str) -> str:
-    """Quote a number, true or false as option of a group: Hydra then names the options instead of raising ValueError.
+    """Quote a number, true, false or null as option of a group: Hydra then names the options instead of ValueError.
 
-    >>> name_option("gan=true"), name_option("seed=3")
-    ("gan='true'", 'seed=3')
+    Null, as default of a group, leaves it out.
+
+    >>> name_option("gan=true"), name_option("gan=null"), name_option("model=null"), name_option("seed=3")
+    ("gan='true'", '~gan', "model='null'", 'seed=3')
     """
     group, _, value = argument.partition("=")
-    odd = re.fullmatch(r"true|false|[-+.\d]+", value, re.IGNORECASE) and group and (CONF / group).is_dir()
+    if not group or not (CONF / group).is_dir():
+        return argument
+    if value == "null" and f"- {group}: null\n" in (CONF / "train.yaml").read_text(encoding="utf-8"):
+        return f"~{group}"
+    odd = re.fullmatch(r"true|false|null|[-+.\d]+", value, re.IGNORECASE)
     return f"{group}='{value}'" if odd else argument
 
 
@@ -193,7 +218,7 @@ def quote_address(argument: str) -> str:
 def check_resume(arguments: Sequence[str]) -> None:
     """Exit if `resume=` names no run, before Hydra creates that directory."""
     for value in (argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")):
-        path = value.strip("'\"")
+        path = unquoted(value)
         if path not in ("null", "???") and "$" not in path and not RunFolder(path).config.is_file():
             sys.exit(f"error: resume={path} is not the directory of a run: it has no config.yaml")
 
@@ -238,7 +263,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 def how_to_go_on(cfg: DictConfig, stop: Interrupted) -> str:
     """Describe what a signal has stopped, and how to go on."""
     if RunFolder(cfg.run_dir).last.is_file() and not is_cell():
-        return f"{stop}. To go on: python {sys.argv[0]} {resume_override(cfg.run_dir)}"
+        return f"{stop}. To go on: {command(sys.argv[0])} {resume_override(cfg.run_dir)}"
     return str(stop)
 
 

@@ -251,7 +251,7 @@ def check_output(output: str | Path | None) -> None:
     if output is not None and Path(output).suffix.lower() not in SUFFIXES:
         raise InputError(f"-o {output}: the name must end in {' or '.join(SUFFIXES)}")
     if find_spec("matplotlib") is None:
-        raise InputError("figures need matplotlib: pip install 'sr_lightning[sweeps]', or 'matplotlib>=3.10,<4'")
+        raise InputError("figures need matplotlib: pip install 'sr_lightning[train]', or 'matplotlib>=3.10,<4'")
 
 
 def scale_of(checkpoint: Path) -> int | None:

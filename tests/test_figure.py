@@ -152,4 +152,4 @@ def test_the_command_imports_no_torch_for_a_wrong_name(root):
 def test_a_missing_package_is_named_with_its_extra(root, capsys, monkeypatch):
     monkeypatch.setattr("sr_lightning.figure.find_spec", lambda name: None)
     assert main([str(RUN), "--image", "wing", f"--data-root={root}"]) == 1
-    assert "figures need matplotlib: pip install 'sr_lightning[sweeps]'" in capsys.readouterr().err
+    assert "figures need matplotlib: pip install 'sr_lightning[train]'" in capsys.readouterr().err

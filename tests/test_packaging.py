@@ -70,8 +70,10 @@ runpy.run_module("sr_lightning.upscale", run_name="__main__")
     assert (tmp_path / "big" / "0_x2.png").is_file()
     done = run_installed(installed, tmp_path, "-c", "from sr_lightning.models import networks; print(*networks(4))")
     assert "edsr_baseline" in done.stdout
-    code = "import sys; from sr_lightning.api.commands import train; sys.argv[1:] = ['--cfg', 'job']; train()"
-    assert "max_steps: 4500" in run_installed(installed, tmp_path, "-c", code).stdout
+    code = "import sys; from sr_lightning.api.commands import train; train()"
+    assert "max_steps: 4500" in run_installed(installed, tmp_path, "-c", code, "--cfg", "job").stdout
+    text = run_installed(installed, tmp_path, "-c", code, "--help").stdout
+    assert text.startswith("usage: sr-train [GROUP=OPTION") and "train.py" not in text.partition("\ngroups")[0]
 
 
 def test_missing_packages_of_training_are_one_line_with_the_extra(monkeypatch):

@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from hydra.errors import InstantiationException
 from PIL import Image
 
 from sr_lightning.api.settings import arguments
 from sr_lightning.cli import compose_config
-from sr_lightning.errors import InputError
+from sr_lightning.errors import InputError, find_input_error
 from sr_lightning.evaluation.score_table import NOT_SCORES, score_lines, score_table
 from sr_lightning.runs.folder import RunFolder, find_checkpoint
+from sr_lightning.sweeps.run import hydra_value
 from sr_lightning.upscale.upscaler import Upscaler
 
 if TYPE_CHECKING:
@@ -132,13 +134,16 @@ def evaluate(
     Raises:
         InputError: As evaluate.py reports it.
     """
-    names = [benchmarks] if isinstance(benchmarks, str) else list(benchmarks)
+    names = [benchmarks] if isinstance(benchmarks, str | Path) else benchmarks
     words = arguments(overrides, settings | {"benchmarks": names})
     if given := [word for word in words if word.lstrip("+").partition("=")[0].partition(".")[0] in GIVEN]:
         raise InputError(f"{given[0]}: networks are the first argument of evaluate(), and it writes no files")
     subjects = _named(models)
     with tempfile.TemporaryDirectory(prefix="sr_lightning_") as folder:
-        return _score(subjects, compose_config("evaluate", [*words, f"run_dir={folder}", "name=null"]))
+        try:
+            return _score(subjects, compose_config("evaluate", [*words, f"run_dir={hydra_value(folder)}", "name=null"]))
+        except InstantiationException as error:
+            raise find_input_error(error) or error from None
 
 
 def _named(models: Any) -> list[tuple[str | None, Any]]:

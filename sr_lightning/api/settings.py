@@ -13,8 +13,8 @@ def arguments(overrides: Sequence[str], settings: Mapping[str, Any]) -> list[str
     """Return the command-line arguments of settings.
 
     Args:
-        overrides: Arguments unchanged, such as "model.optimizer.lr=1e-3".
-        settings: Values by key; a table is the keys below it.
+        overrides: Arguments unchanged, such as "model.optimizer.lr=1e-3" or "~gan".
+        settings: Values by key, also of NumPy; a table is the keys below it.
 
     Raises:
         InputError: An override is no text, or a value cannot be written on a command line.
@@ -23,7 +23,9 @@ def arguments(overrides: Sequence[str], settings: Mapping[str, Any]) -> list[str
         >>> arguments(["seed=1"], {"model": "espcn", "data": {"batch_size": 8}, "benchmarks": ["Set5"], "resume": None})
         ['seed=1', 'model=espcn', 'data.batch_size=8', 'benchmarks=[Set5]', 'resume=null']
     """
-    if odd := [override for override in overrides if not isinstance(override, str) or "=" not in override]:
+    if odd := [
+        override for override in overrides if not isinstance(override, str) or not re.match("~|[^=]+=", override)
+    ]:
         raise InputError(f"{odd[0]!r} is not a setting: write 'KEY=VALUE', or KEY=VALUE as a Python argument")
     return [*overrides, *(f"{key}={_text(key, value)}" for key, value in _flat(settings))]
 
@@ -37,6 +39,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _text(key: str, value: Any) -> str:
+    if hasattr(value, "tolist"):  # a number or an array of NumPy
+        value = value.tolist()
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -44,8 +48,8 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str | Path):
-        is_word = re.fullmatch(r"null|true|false|[-+.\de]+", str(value), re.IGNORECASE) is None
+        is_word = re.fullmatch(r"[-+]?(null|true|false|nan|inf|[-+.\de_]+)", str(value), re.IGNORECASE) is None
         return hydra_value(str(value)) if is_word else quoted(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return f"[{','.join(_text(key, item) for item in value)}]"
     raise InputError(f"{key}={value!r}: give a number, a text, true, false, None or a list of them")

@@ -19,6 +19,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.result import read_result
 from sr_lightning.sweeps.processes import ANSWER, PARENT
+from sr_lightning.sweeps.run import exit_reason
 from sr_lightning.upscale.upscaler import Upscaler
 
 QUOTED = 20  # last lines of the output of a training that failed without a message
@@ -79,8 +80,14 @@ def train(*overrides: str, **settings: Any) -> Run:
         text = "\n".join(lines[-QUOTED:])
         if error := told.get("error") or next((line[7:] for line in lines if line.startswith("error: ")), None):
             raise InputError(error)
-        raise RuntimeError(f"the training ended with exit code {code}:\n{text}")
+        raise RuntimeError(f"training: {exit_reason(code)}{_way_on(told)}\n{text}")
     return Run(RunFolder(told["run_dir"]).path.absolute())
+
+
+def _way_on(told: Mapping[str, Any]) -> str:
+    """Return the call that resumes a run that was killed, if it was saved."""
+    saved = "run_dir" in told and RunFolder(told["run_dir"]).last.is_file()
+    return f"\nTo go on: train(resume={told['run_dir']!r})" if saved else ""
 
 
 def _run(words: list[str], variables: Mapping[str, str]) -> tuple[int, list[str]]:

@@ -256,6 +256,19 @@ class SRDataModule(pl.LightningDataModule):
         stores = self._wanted_stores()
         return [verify(pairs, self.scale, degradation, self.cache_dir) for pairs, degradation in stores]
 
+    def check_channels(self, num_channels: int) -> None:
+        """Check that the augmentations fit a network of 1 or 3 channels.
+
+        Raises:
+            InputError: Colours are shuffled, and the network sees luma only.
+        """
+        shuffle = self.augmentation and self.augmentation.channel_shuffle
+        if shuffle and num_channels == 1:
+            raise InputError(
+                f"data.channel_shuffle={shuffle}: this network sees luma only; set data.channel_shuffle=null, or "
+                "model.network.num_channels=3"
+            )
+
     def _leave_out_lr_files(self) -> None:
         if unused := sum(pair.lr is not None for pair in (*self.train, *self.val)):
             log.info("the LR files of %d images are ignored: LR is made by %s", unused, self.random_degradation.name)

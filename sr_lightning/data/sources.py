@@ -261,7 +261,7 @@ def benchmark_names(root: str | Path) -> list[str]:
 
 def benchmark_path(root: str | Path, name: str) -> Path:
     """Return the place of a test set below a data root, whether it exists or not."""
-    return Path(root).expanduser() / "benchmark" / name
+    return Path(str(root)).expanduser() / "benchmark" / str(name)
 
 
 def _image_files(folder: str) -> list[Path]:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sr_lightning.configs import command
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.crops import BASELINE, Crop, find_crops
 from sr_lightning.evaluation.score_table import NOT_SCORES
@@ -208,9 +209,9 @@ def write_evaluation_report(
         "protocol in words": protocol.description,
         "computed on": f"{device}, PyTorch {torch.__version__}",
     }
-    command = shlex.join(["python", *sys.argv])
+    words = f"{command(sys.argv[0])} {shlex.join(sys.argv[1:])}"
     path = RunFolder(run_dir).report
-    write_report(path, rows, versions, leaderboard=leaderboard, facts=facts, subjects=subjects, commands=[command])
+    write_report(path, rows, versions, leaderboard=leaderboard, facts=facts, subjects=subjects, commands=[words])
 
 
 def _sets(rows: Sequence[Mapping[str, Any]], versions: Sequence[Versions], url: Any) -> list[dict[str, Any]]:

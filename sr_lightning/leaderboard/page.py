@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sr_lightning.configs import command
 from sr_lightning.evaluation.subjects import thinned
 from sr_lightning.leaderboard.runs import Group
 from sr_lightning.leaderboard.table import remarks
@@ -89,4 +90,4 @@ def _command(directory: Path) -> str:
     settings = [word for word in sys.argv[1:] if "=" in word and word.lstrip("+").partition("=")[0] not in OF_TABLE]
     place = relative(directory)
     words = [f"ckpt={hydra_value(str(place))}", *settings, f"hydra.run.dir={hydra_value(str(place / REPORT))}"]
-    return shlex.join(["python", "evaluate.py", *words])
+    return f"{command('evaluate.py')} {shlex.join(words)}"

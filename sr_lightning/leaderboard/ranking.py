@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sr_lightning.configs import command
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.checks import paths_of
@@ -263,11 +264,11 @@ def write(folder: Path, rows: Rows, left_out: Rows, notes: Sequence[str]) -> dic
         "± is the standard deviation over seeds",
         *notes,
     ]
-    command = shlex.join(["python", *sys.argv])
+    words = f"{command(sys.argv[0])} {shlex.join(sys.argv[1:])}"
     text = markdown(rows, left_out, notes)
-    write_text(folder / "leaderboard.md", f"{text}\n    {command}\n")
+    write_text(folder / "leaderboard.md", f"{text}\n    {words}\n")
     write_csv(folder / "leaderboard.csv", rows)
-    content = {"rows": rows, "not_in_the_table": left_out, "notes": notes, "command": command}
+    content = {"rows": rows, "not_in_the_table": left_out, "notes": notes, "command": words}
     write_json(folder / "leaderboard.json", content)
     columns = shutil.get_terminal_size()[0]
     log.info("%s\n%s", folder / "leaderboard.md", markdown(rows, left_out, notes, columns))

@@ -213,10 +213,24 @@ def exit_reason(code: int) -> str:
 
 
 def quoted(value: object) -> str:
-    """Quote a value for Hydra's command line."""
-    return "'" + str(value).replace("'", r"\'") + "'"
+    r"""Quote a value for Hydra's command line.
+
+    Backslashes are doubled only before a quotation mark, as Hydra reads them.
+
+    >>> print(quoted("it's"), quoted("C:\\"))
+    'it\'s' 'C:\\'
+    """
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda end: 2 * end[1] + (r"\'" if end[2] else ""), str(value)) + "'"
+
+
+def unquoted(text: str) -> str:
+    """Return the value of a text on Hydra's command line, which may be quoted."""
+    mark = text[:1]
+    if mark not in ("'", '"') or len(text) < 2 or text[-1] != mark:
+        return text
+    return re.sub(rf"((?:\\\\)*)(\\{mark}|\Z)", lambda end: end[1][::2] + end[2][1:], text[1:-1])
 
 
 def hydra_value(text: str) -> str:
     """Quote a text for Hydra's command line where necessary."""
-    return text if re.fullmatch(r"[\w./-]+", text) else quoted(text)
+    return text if re.fullmatch(r"[\w./-]+", text, re.ASCII) else quoted(text)

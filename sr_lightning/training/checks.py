@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from sr_lightning.cli import resume_override
+from sr_lightning.configs import command
 from sr_lightning.data.sources import benchmark_folder, check_benchmarks, folder_pairs
 from sr_lightning.errors import InputError, find_input_error, raise_all
 from sr_lightning.metrics.measure_names import check_measures
@@ -111,9 +112,9 @@ def finished_score(cfg: DictConfig) -> float | None:
     steps = f"{result['steps']:,}"
     done = f"the run stopped early at step {steps} ({early})" if early else f"all {steps} steps are done"
     log.info(
-        "nothing is left to train: %s, best %.2f dB at step %s. To train longer: python train.py %s max_steps=%d "
-        "extend=stretch",
-        *(done, result["psnr"], result.get("best_step"), resume_override(cfg.run_dir), 2 * cfg.max_steps),
+        "nothing is left to train: %s, best %.2f dB at step %s. To train longer: %s %s max_steps=%d extend=stretch",
+        *(done, result["psnr"], result.get("best_step"), command("train.py"), resume_override(cfg.run_dir)),
+        2 * cfg.max_steps,
     )
     return result["psnr"]
 

@@ -119,6 +119,9 @@ def build_on_meta(cfg: DictConfig) -> tuple[SRModule, SRDataModule | None]:
             module.configure_optimizers()
     with collecting_errors(wrong):
         datamodule = data_of(cfg)
+    with collecting_errors(wrong):
+        if module is not None and datamodule is not None:
+            datamodule.check_channels(module.network.num_channels)
     if wrong:
         raise InputError("\n".join(wrong))
     return module, datamodule

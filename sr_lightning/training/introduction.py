@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sr_lightning.callbacks.early_stopping import condition
 from sr_lightning.cli import hydra_value, resume_override
+from sr_lightning.configs import command
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
 from sr_lightning.data.sources import Pair
@@ -107,12 +108,12 @@ def conclude(cfg: DictConfig, result: Mapping[str, Any]) -> None:
     if is_cell() or cfg.get("debug"):
         return
     compared = shlex.quote(f"runs=[{hydra_value(str(run_dir))},OTHER_RUN]")
-    for purpose, command in {
+    for purpose, line in {
         "enlarge": f"python -m sr_lightning.upscale -c {shlex.quote(str(run_dir))} PHOTO",
-        "compare": f"python evaluate.py {compared} 'benchmarks=[Set5]'",
-        "longer": f"python train.py {resume_override(cfg.run_dir)} max_steps={2 * cfg.max_steps} extend=stretch",
+        "compare": f"{command('evaluate.py')} {compared} 'benchmarks=[Set5]'",
+        "longer": f"{command('train.py')} {resume_override(cfg.run_dir)} max_steps={2 * cfg.max_steps} extend=stretch",
     }.items():
-        log.info("%-8s %s", purpose, command)
+        log.info("%-8s %s", purpose, line)
 
 
 def device_name(cfg: DictConfig) -> str:

@@ -206,12 +206,7 @@ def preflight(module: SRModule, datamodule: SRDataModule) -> None:
     Raises:
         InputError: Validation images are too small to be scored or too flat, or other bad user input.
     """
-    shuffle = datamodule.augmentation and datamodule.augmentation.channel_shuffle
-    if shuffle and module.network.num_channels == 1:
-        raise InputError(
-            f"data.channel_shuffle={shuffle}: this network sees luma only; set data.channel_shuffle=null, or "
-            "model.network.num_channels=3"
-        )
+    datamodule.check_channels(module.network.num_channels)
     datamodule.setup()
     scale, store = module.network.scale, datamodule.val_store
     least = WINDOW + 2 * module.protocol.border_for(scale)

@@ -113,7 +113,7 @@ def build_trainer(
     try:
         trainer = instantiate(settings, _convert_="all", **arguments)
     except InstantiationException as error:
-        if isinstance(error.__cause__, MisconfigurationException | ValueError):
+        if isinstance(error.__cause__, MisconfigurationException | ValueError | TypeError):
             raise InputError(f"trainer: {error.__cause__}") from error
         raise
     trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # noqa: SLF001  it broadcasts amid a step

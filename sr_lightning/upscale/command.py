@@ -162,7 +162,9 @@ def run(options: argparse.Namespace) -> list[str]:
         raise InputError(f"--png-compression {options.png_compression}: choose a number from 0 to 9")
     check_options(options.device, options.precision, options.tile)
     check_suffix(options.suffix, options.out)
-    checkpoint = find_checkpoint(options.ckpt or default_for(parse_factor(options.factor) if options.factor else None))
+    checkpoint = find_checkpoint(
+        default_for(parse_factor(options.factor) if options.factor else None) if options.ckpt is None else options.ckpt
+    )
     sources = find_inputs(options.inputs, options.out, recursive=options.recursive)
     out = STDOUT if options.out is None and options.inputs == ["-"] else options.out
     check_output(sources, out, options.format)

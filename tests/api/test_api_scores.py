@@ -85,6 +85,8 @@ def test_frame_needs_pandas_and_has_a_row_per_image(monkeypatch):
         (([],), "evaluate() needs a network"),
         ((3,), "not a int"),
         (("no/file",), "there is no file or folder no/file"),
+        ((Bicubic(scale=2), None), "benchmarks=null: give a list"),
+        ((Bicubic(scale=2), "Tiny", "protocol.lr_source=x"), "protocol: lr_source='x': choose"),
         ((Bicubic(scale=2), "Small"), "no test set Small (available: Tiny)"),
         ((Bicubic(scale=2), "Tiny", "ckpt=a"), "ckpt=a: networks are the first argument"),
         ((Bicubic(scale=2), "Tiny", "protokol=daala"), "there is no setting protokol; did you mean protocol?"),

@@ -3,13 +3,20 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
+from hydra import compose as compose_here
+from hydra import initialize_config_dir
 
 import sr_lightning
+from sr_lightning.api import training
 from sr_lightning.api.settings import arguments
+from sr_lightning.cli import compose_config, name_run
 from sr_lightning.errors import InputError
+from sr_lightning.sweeps.run import hydra_value
 from tests.helpers import ROOT, compose, differences, run
 
 QUICK = ("max_steps=4", "val_every=2", "save_every=2")
@@ -41,15 +48,54 @@ def test_run_has_result_scores_pictures_and_network(trained_here):
 
 def test_folder_is_a_data_set_on_the_command_line_and_in_python(command, pictures):
     words = [word for word in command[1:] if not word.startswith("data=") and not word.startswith("data.hr=")]
-    from sr_lightning.cli import compose_config
-
     cfg = compose_config("train", [*words, *arguments((), {"data": pictures}), "name=test", "run_dir=nowhere"])
     assert cfg.data.hr == str(pictures) and cfg.data._target_ == compose("data=folder", "data.hr=x").data._target_
+
+
+def test_odd_texts_reach_hydra_unchanged(tmp_path):
+    folder = tmp_path / "it's = {é}, \\"
+    folder.mkdir()
+    words = arguments(
+        ("~logger",), {"data": folder, "name": "1_0\\'", "cache_dir": "é", "seed": np.int64(3), "gan": None}
+    )
+    cfg = compose_config("train", [*words, "run_dir=nowhere"])
+    assert (
+        cfg.data.hr == str(folder)
+        and cfg.name == "1_0\\'"
+        and cfg.seed == 3
+        and cfg.cache_dir == "é"
+        and "gan" not in cfg
+    )
+    assert name_run(f"resume={hydra_value(str(folder / 'checkpoints' / 'last.ckpt'))}") == words[1].replace(
+        "data=", "resume="
+    )
+
+
+def test_callers_hydra_and_threads_are_left_alone(tmp_path):
+    (tmp_path / "mine.yaml").write_text("a: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        with ThreadPoolExecutor(4) as threads:
+            configs = list(threads.map(lambda seed: compose_config("train", [f"seed={seed}"]), range(4)))
+        assert [cfg.seed for cfg in configs] == [0, 1, 2, 3] and compose_here("mine") == {"a": 1}
+
+
+def test_killed_training_names_signal_and_way_on(monkeypatch, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    monkeypatch.setattr(training, "PROJECT", tmp_path)
+    script = "import json, os; from pathlib import Path\nPath(os.environ['SR_LIGHTNING_ANSWER']).write_text(json.dumps("
+    (tmp_path / "train.py").write_text(f"{script}{{'run_dir': {str(tmp_path)!r}}}))\nos.kill(os.getpid(), 9)\n")
+    with pytest.raises(RuntimeError) as caught:
+        sr_lightning.train()
+    assert str(caught.value).startswith("training: killed by signal 9 (SIGKILL)")
+    assert f"To go on: train(resume='{tmp_path}')" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"model": None}, "model=null is not one of bicubic, "),
+        ({"experiment": ["espcn_fast", "no"]}, "experiment=no is not one of article_espcn, "),
         ({"modell": "espcn"}, "there is no setting modell; did you mean model?"),
         ({"model": "espcnn"}, "model=espcnn is not one of bicubic, "),
         ({"data": "no/folder"}, "data=no/folder is neither a folder nor one of "),

@@ -82,6 +82,7 @@ WRONG_SETTINGS = [
     (["data.residence=disk"], "choose mmap, memory or device"),
     (["data.hr=null"], "data=folder needs data.hr=DIR, the folder of the HR images"),
     (["dry_run=true", "max_steps=null"], "invalid numbers: max_steps=null"),
+    (["dry_run=true", "data.channel_shuffle=0.5"], "data.channel_shuffle=0.5: this network sees luma only"),
     (["max_steps=null"], "invalid numbers: max_steps=null (must be a whole number of at least 1)"),
     (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
     (

@@ -447,6 +447,12 @@ def test_wrong_checkpoint_ends_the_command(folder, tmp_path, command, caplog):
     assert f"{tmp_path} is a folder without a checkpoint" in caplog.text
 
 
+def test_empty_name_is_not_the_included_network(command, folder, caplog, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert command(folder / "png.png", ckpt="") == 1
+    assert ". is a folder without a checkpoint" in caplog.text
+
+
 def test_self_ensemble_commutes_with_rotation(folder, tmp_path, command):
     with Image.open(folder / "png.png") as image:
         image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png")
