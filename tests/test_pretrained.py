@@ -75,3 +75,9 @@ def test_file_has_priority_over_a_name_that_it_shares(tmp_path, monkeypatch, tra
 def test_unknown_name_is_answered_with_those_that_exist():
     with pytest.raises(sr_lightning.errors.InputError, match=r"luma_x5 among .*luma_x2"):
         sr_lightning.load("luma_x5")
+
+
+@pytest.mark.parametrize("path", [None, 3])
+def test_what_is_no_path_is_one_line(path):
+    with pytest.raises(sr_lightning.errors.InputError, match=f"^{path} is neither a path nor a name of weights$"):
+        sr_lightning.load(path)

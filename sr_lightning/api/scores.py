@@ -5,6 +5,7 @@ import copy
 import csv
 import html
 import io
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -164,10 +165,8 @@ def _named(models: Any) -> list[tuple[str | None, Any]]:
 def _checked(subject: Any) -> Any:
     from torch import nn
 
-    from sr_lightning.api.training import Run
-
-    if isinstance(subject, str | Path | Run):
-        return find_checkpoint(subject.folder if isinstance(subject, Run) else subject)
+    if isinstance(subject, str | os.PathLike):
+        return find_checkpoint(subject)
     if isinstance(subject, Upscaler) and subject.read is None:
         raise InputError("this Upscaler was built from a network in memory: pass the network itself to evaluate()")
     is_network = isinstance(subject, nn.Module) and hasattr(subject, "scale") and hasattr(subject, "num_channels")

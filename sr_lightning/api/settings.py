@@ -1,8 +1,8 @@
 """Settings as Python values, and the arguments of a command that say the same."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sr_lightning.errors import InputError
@@ -47,9 +47,10 @@ def _text(key: str, value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, str | Path):
-        is_word = re.fullmatch(r"[-+]?(null|true|false|nan|inf|[-+.\de_]+)", str(value), re.IGNORECASE) is None
-        return hydra_value(str(value)) if is_word else quoted(value)
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        is_word = re.fullmatch(r"[-+]?(null|true|false|nan|inf|[-+.\de_]+)", text, re.IGNORECASE) is None
+        return hydra_value(text) if is_word else quoted(text)
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return f"[{','.join(_text(key, item) for item in value)}]"
     raise InputError(f"{key}={value!r}: give a number, a text, true, false, None or a list of them")

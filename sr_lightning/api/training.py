@@ -26,14 +26,17 @@ QUOTED = 20  # last lines of the output of a training that failed without a mess
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished training.
+class Run(os.PathLike[str]):
+    """A finished training. It can be given wherever its folder can: to `load`, `evaluate` and `train(resume=run)`.
 
     Attributes:
         folder: The run's directory.
     """
 
     folder: Path
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     @property
     def result(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Paths of the files in a run's directory."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,7 @@ class RunFolder:
         return any(path.exists() for path in (self.result, self.config, self.checkpoints, self.log))
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """Resolve a path to a file of trained weights: the file itself, or the best checkpoint of a run's directory.
 
     A name of `pretrained.included`, such as "luma_x2", is that of a network that comes with the package, and one of
@@ -61,9 +62,13 @@ def find_checkpoint(path: str | Path) -> Path:
         InputError: The path does not exist, or the directory or the artifact has no checkpoint; or as of
             `web.web_weights` and `hub.hub_weights`.
     """
+    try:
+        path = os.fspath(path)
+    except TypeError:
+        raise InputError(f"{path!r} is neither a path nor a name of weights") from None
     for prefixes, remote in REMOTE.items():
-        if str(path).startswith(prefixes):
-            return remote(str(path))
+        if path.startswith(prefixes):
+            return remote(path)
     path = Path(path).expanduser()
     if not path.exists():
         names = included()

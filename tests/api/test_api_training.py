@@ -43,7 +43,8 @@ def test_run_has_result_scores_pictures_and_network(trained_here):
     scores = trained_here.scores
     assert {row["model"] for row in scores} == {"bicubic", "espcn"} and scores.pictures
     assert scores.means()[0]["psnr_y"] == pytest.approx(trained_here.result["bicubic"])
-    assert trained_here.load().scale == 2
+    assert trained_here.load().scale == sr_lightning.load(trained_here).scale == 2
+    assert arguments((), {"resume": trained_here}) == arguments((), {"resume": trained_here.folder})
 
 
 def test_folder_is_a_data_set_on_the_command_line_and_in_python(command, pictures):
