@@ -7,7 +7,7 @@ from omegaconf import OmegaConf, open_dict
 from sr_lightning.callbacks.pruning import MIN_RIVALS, Pruning, best_until
 from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
 from sr_lightning.runs.result import read_result
-from sr_lightning.sweeps.processes import PARENT
+from sr_lightning.sweeps.processes import CELL, PARENT
 from sr_lightning.training.train import train
 from tests.helpers import CONF, compose, rows_of
 
@@ -81,6 +81,7 @@ def test_pruned_cell_is_marked_and_resumes_without_pruning(command, tmp_path, mo
         return read_result(run_dir)
 
     monkeypatch.setenv(PARENT, "1")
+    monkeypatch.setenv(CELL, "1")
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # and afterwards
     for i in range(MIN_RIVALS):
         rival = cell(tmp_path / "sweep", f"rival{i}", [0.0, 20.0, 99.0])
