@@ -183,9 +183,11 @@ def name_folder(argument: str) -> list[str]:
     (['data=folder', 'data.hr=/'], ['data=t91'])
     """
     key, _, value = argument.partition("=")
+    if key != "data":
+        return [argument]
     path = unquoted(value)
     is_option = path in [option.stem for option in (CONF / "data").glob("*.yaml")]
-    is_folder = key == "data" and path and not is_option and Path(path).expanduser().is_dir()
+    is_folder = path and not is_option and Path(path).expanduser().is_dir()
     return ["data=folder", f"data.hr={value}"] if is_folder else [argument]
 
 

@@ -78,7 +78,7 @@ def list_weights() -> str:
     """Format all weights that have a name as a Markdown table: those that come with the package, and published ones."""
     lines = [["name", "network", "scale", "Set5", "BSD100", "kB", "licence", "from", "sha256 stated by"]]
     for name, path in included().items():
-        card = card_of(path) or {}
+        card = card_of(path)
         network, _, purpose = card["title"].partition(", ")
         network, _, scale = network.rpartition(" ")
         psnr = [f"{card['scores'][dataset]['psnr']:.2f}" for dataset in ("Set5", "BSD100")]
@@ -97,7 +97,7 @@ def describe_weights(name: str) -> str:
         entry = PUBLISHED[name]
         facts = {"network": f"{entry.network}, x{entry.scale}", "address": entry.url, "licence": entry.licence}
         return card_text(name, facts | {"sha256": f"{entry.sha256}, stated by {entry.stated_by}"})
-    card = card_of(included()[name]) or {}
+    card = card_of(included()[name])
     scores = [
         f"{dataset} {row['psnr']:.2f} dB, SSIM {row['ssim']:.4f}, bicubic {row['bicubic']:.2f} dB"
         for dataset, row in card["scores"].items()

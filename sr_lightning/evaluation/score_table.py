@@ -85,8 +85,13 @@ def score_lines(rows: Sequence[dict[str, Any]], images_of: str | None = None) ->
 
 def write_results(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as CSV, completely or not at all."""
+    write_text(path, csv_text(rows))
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Format rows as CSV, with the columns of the first."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()

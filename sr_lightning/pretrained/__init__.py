@@ -33,8 +33,8 @@ def default_for(factor: Fraction | None) -> str:
     return f"luma_x{next((scale for scale in scales if scale >= (factor or 2)), scales[-1])}"
 
 
-def card_of(path: str | Path) -> dict[str, Any] | None:
-    """Return the card in a file of weights; None without one.
+def card_of(path: str | Path) -> dict[str, Any]:
+    """Return the card in a file of weights that comes with the package.
 
     Returns:
         title, recipe, commit, data, terms (of the data), protocol, scores (data set -> psnr, ssim and bicubic's psnr),
@@ -47,4 +47,4 @@ def card_of(path: str | Path) -> dict[str, Any] | None:
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         metadata = json.loads(file.read(length)).get("__metadata__", {})
-    return json.loads(metadata[CARD]) if CARD in metadata else None
+    return json.loads(metadata[CARD])

@@ -1,8 +1,6 @@
 """The files of a shared network, without paths and names of this machine."""
 
-import csv
 import hashlib
-import io
 import json
 import re
 import shlex
@@ -17,8 +15,9 @@ from omegaconf import OmegaConf
 from sr_lightning.api.scores import Scores, read_scores
 from sr_lightning.checkpoints.checkpoint import Trained, load_best
 from sr_lightning.checkpoints.interop import save_weights
-from sr_lightning.configs import CONF
+from sr_lightning.configs import CONF, command
 from sr_lightning.errors import InputError
+from sr_lightning.evaluation.score_table import csv_text
 from sr_lightning.export import metadata
 from sr_lightning.pretrained.hub import MANIFEST, PREFIX
 from sr_lightning.runs.folder import RunFolder
@@ -84,7 +83,7 @@ def facts_of(run: RunFolder, licence: str, reference: str) -> Facts:
         raise InputError(f"{run.path} is not the directory of a run: it has no config.yaml")
     result = read_result(run.path)
     if result is None or result["status"] != FINISHED:
-        raise InputError(f"{run.path} has not finished: python train.py resume={run.path}")
+        raise InputError(f"{run.path} has not finished: {command('train.py')} resume={run.path}")
     config = read_config(run.config)
     root, trained, scores = str(config.data_root).rstrip("/"), load_best(run.best), read_scores(run.path)
     first = next(iter(earlier_parts(run.path / "provenance.json")), {})
@@ -195,13 +194,3 @@ def write_files(facts: Facts, folder: Path) -> list[str]:
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     write_text(folder / MANIFEST, json.dumps(digests, indent=1) + "\n")
     return [*names, MANIFEST]
-
-
-def csv_text(rows: Any) -> str:
-    """Format rows, which may have different columns, as CSV."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

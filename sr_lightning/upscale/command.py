@@ -207,7 +207,7 @@ def run(options: argparse.Namespace) -> list[str]:
 
 def about_default(path: Path) -> str:
     """Describe the network that is used without `--ckpt`."""
-    card = card_of(path) or {}
+    card = card_of(path)
     gains = [f"{scores['psnr'] - scores['bicubic']:+.1f} dB on {name}" for name, scores in card["scores"].items()]
     return (
         f"{path.stem} comes with this program: {' and '.join(gains)} over bicubic. It does not remove the noise of "
