@@ -275,7 +275,7 @@ class Muon(Optimizer):
         # One multiply-add, as with alpha=, and the same bits; a product and a sum round twice
         torch._foreach_addcmul_(parameters, updates.unbind(), [step_size] * len(parameters))
 
-    def _update_by_adam(self, part: Part, kept: Tensor, roots: Sequence[Tensor], step_sizes: Sequence[Tensor]) -> None:
+    def _update_by_adam(self, part: Part, kept: Tensor, roots: list[Tensor], step_sizes: list[Tensor]) -> None:
         """Update parameters like `torch.optim.AdamW`; all numbers are 0-dimensional tensors."""
         group, parameters, (beta1, beta2) = part.group, part.parameters, part.group["adam_betas"]
         states = [self.state[parameter] for parameter in parameters]
