@@ -5,7 +5,7 @@ What it computes is fixed when it is recorded, down to the addresses of its tens
 for each batch (learning rates, bias corrections, the weight of the average) arrives in one tensor.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,82 +38,81 @@ def cuda_graph(program: Program) -> Program:
 
 
 class RecordedStep:
-    """The step of an `SRModule` on a batch: forward and backward pass, clipping, optimizer, moving average.
+    """The step of a module on a batch: gradients, clipping and update of each optimizer in turn, moving average.
 
-    Building one leaves the module, the optimizer and the random state as they were; each replay is a step.
+    Building one leaves the module, the optimizers and the random state as they were; each replay is a step.
 
     Args:
         module: In training mode.
-        optimizer: Of its parameters: Muon, or one of FUSED, whose fused form is used.
+        optimizers: Those of the losses in `module.losses_of`: Muon, or one of FUSED, whose fused form is used.
         batch: lr and hr (N, 3, h, w) in [0, 1] on the module's device. Later batches have the same shapes.
-        clip: Clips the gradients, which the parameters hold.
+        finish: Clips the gradients of an optimizer, which its parameters hold; returns their norms before that, (K,).
         record: `cuda_graph`, or what computes the same.
 
     Attributes:
-        terms: Loss and its terms of the latest batch by logged name, 0-dimensional.
-        norms: Norm of the gradient of each parameter before clipping, (K,).
+        terms: Losses and their terms of the latest batch by logged name, 0-dimensional.
+        norms: What `finish` has returned for each optimizer.
     """
 
     def __init__(
         self,
         module: "SRModule",
-        optimizer: Optimizer,
+        optimizers: Sequence[Optimizer],
         batch: Mapping[str, Tensor],
-        clip: Program = lambda: None,
+        finish: Callable[[Optimizer], Tensor] | None = None,
         record: Recorder = cuda_graph,
     ) -> None:
-        self.module, self.optimizer, self.clip = module, optimizer, clip
-        optimizer._opt_called = True  # noqa: SLF001  schedules of torch warn if there was no step before theirs
-        self.rule = optimizer if isinstance(optimizer, Muon) else FusedRule(optimizer)
+        self.module, self.optimizers, self.finish = module, optimizers, finish or module.gradient_norms_of
+        for optimizer in optimizers:
+            optimizer._opt_called = True  # noqa: SLF001  schedules of torch warn if there was no step before theirs
+        self.rules = [each if isinstance(each, Muon) else FusedRule(each) for each in optimizers]
+        self.plans: list[Any] = [None] * len(optimizers)
         self.images = {name: image.clone() for name, image in batch.items()}
+        self.losses = module.losses_of(self.images)
         self.terms: dict[str, Tensor] = {}
-        self.norms = torch.empty(0)
-        self.numbers = torch.empty(0)
-        with _kept(module, optimizer), _side_stream(module.device):
+        self.norms = [torch.empty(0)] * len(optimizers)
+        self.numbers = [torch.empty(0)] * len(optimizers)
+        self.weight = self._number(0.0)
+        with _kept(module, optimizers), _side_stream(module.device):
             for _ in range(WARM_UP):
-                self._compute_gradients()
-                self.plan = self.rule.plan()
-                self.numbers = self._numbers()
-                self._update()
-        self.replay = record(self._step)
+                self._compute(plan=True)
+        self.replay = record(self._compute)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> None:
         """Take the step of a batch."""
         for name, image in self.images.items():
             image.copy_(batch[name])
-        self.numbers.copy_(self._numbers(), non_blocking=True)
+        for numbers, rule, plan in zip(self.numbers, self.rules, self.plans, strict=True):
+            numbers.copy_(self._number(rule.advance(plan)), non_blocking=True)
+        if self.module.averaged is not None:
+            self.weight.copy_(self._number(self.module.average_weight()), non_blocking=True)
         self.replay()
 
-    def _numbers(self) -> Tensor:
-        """Return the numbers of the next step, (K,) float64: those of the optimizer, and the weight of the average."""
-        values = self.rule.advance(self.plan)
-        values.append(0.0 if self.module.averaged is None else self.module.average_weight())
+    def _number(self, value: float | list[float]) -> Tensor:
+        """Return numbers of the host on the device, float64."""
         on_gpu = self.module.device.type == "cuda"  # pinned: the copy does not wait for the device
-        return torch.tensor(values, dtype=torch.float64, pin_memory=on_gpu).to(self.module.device, non_blocking=True)
+        return torch.tensor(value, dtype=torch.float64, pin_memory=on_gpu).to(self.module.device, non_blocking=True)
 
-    def _step(self) -> None:
-        self._compute_gradients()
-        self._update()
-
-    def _compute_gradients(self) -> None:
+    def _compute(self, plan: bool = False) -> None:
+        """Take a step; `plan`: find out the parameters and the numbers of the updates, which needs gradients."""
         module = self.module
-        self.optimizer.zero_grad()
         means, module.running_means = module.running_means, RunningMeans()
         try:
-            loss = module.loss_of(self.images)  # in the precision around it
+            for i, (optimizer, rule, loss_of) in enumerate(zip(self.optimizers, self.rules, self.losses, strict=True)):
+                optimizer.zero_grad()
+                loss = loss_of()  # in the precision around it
+                with torch.autocast(module.device.type, enabled=False):
+                    loss.backward()
+                    self.norms[i] = self.finish(optimizer)
+                    if plan:
+                        self.plans[i] = rule.plan()
+                        self.numbers[i] = self._number(rule.advance(self.plans[i]))
+                    rule.update(self.plans[i], self.numbers[i])
             self.terms = dict(module.running_means.sums)
         finally:
             module.running_means = means
-        with torch.autocast(module.device.type, enabled=False):
-            loss.backward()
-            self.norms = module.gradient_norms_of(self.optimizer)
-            self.clip()
-
-    def _update(self) -> None:
-        with torch.autocast(self.module.device.type, enabled=False):
-            self.rule.update(self.plan, self.numbers[:-1])
-            if self.module.averaged is not None:
-                self.module.update_average(self.numbers[-1])
+        if module.averaged is not None:
+            module.update_average(self.weight)
 
 
 class FusedRule:
@@ -154,25 +153,30 @@ class FusedRule:
 
 
 @contextmanager
-def _kept(module: "SRModule", optimizer: Optimizer) -> Iterator[None]:
+def _kept(module: "SRModule", optimizers: Sequence[Optimizer]) -> Iterator[None]:
     """Restore weights, average, buffers, optimizer state and random state after the block, in the same memory."""
+    weights = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     averaged = [] if module.averaged is None else [*module.averaged.parameters()]
-    tensors = [*module.network.parameters(), *averaged, *module.buffers()]
+    tensors = [*weights, *averaged, *module.buffers()]
     clones = [tensor.detach().clone() for tensor in tensors]
-    states = {p: {key: _copy(value) for key, value in state.items()} for p, state in optimizer.state.items()}
+    states = [
+        {parameter: {key: _copy(value) for key, value in state.items()} for parameter, state in each.state.items()}
+        for each in optimizers
+    ]
     gpus = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(gpus):
         yield
     with torch.no_grad():
         for tensor, clone in zip(tensors, clones, strict=True):
             tensor.copy_(clone)
-        for parameter, state in optimizer.state.items():
-            before = states.get(parameter, {})
-            for key, value in state.items():
-                if isinstance(value, Tensor):
-                    value.copy_(before[key]) if key in before else value.zero_()
-                else:
-                    state[key] = before.get(key, 0)
+        for optimizer, earlier in zip(optimizers, states, strict=True):
+            for parameter, state in optimizer.state.items():
+                before = earlier.get(parameter, {})
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        value.copy_(before[key]) if key in before else value.zero_()
+                    else:
+                        state[key] = before.get(key, 0)
 
 
 def _copy(value: Any) -> Any:

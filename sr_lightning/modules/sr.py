@@ -219,15 +219,28 @@ class SRModule(pl.LightningModule):
 
     def replay(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take the whole step of a batch, optimizer and average included, as it was recorded at the first batch."""
-        (optimizer,) = self.trainer.optimizers
+        recorded = self.replayed(batch)
+        self.end_of_step(batch_idx)
+        self.judge_norms(*recorded.optimizers, *recorded.norms)
+
+    def replayed(self, batch: dict[str, Tensor]) -> RecordedStep:
+        """Take the recorded step of a batch, add its losses to the running means, and return it."""
         if self.recorded is None:
-            limit = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
-            clip = partial(self.configure_gradient_clipping, optimizer, *limit)
-            self.recorded = RecordedStep(self, optimizer, batch, clip, self.record)
+            self.recorded = RecordedStep(self, self.trainer.optimizers, batch, self.finish_gradients, self.record)
         self.recorded(batch)
         self.running_means.add(self.recorded.terms)
-        self.end_of_step(batch_idx)
-        self.judge_norms(optimizer, self.recorded.norms)
+        return self.recorded
+
+    def losses_of(self, batch: dict[str, Tensor]) -> list[Callable[[], Tensor]]:
+        """Return functions that compute the losses of a batch for the step of each optimizer, called in turn."""
+        return [partial(self.loss_of, batch)]
+
+    def finish_gradients(self, optimizer: Optimizer) -> Tensor:
+        """Clip the gradients of an optimizer, and return their norms before that, (K,)."""
+        norms = self.gradient_norms_of(optimizer)
+        limit = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+        self.configure_gradient_clipping(optimizer, *limit)
+        return norms
 
     def end_of_step(self, batch_idx: int) -> None:
         """Log the running means every `log_every` batches; `self.log` at each step costs more than a small network.

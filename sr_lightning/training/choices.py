@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from sr_lightning.errors import InputError
 from sr_lightning.inference import computes_in_bfloat16
-from sr_lightning.modules import SRModule
+from sr_lightning.modules import GANModule, SRModule
 from sr_lightning.modules.recorded_step import FUSED, RecordedStep, Recorder, cuda_graph
 from sr_lightning.optim import Muon
 from sr_lightning.runs.folder import RunFolder
@@ -36,6 +36,7 @@ SHORT = 200  # steps: in a shorter run, one patch is measured instead of a batch
 LONG = 1000  # steps: only in longer runs torch.compile may pay
 GRADIENT_ERROR = 0.3  # the largest relative error of a step's gradient in a lower precision
 COMPILE_GAIN = 0.2  # expected share of a step that torch.compile saves, before it is measured
+OPTIMIZERS = ("optimizer", "discriminator_optimizer")
 STEPS = 3  # per measurement of threads
 GRAPH_STEPS = 4  # with other images and learning rates each
 KINDS = {"precision": str, "threads": int, "compile": bool, "graph": bool, "processor": str}
@@ -168,18 +169,21 @@ def precision_by_flags(cfg: DictConfig) -> str:
 
 def reason_against_graph(cfg: DictConfig, module: SRModule, precision: str) -> str:
     """Return what in a run's settings keeps its steps from being a CUDA graph; empty if nothing does."""
-    optimizer = getattr(module.optimizer, "func", None)
+    partials = [getattr(module, name, None) for name in OPTIMIZERS]
+    classes = [getattr(optimizer, "func", None) for optimizer in partials if optimizer is not None]
+    others = [getattr(each, "__name__", str(each)) for each in classes if each not in (Muon, *FUSED)]
     reasons = {
         "the CPU": device_of(cfg).type != "cuda",
-        f"{type(module).__name__}, which has steps of its own": type(module) is not SRModule,
+        f"{type(module).__name__}, which has steps of its own": type(module) not in (SRModule, GANModule),
+        "model.accumulate": getattr(module, "accumulate", 1) != 1,
         "several processes": processes_of(cfg) > 1 or cfg.trainer.get("num_nodes", 1) > 1,
         "trainer.accumulate_grad_batches": cfg.trainer.get("accumulate_grad_batches", 1) != 1,
         f"trainer.precision={precision}, which scales the loss": precision.startswith("16"),
         "trainer.profiler": cfg.trainer.get("profiler") is not None,
         "model.max_skipped_batches": module.max_skipped_batches > 0,
         "model.teacher": module.teacher is not None,
-        f"the optimizer {getattr(optimizer, '__name__', optimizer)}": optimizer not in (Muon, *FUSED),
-        "dampening": bool(getattr(module.optimizer, "keywords", {}).get("dampening")),
+        f"the optimizer {', '.join(others)}": bool(others),
+        "dampening": any(getattr(each, "keywords", {}).get("dampening") for each in partials),
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)
 
@@ -284,15 +288,15 @@ class Trial:
     def change_of_weights(self, precision: str, record: Recorder | None) -> Tensor:
         """Return the change of all weights, (K,), in some steps with falling learning rates; None: not recorded."""
         module, batch = copy.deepcopy(self.module).to(self.device).train(), self.batch()
-        (optimizer,) = optimizers_of(module)
-        before = torch.cat([p.detach().flatten() for p in module.network.parameters()])
+        optimizers = optimizers_of(module)
+        before = torch.cat([p.detach().flatten() for p in module.parameters()])
         with torch.random.fork_rng(), autocast(precision, self.device):
-            step = RecordedStep(module, optimizer, batch, record=record or (lambda program: program))
+            step = RecordedStep(module, optimizers, batch, record=record or (lambda program: program))
             for number in range(GRAPH_STEPS):
-                for group in optimizer.param_groups:
+                for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                     group["lr"] /= 1 + number
                 step({name: images.roll(number, 0) / (1 + number) for name, images in batch.items()})
-        return torch.cat([p.detach().flatten() for p in module.network.parameters()]) - before
+        return torch.cat([p.detach().flatten() for p in module.parameters()]) - before
 
     def seconds(self, purpose: str, names: Sequence[str], build: Callable[[str], Step]) -> dict[str, float]:
         """Return the seconds of each form of a training step."""
@@ -362,7 +366,7 @@ def optimizers_of(module: SRModule) -> list[Optimizer]:
 
 def optimizer_classes(module: SRModule) -> list[str]:
     """Name the classes of a module's optimizers, whatever their learning rates."""
-    optimizers = [getattr(module, name, None) for name in ("optimizer", "discriminator_optimizer")]
+    optimizers = [getattr(module, name, None) for name in OPTIMIZERS]
     return [str(getattr(optimizer, "func", None)) for optimizer in optimizers]
 
 

@@ -43,7 +43,7 @@ def steps_of(words: str, device: torch.device, record: Callable) -> dict[str, Ca
             continue
         (optimizer,) = optimizers_of(module)
         with autocast(PRECISION, device):
-            step = RecordedStep(module, optimizer, batch, record=record) if name == "recorded" else None
+            step = RecordedStep(module, [optimizer], batch, record=record) if name == "recorded" else None
         forms[name] = (lambda step=step: step(batch)) if step else launched(module, optimizer, batch)
     return forms
 

@@ -21,7 +21,7 @@ def trained(record, network, optimizer, precision="32-true"):
     module.average_weight = lambda: 0.1
     first, *others = [{name: image.cuda() for name, image in b.items()} for b in batches(4, scale=network.scale)]
     with autocast(precision, torch.device("cuda")):
-        step = RecordedStep(module, optimizer, first, record=record)
+        step = RecordedStep(module, [optimizer], first, record=record)
         torch.cuda.set_sync_debug_mode("error")
         try:
             for batch in others:
@@ -31,7 +31,7 @@ def trained(record, network, optimizer, precision="32-true"):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     weights = {key: value.cpu() for key, value in module.state_dict().items()}
-    return weights, copy.deepcopy(optimizer.state_dict()), step.norms.cpu()
+    return weights, copy.deepcopy(optimizer.state_dict()), step.norms[0].cpu()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -47,7 +47,7 @@ def trained(record, network, optimizer=OPTIMIZERS["Muon"]):
     """Take steps with falling learning rates; return all state, the losses, and the norms of the last gradient."""
     module, optimizer = built(network, optimizer)
     first, *others = batches(4, scale=network.scale)
-    step, losses = RecordedStep(module, optimizer, first, record=record), []
+    step, losses = RecordedStep(module, [optimizer], first, record=record), []
     for batch in others:
         for group in optimizer.param_groups:
             group["lr"] *= 0.5
@@ -80,7 +80,7 @@ def test_building_a_step_changes_nothing(optimizer):
     first, *others = batches(4)
     for batch in others:
         before = copy.deepcopy((module.state_dict(), optimizer.state_dict()))
-        step = RecordedStep(module, optimizer, first, record=FakeGraph)
+        step = RecordedStep(module, [optimizer], first, record=FakeGraph)
         after = module.state_dict(), optimizer.state_dict()
         if before[1]["state"]:
             assert not list(differences(before, after, "state"))
@@ -112,4 +112,10 @@ def test_number_of_the_host_that_is_not_renewed_is_found(monkeypatch):
 def test_program_that_waits_for_the_device_cannot_be_recorded():
     module, optimizer = built(ESPCN(scale=2))
     with pytest.raises(RuntimeError, match="the host waits for a value"):
-        RecordedStep(module, optimizer, batches(1)[0], lambda: float(module.network.convs[0].weight.sum()), FakeGraph)
+        RecordedStep(
+            module,
+            [optimizer],
+            batches(1)[0],
+            lambda optimizer: torch.tensor(float(module.network.convs[0].weight.sum())),
+            FakeGraph,
+        )

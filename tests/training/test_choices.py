@@ -213,7 +213,8 @@ def test_recording_that_fails_leaves_the_run_without_a_graph(monkeypatch, caplog
     ("words", "reason"),
     [
         (["trainer.accelerator=cpu"], "the CPU"),
-        (["gan=pixel", "data.patch_size=16"], "GANModule, which has steps of its own"),
+        (["gan=pixel", "data.patch_size=16"], ""),
+        (["gan=pixel", "data.patch_size=16", "model.accumulate=2"], "model.accumulate"),
         (["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches"),
         (["trainer.precision=16-mixed"], "trainer.precision=16-mixed, which scales the loss"),
         (["trainer=ddp", "trainer.devices=2"], "several processes"),
