@@ -207,8 +207,10 @@ def preflight(module: SRModule, datamodule: SRDataModule) -> None:
     """Run parts of a validation image and of the first batch through network, scoring and loss, before step 1.
 
     Raises:
-        InputError: Validation images are too small to be scored or too flat, or other bad user input.
+        InputError: There is no loss, validation images are too small to be scored or too flat, or other bad user input.
     """
+    if module.loss is None and module.optimizer is not None:
+        raise InputError("model.loss=null: a network learns from a loss, such as model.loss._target_=torch.nn.L1Loss")
     datamodule.check_channels(module.network.num_channels)
     datamodule.setup()
     scale, store = module.network.scale, datamodule.val_store
