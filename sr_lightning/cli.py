@@ -27,7 +27,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sr_lightning.configs import CONF, command
-from sr_lightning.errors import InputError, find_input_error
+from sr_lightning.errors import InputError, LostProcessError, find_input_error
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.folder import RunFolder, remove_failed_start
 from sr_lightning.runs.result import record_failure
@@ -40,6 +40,7 @@ from sr_lightning.sweeps.processes import (
     exit_with_parent,
     has_parent,
     is_cell,
+    is_further_process,
     process_rank,
     tell_caller,
 )
@@ -218,7 +219,12 @@ def quote_address(argument: str) -> str:
 
 
 def check_resume(arguments: Sequence[str]) -> None:
-    """Exit if `resume=` names no run, before Hydra creates that directory."""
+    """Exit if `resume=` names no run, before Hydra creates that directory; a further process tells the first one."""
+    try:
+        if process_rank() > 0:
+            return
+    except InputError as error:
+        sys.exit(f"error: {error}")
     for value in (argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")):
         path = unquoted(value)
         if path not in ("null", "???") and "$" not in path and not RunFolder(path).config.is_file():
@@ -249,12 +255,13 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if input_error is None:
                 log.exception("failed")
             else:
-                log.error("error: %s", input_error)
+                lost = isinstance(input_error, LostProcessError)
+                log.error("error: %s", how_to_go_on(cfg, input_error) if lost else input_error)
                 tell_caller(run_dir=cfg.run_dir, error=str(input_error))
             if is_cell():
                 record_failure(cfg, str(input_error or f"{type(error).__name__}: {error}"))
             if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep, the other jobs continue
-                if process_rank() == 0:
+                if not is_further_process():
                     remove_failed_start(cfg.run_dir)
                 sys.exit(1)
             raise
@@ -262,8 +269,8 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     return wrapper
 
 
-def how_to_go_on(cfg: DictConfig, stop: Interrupted) -> str:
-    """Describe what a signal has stopped, and how to go on."""
+def how_to_go_on(cfg: DictConfig, stop: Interrupted | LostProcessError) -> str:
+    """Describe what has ended the run, and how to go on."""
     if RunFolder(cfg.run_dir).last.is_file() and not is_cell():
         return f"{stop}. To go on: {command(sys.argv[0])} {resume_override(cfg.run_dir)}"
     return str(stop)

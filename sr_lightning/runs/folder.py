@@ -106,7 +106,7 @@ def remove_failed_start(run_dir: str | Path) -> bool:
         FileLock(folder / ".lock").acquire(timeout=0).lock.release()
     except (Timeout, OSError):
         return False
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # another process of the run may do the same
     for parent in folder.parents:
         if here not in parent.parents or any(parent.iterdir()):
             break

@@ -4,6 +4,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import socket
@@ -62,11 +63,37 @@ def process_rank() -> int:
 
     torchrun sets RANK, srun SLURM_PROCID; where Lightning starts the processes of a machine, they have LOCAL_RANK, and
     machines NODE_RANK.
+
+    Raises:
+        InputError: Such a variable is not a whole number.
     """
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
-            return int(os.environ[name])
-    return int(os.environ.get("NODE_RANK", "0")) + int(os.environ.get("LOCAL_RANK", "0"))
+            return number_in_environment(name)
+    return number_in_environment("NODE_RANK", 0) + number_in_environment("LOCAL_RANK", 0)
+
+
+def number_in_environment(name: str, default: int | None = None) -> int:
+    """Return a whole number of the environment.
+
+    Raises:
+        InputError: It is missing and has no default, or is not a whole number.
+    """
+    value = os.environ.get(name, default)
+    if not re.fullmatch(r"\d+", str(value)):
+        problem = "is missing" if value is None else f"is {value!r}, not a whole number of at least 0"
+        raise InputError(f"the environment variable {name} {problem}")
+    return int(str(value))
+
+
+def srun_started() -> bool:
+    """Return True if srun has started this process, as Lightning judges it."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def is_further_process() -> bool:
+    """Return True if the first process of this machine has started this one, for another device."""
+    return os.environ.get(FIRST, str(os.getpid())) != str(os.getpid())
 
 
 def has_parent() -> bool:

@@ -24,6 +24,7 @@ from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.processes import is_cell, process_rank
+from sr_lightning.training.nodes import is_new
 from sr_lightning.utils.devices import best_device
 from sr_lightning.utils.timings import GAIN, Step, Timings, facts_of, fastest, processor
 
@@ -114,7 +115,7 @@ def choices_of_first_process(cfg: DictConfig) -> dict[str, Any]:
     """
     path = RunFolder(cfg.run_dir).config
     for _ in range(math.ceil(10 * PATIENCE)):
-        if path.is_file() and (chosen := read_config(path).get("chosen")) is not None:
+        if is_new(path) and (chosen := read_config(path).get("chosen")) is not None:
             set_threads(chosen.threads)
             return OmegaConf.to_container(chosen)
         time.sleep(0.1)

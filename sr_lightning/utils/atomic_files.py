@@ -75,6 +75,18 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+@contextmanager
+def locked_temporary(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary file for the block; one of a killed process is removed as those of `replacing`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, descriptor = _create_locked(folder)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def _create_locked(folder: Path) -> tuple[Path, int]:
     """Create a temporary file, locked as long as its descriptor is open; return both."""
     while True:
