@@ -36,6 +36,7 @@ from sr_lightning.sweeps.agents import place_run
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import relative
 from sr_lightning.sweeps.processes import (
+    IN_USE,
     exit_with_first_process,
     exit_with_parent,
     has_parent,
@@ -46,6 +47,7 @@ from sr_lightning.sweeps.processes import (
 )
 from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, unquoted
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.held_folder import FolderInUseError
 from sr_lightning.utils.messages import escape_messages
 from sr_lightning.utils.signals import Interrupted, handle_signals
 
@@ -258,12 +260,13 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 lost = isinstance(input_error, LostProcessError)
                 log.error("error: %s", how_to_go_on(cfg, input_error) if lost else input_error)
                 tell_caller(run_dir=cfg.run_dir, error=str(input_error))
-            if is_cell():
+            in_use = isinstance(input_error, FolderInUseError)
+            if is_cell() and not in_use:
                 record_failure(cfg, str(input_error or f"{type(error).__name__}: {error}"))
             if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep, the other jobs continue
                 if not is_further_process():
                     remove_failed_start(cfg.run_dir)
-                sys.exit(1)
+                sys.exit(IN_USE if is_cell() and in_use else 1)
             raise
 
     return wrapper

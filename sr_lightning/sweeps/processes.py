@@ -7,18 +7,16 @@ import os
 import re
 import runpy
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from sr_lightning.errors import InputError
+from sr_lightning.utils.held_folder import held
 
 PARENT = "SR_LIGHTNING_PARENT"  # in the environment of a cell, or of a run of Python's: the process with which it exits
 CELL = "SR_LIGHTNING_CELL"  # in a cell's environment
@@ -26,6 +24,7 @@ ANSWER = "SR_LIGHTNING_ANSWER"  # in the environment of a run of Python's: the f
 FIRST = "SR_LIGHTNING_FIRST_PROCESS"  # in the environment of a run's further processes: its first one
 PRELOADED = {"train.py": ["sr_lightning.training.train"]}  # modules that a sweep imports once for all of its cells
 PAUSE = 0.5  # seconds between two checks that the parent is alive
+IN_USE = 75  # exit code of a cell whose directory another process holds
 GRACE = 30.0  # seconds in which a terminated training can take its step to the end and save
 
 
@@ -38,24 +37,10 @@ def run_lock(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
         patience: Seconds to wait for a process that is about to end.
 
     Raises:
-        InputError: Another process holds the lock; the message names it.
+        FolderInUseError: Another process holds the directory; the message names it.
     """
-    if process_rank() > 0:
+    with nullcontext() if process_rank() > 0 else held(Path(run_dir), patience):
         yield
-        return
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    lock, owner = FileLock(Path(run_dir, ".lock")), Path(run_dir, ".owner")
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout:
-        other = owner.read_text() if owner.exists() else "another process"
-        raise InputError(f"{run_dir} is in use by {other}: wait until it ends, or end it") from None
-    try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}")
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
 
 
 def process_rank() -> int:

@@ -32,7 +32,8 @@ from sr_lightning.runs.provenance import environment
 from sr_lightning.runs.saved_config import trainer_to_resume
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.processes import is_further_process, number_in_environment, process_rank, srun_started
-from sr_lightning.utils.atomic_files import locked_temporary
+from sr_lightning.utils.atomic_files import guards, locked_temporary
+from sr_lightning.utils.held_folder import release
 from sr_lightning.utils.messages import reason
 from sr_lightning.utils.signals import Interrupted
 
@@ -313,6 +314,8 @@ class Peers:
         time.sleep(GRACE)
         try:
             log.error("error: %s", why)
+            for folder in list(guards):
+                release(folder)
         finally:
             os._exit(1)
 
