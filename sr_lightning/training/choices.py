@@ -37,7 +37,7 @@ GRADIENT_ERROR = 0.3  # the largest relative error of a step's gradient in a low
 COMPILE_GAIN = 0.2  # expected share of a step that torch.compile saves, before it is measured
 STEPS = 3  # per measurement of threads
 KINDS = {"precision": str, "threads": int, "compile": bool, "processor": str}
-PATIENCE = 300  # seconds that a process waits for the choices of the first one
+PATIENCE = 1800  # seconds that a process waits for the choices of the first one, unless trainer.timeout is given
 
 
 def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def choices_of_first_process(cfg: DictConfig) -> dict[str, Any]:
         InputError: It has written none in time.
     """
     path = RunFolder(cfg.run_dir).config
-    for _ in range(math.ceil(10 * PATIENCE)):
+    for _ in range(math.ceil(10 * (cfg.trainer.get("timeout") or PATIENCE))):
         if is_new(path) and (chosen := read_config(path).get("chosen")) is not None:
             set_threads(chosen.threads)
             return OmegaConf.to_container(chosen)
