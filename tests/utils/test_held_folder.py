@@ -130,6 +130,7 @@ def test_suspended_process_that_wakes_after_its_folder_was_taken_ends_without_a_
     write(two, "by two")
     assert two.stdout.readline() == "wrote\n"
     assert (tmp_path / "result").read_text() == "by two\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".owner", "result"]
 
 
 def test_owner_that_cannot_be_written_is_one_line_and_leaves_no_file(tmp_path, monkeypatch):
