@@ -23,9 +23,10 @@ from sr_lightning.runs.saved_config import read_config
 from sr_lightning.runs.wandb_record import AGENT
 from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
 from sr_lightning.sweeps.invocation import SweepInvocation, relative
-from sr_lightning.sweeps.processes import start_command, stop
+from sr_lightning.sweeps.processes import IN_USE, start_command, stop
 from sr_lightning.utils.atomic_files import one_at_a_time
 from sr_lightning.utils.cores import SHARE, usable_cores
+from sr_lightning.utils.held_folder import PAUSE, holder
 from sr_lightning.utils.signals import ENDING, Interrupted
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def run_cell(cfg: DictConfig) -> float:
         locks = invocation.sweep_dir / ".sweep" / "cells"
         locks.mkdir(exist_ok=True)
         with one_at_a_time(locks / f"{cell.name}.lock", str(relative(cell))):
+            wait_for_holder(cell)
             return train_cell(cfg, invocation, cell, report)
     except CellFailed:
         raise
@@ -115,6 +117,9 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
         report("running", devices=devices, started=time.time())
         code = run_in_subprocess(cfg, invocation, cell, devices, resume, report)
         ended = time.time()
+    if code == IN_USE:  # another process was faster
+        wait_for_holder(cell)
+        return train_cell(cfg, invocation, cell, report)
     result = read_result(cell)
     if result is None and code - 128 in ENDING:
         report("interrupted", ended=ended)
@@ -128,6 +133,14 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
     status = "resumed" if resume and result["status"] == FINISHED else result["status"]
     report(status, **numbers(result), ended=ended)
     return result["psnr"]
+
+
+def wait_for_holder(cell: Path) -> None:
+    """Wait while a process trains a cell that no lock of this machine reaches."""
+    if other := holder(cell):
+        log.info("%s is in use by %s: waiting until it ends", relative(cell), other)
+    while holder(cell):
+        time.sleep(PAUSE)
 
 
 def undamaged_result(cell: Path) -> dict[str, Any] | None:
