@@ -255,6 +255,8 @@ def check_choices(cfg: DictConfig) -> None:
         InputError: Names those that are none of them.
     """
     wrong = []
+    if cfg.graph not in (None, True, False):
+        wrong.append(f"graph={cfg.graph}: choose true, false, or null for false")
     if cfg.compile not in (None, True, False):
         wrong.append(f"compile={cfg.compile}: choose true, false, or null to compile if it saves time")
     if str(cfg.trainer.precision) not in PRECISIONS:

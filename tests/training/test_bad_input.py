@@ -79,7 +79,7 @@ WRONG_SETTINGS = [
     (["data.hr=nowhere"], "nowhere"),
     (["model=espnc"], "Could not find 'model/espnc'"),
     (["model.network.num_feature=[8]"], "Key 'num_feature' is not in struct"),
-    (["data.residence=disk"], "choose mmap, memory or device"),
+    (["data.residence=disk"], "choose auto, mmap, memory or device"),
     (["data.hr=null"], "data=folder needs data.hr=DIR, the folder of the HR images"),
     (["dry_run=true", "max_steps=null"], "invalid numbers: max_steps=null"),
     (["dry_run=true", "data.channel_shuffle=0.5"], "data.channel_shuffle=0.5: this network sees luma only"),
