@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -133,7 +134,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         """
         import submitit
 
-        name = f"{self.params['name']}.{Path(self.invocation).name}.{jobs[0].number}"
+        name = re.sub(r"[^\w.-]", "-", f"{self.params['name']}.{Path(self.invocation).name}.{jobs[0].number}")
         for index, job in enumerate(jobs):
             job.source = job.own_report
             job.report("waiting", job=[name, index])

@@ -10,6 +10,8 @@ from pathlib import Path
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps.invocation import FINAL_STATUSES
 
+PATIENCE = 60  # seconds for squeue
+
 
 def queued_cells(sweep_dir: Path) -> dict[str, Path]:
     """Return the cells whose jobs wait or run, each with the report that its job writes.
@@ -37,7 +39,11 @@ def queued_jobs(names: Iterable[str]) -> set[tuple[str, int]]:
         return set()
     command = ["squeue", f"--name={','.join(sorted(names))}", "--noheader", "--array", "--format=%i %j"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"launcher=slurm: squeue has not answered in {PATIENCE} seconds; run the command later"
+        ) from None
     except OSError as error:
         reason = f"squeue cannot be run ({error.strerror})"
         raise InputError(f"launcher=slurm: {reason}; start the sweep on the cluster") from None

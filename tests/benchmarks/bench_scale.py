@@ -135,31 +135,31 @@ def tables() -> None:
             gains.append(captured / (compute + 1e3 * all_reduce(sizes[name], nodes, gpus, "InfiniBand, 8 x 400 Gb/s")))
         print(f"| {name} | {' | '.join(f'{gain:.1f}' for gain in gains)} |")
 
-    print("\nHours for 16 million patches (a million steps of 16), captured, InfiniBand\n")
+    print("\nMinutes for 16 million patches (a million steps of 16), captured, InfiniBand\n")
     print("| GPUs | 1 | 8 | 32 | 256 |\n|---|---|---|---|---|")
     for name, (_, captured) in steps.items():
-        hours = []
+        minutes = []
         for nodes, gpus in ((1, 1), *CLUSTERS):
             reduce = 0 if gpus == 1 else 1e3 * all_reduce(sizes[name], nodes, gpus, "InfiniBand, 8 x 400 Gb/s")
-            hours.append((captured + reduce) * 1e6 / (nodes * gpus) / 3.6e6)
-        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in hours)} |")
+            minutes.append((captured + reduce) * 1e6 / (nodes * gpus) / 6e4)
+        print(f"| {name} | {' | '.join(f'{value:.1f}' for value in minutes)} |")
 
 
 CHECKED = {"edsr_baseline x2": 4, "swinir_light x2": 4, "rcan x4": 1}  # patches of 8 x 8 in each process
 FITTED = [2**power for power in range(14, 25, 2)]  # bytes
 
 
-def median_time(function, rounds: int) -> float:
-    """Median seconds of a call after a barrier, of the slowest process."""
+def times_of(function, rounds: int) -> list[float]:
+    """Seconds from a barrier until the slowest process has returned from a call, `rounds` times."""
     times = []
     for _ in range(rounds):
         dist.barrier()
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)
-    slowest = torch.tensor([statistics.median(times)])
+    slowest = torch.tensor(times)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
-    return float(slowest)
+    return slowest.tolist()
 
 
 def process(rank: int, number: int, gradients: dict[str, int], queue) -> None:
@@ -171,9 +171,8 @@ def process(rank: int, number: int, gradients: dict[str, int], queue) -> None:
     for size in [*FITTED, *gradients.values()]:
         tensor = torch.ones(size // 4)
         dist.all_reduce(tensor)
-        found["all-reduce"][size] = median_time(
-            lambda tensor=tensor: dist.all_reduce(tensor), 15 if size < 2**24 else 5
-        )
+        times = times_of(lambda tensor=tensor: dist.all_reduce(tensor), 21 if size < 2**24 else 5)
+        found["all-reduce"][size] = statistics.median(times)
     for name, patches in CHECKED.items() if number == 2 else ():
         network = DistributedDataParallel(build(name))
         optimizer = torch.optim.Adam(network.parameters())
@@ -190,10 +189,10 @@ def process(rank: int, number: int, gradients: dict[str, int], queue) -> None:
 
         step()
         alone, both = [], []
-        for _ in range(5):  # in turn, since the machine may be busy with something else
-            alone.append(median_time(lambda step=step: step(together=False), 3))
-            both.append(median_time(step, 3))
-        found["steps"][name] = (gradients[name], min(alone), min(both))
+        for _ in range(9):  # in turn, since the machine may be busy with something else
+            alone += times_of(lambda step=step: step(together=False), 1)
+            both += times_of(step, 1)
+        found["steps"][name] = (gradients[name], statistics.median(alone), statistics.median(both))
     if rank == 0:
         queue.put(found)
     dist.destroy_process_group()
@@ -219,7 +218,9 @@ def check() -> None:
         for size, seconds in measured.items():
             print(f"| {size:,} | {1e3 * (latency + per_byte * size):.2f} | {1e3 * seconds:.2f} |")
         if found["steps"]:
-            print("\n| step of two processes | each for itself, ms | predicted, ms | measured, ms |\n|---|---|---|---|")
+            print(
+                "\n| step of two processes | without all-reduce, ms | predicted, ms | measured, ms |\n|---|---|---|---|"
+            )
         for name, (size, alone, both) in found["steps"].items():
             print(
                 f"| {name} | {1e3 * alone:.0f} | {1e3 * (alone + latency + per_byte * size):.0f} | {1e3 * both:.0f} |"

@@ -42,7 +42,7 @@ def states(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_command_submits_and_leaves_and_the_same_command_collects_without_submitting_again(slurm, tmp_path):
     sweep = tmp_path / "left"
-    words = [*APP, f"hydra.sweep.dir={sweep}"]
+    words = [*APP, f"hydra.sweep.dir={sweep}", "'hydra.launcher.name=of mine, all'"]
     (slurm / "hold").touch()
     done = run(*words, "seed=1,2", "sweep_wait=false")
     assert "2 cells, 2 waiting" in done.stdout
