@@ -5,12 +5,14 @@ that runs and signals it as slurmctld does. Files in the folder SLURM_STAND_IN h
 
     counter             the last job's number
     12_0.task           a task: number, index, name, script, cwd, limits, state, starts
-    12_0.order          what to do with it: cancel, requeue, preempt with seconds of grace, fail as its node does
+    12_0.order          what to do with it: cancel, requeue, preempt with seconds of grace, fail as its node does, or
+                        limit, as if its time limit was near
     hold                while it exists, no task starts
     down                while it exists, squeue does not reach the controller
     kill_submitter      while it exists, sbatch kills the process that has called it, after submitting
 
-A "minute" of time limits and signals lasts SLURM_STAND_IN_MINUTE seconds, 60 by default.
+Time limits are reached by order only. A "minute" between a signal and the end lasts SLURM_STAND_IN_MINUTE seconds, or
+60.
 """
 
 import json
@@ -105,7 +107,7 @@ def sbatch(folder: Path, arguments: list[str]) -> None:
     last = re.match(r"0-(\d+)", options.get("array", ""))
     for index in range(int(last[1]) + 1) if last else [None]:
         task = {"number": number, "index": index, "name": options["job-name"], "script": str(copy), "cwd": os.getcwd()}
-        task |= {"time": float(options["time"]), "signal": options["signal"], "state": "PENDING", "starts": 0}
+        task |= {"signal": options["signal"], "state": "PENDING", "starts": 0}
         task |= {"requeue": "requeue" in options, "options": options}
         path = folder / f"{task_name(number, index)}.task"
         words = [sys.executable, "-SE", __file__, "control", path.stem]
@@ -146,9 +148,7 @@ def run_once(name: str, task: dict, orders: Path) -> tuple[str, bool]:
         environment |= {"SLURM_ARRAY_JOB_ID": str(task["number"]), "SLURM_ARRAY_TASK_ID": str(task["index"])}
     signame, _, seconds = task["signal"].partition("@")
     minute = float(os.environ.get("SLURM_STAND_IN_MINUTE", "60"))
-    delay, preempted = float(seconds) / 60 * minute, False
-    end = time.monotonic() + task["time"] * minute
-    warn = end - delay
+    delay, preempted, end, warn = float(seconds) / 60 * minute, False, float("inf"), float("inf")
     batch = subprocess.Popen(["bash", task["script"]], cwd=task["cwd"], env=environment, start_new_session=True)
     while batch.poll() is None:
         time.sleep(0.02)
@@ -158,6 +158,8 @@ def run_once(name: str, task: dict, orders: Path) -> tuple[str, bool]:
             send(name, signal.SIGTERM, but=batch.pid)
             end, preempted = now + grace, True
             warn = end - delay
+        elif word == "limit":
+            end, warn = now + delay, now
         elif word == "fail":
             send(name, signal.SIGKILL)
             return "NODE_FAIL", task["requeue"]

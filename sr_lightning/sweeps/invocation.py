@@ -109,6 +109,7 @@ class SweepInvocation:
         """Update a job's file with its cell, status and other facts."""
         path = self.report_file(number)
         known = json.loads(path.read_text()) if path.exists() else {"number": number}
+        known.pop("error", None)  # of an earlier start of the job
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(known | facts) + "\n")
 

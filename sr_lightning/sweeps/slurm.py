@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         """Let the cell save before the job is queued again: SLURM's SIGTERM would be its second one, which ends it."""
         for process in multiprocessing.active_children():
             stop(process)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # scontrol inherits it, which SLURM signals too
         return super().checkpoint(*arguments, **named)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

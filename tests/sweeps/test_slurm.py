@@ -17,7 +17,8 @@ from sr_lightning.sweeps.processes import start_command
 from sr_lightning.sweeps.slurm_queue import queued_cells, slurm_message
 from tests import slurm_stand_in
 from tests.helpers import Command, differences, metrics_of, run
-from tests.sweeps.test_sweeps import reports, results, wait_for
+from tests.sweeps import test_sweeps
+from tests.sweeps.test_sweeps import reports, results
 
 APP = ["tests/sweeps/app.py", "-m", "max_steps=10", "launcher=slurm", "trainer=cpu"]
 OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
@@ -35,6 +36,10 @@ def slurm(tmp_path, monkeypatch):
     slurm_stand_in.end_all(folder)
 
 
+def wait_for(condition):
+    return test_sweeps.wait_for(condition, seconds=200)
+
+
 def states(folder: Path) -> list[str]:
     return [task["state"] for task in slurm_stand_in.tasks(folder)]
 
@@ -42,7 +47,7 @@ def states(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_command_submits_and_leaves_and_the_same_command_collects_without_submitting_again(slurm, tmp_path):
     sweep = tmp_path / "left"
-    words = [*APP, f"hydra.sweep.dir={sweep}", "'hydra.launcher.name=of mine, all'"]
+    words = [*APP, f"hydra.sweep.dir={sweep}", "hydra.launcher.name='of mine, all'"]
     (slurm / "hold").touch()
     done = run(*words, "seed=1,2", "sweep_wait=false")
     assert "2 cells, 2 waiting" in done.stdout
@@ -93,18 +98,16 @@ def test_cell_that_is_preempted_twice_equals_an_undisturbed_one(slurm, command, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["time limit", "preemption with a period of grace"])
-def test_job_that_is_told_of_its_end_saves_is_queued_again_and_resumes(slurm, tmp_path, monkeypatch, end):
-    monkeypatch.setenv("SLURM_STAND_IN_MINUTE", "1")
-    sweep, minutes = tmp_path / "sweep", 12 if end == "time limit" else 1000
-    limits = [f"hydra.launcher.timeout_min={minutes}", "hydra.launcher.signal_delay_s=120"]
-    run(*APP, "seed=4", "sweep_wait=false", *limits, f"hydra.sweep.dir={sweep}")
+@pytest.mark.parametrize(("order", "minute"), [("limit", 60), ("preempt 4", 1)])
+def test_job_that_is_told_of_its_end_saves_is_queued_again_and_resumes(slurm, tmp_path, monkeypatch, order, minute):
+    monkeypatch.setenv("SLURM_STAND_IN_MINUTE", str(minute))
+    sweep = tmp_path / "sweep"
+    run(*APP, "seed=4", "sweep_wait=false", f"hydra.sweep.dir={sweep}")
     wait_for(lambda: list(sweep.glob("*/checkpoints/last.ckpt")))
     assert states(slurm) == ["RUNNING"]
-    if end != "time limit":
-        slurm_stand_in.order(slurm, "1", "preempt 4")
+    slurm_stand_in.order(slurm, "1", order)
     wait_for(lambda: states(slurm) == ["COMPLETED"])
-    assert slurm_stand_in.tasks(slurm)[0]["starts"] > 1
+    assert slurm_stand_in.tasks(slurm)[0]["starts"] == 2
     (report,) = reports(sweep)
     assert (report["status"], report["psnr"]) == ("resumed", 30.4)
 
@@ -213,6 +216,7 @@ def test_cell_has_saved_before_its_job_is_queued_again(tmp_path):
         assert isinstance(launcher.checkpoint(["seed=1"]), submitit.helpers.DelayedSubmission)
         assert saved.exists()
         assert process.exitcode == 143
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # as scontrol inherits it
     finally:
         process.kill()
 
