@@ -405,7 +405,7 @@ class SRModule(pl.LightningModule):
     def update_average(self, weight: Tensor) -> None:
         """Update the moving average: average the parameters, which have a weight of (), and copy the buffers."""
         averages, parameters = list(self.averaged.parameters()), list(self.network.parameters())
-        torch._foreach_lerp_(averages, parameters, [weight.to(averages[0])] * len(averages))
+        torch._foreach_lerp_(averages, parameters, [weight.to(averages[0], non_blocking=True)] * len(averages))
         for averaged, buffer in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
             averaged.copy_(buffer)
 

@@ -252,7 +252,7 @@ class Muon(Optimizer):
             count, form = 2 if part.is_matrices else 1 + 2 * len(part.parameters), part.parameters[0]
             key = form.dtype, form.device
             if key not in converted:
-                converted[key] = numbers.to(form).unbind()
+                converted[key] = numbers.to(form, non_blocking=True).unbind()
             first, *others = converted[key][start : start + count]
             start += count
             if part.is_matrices:

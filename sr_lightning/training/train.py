@@ -40,6 +40,7 @@ from sr_lightning.sweeps.processes import is_cell, process_rank
 from sr_lightning.training.checks import teacher_options
 from sr_lightning.training.choices import choose
 from sr_lightning.training.introduction import BicubicScore, conclude, device_name, introduce
+from sr_lightning.training.memory import named_shortage
 from sr_lightning.training.trainer import build_trainer, silence_lightning
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.cores import limit_threads
@@ -83,7 +84,7 @@ def train(cfg: DictConfig) -> float:
         write_result(cfg.run_dir, FINISHED, cfg, psnr=psnr, **facts)
         return psnr
 
-    with open_dict(cfg):
+    with open_dict(cfg), named_shortage(cfg, module):
         cfg.chosen = choose(cfg, module)
     if cfg.chosen.compile:
         module.compile_training()
@@ -108,7 +109,7 @@ def train(cfg: DictConfig) -> float:
         )
         log_costs(cfg, run_loggers(loggers))
         if not trained:
-            with postponed():
+            with postponed(), named_shortage(cfg, module):
                 trainer.fit(module, datamodule, ckpt_path=run.last if cfg.resume else None)
         if not trainer.is_global_zero:
             best_score = trainer.checkpoint_callback.best_model_score  # None if the latest is the best
@@ -207,8 +208,10 @@ def preflight(module: SRModule, datamodule: SRDataModule) -> None:
     """Run parts of a validation image and of the first batch through network, scoring and loss, before step 1.
 
     Raises:
-        InputError: Validation images are too small to be scored or too flat, or other bad user input.
+        InputError: There is no loss, validation images are too small to be scored or too flat, or other bad user input.
     """
+    if module.loss is None and module.optimizer is not None:
+        raise InputError("model.loss=null: a network learns from a loss, such as model.loss._target_=torch.nn.L1Loss")
     datamodule.check_channels(module.network.num_channels)
     datamodule.setup()
     scale, store = module.network.scale, datamodule.val_store

@@ -44,6 +44,21 @@ def test_replay_of_every_network_is_its_direct_step(name, precision):
     assert not list(differences(*runs, name))
 
 
+def test_steps_without_a_graph_do_not_wait_for_the_device():
+    module, optimizer = built(small("espcn", 2).to("cuda"), OPTIMIZERS["Muon"], ema=0.9)
+    module.setup("fit")
+    batch = {name: image.cuda() for name, image in batches(1)[0].items()}
+    for number in range(3):
+        torch.cuda.set_sync_debug_mode("error" if number == 2 else "default")
+        try:
+            optimizer.zero_grad()
+            module.loss_of(batch).backward()
+            optimizer.step()
+            module.update_average(torch.tensor(0.1))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_replay_of_every_optimizer_is_its_direct_step(optimizer):
     runs = [trained(record, small("espcn", 2), optimizer) for record in (directly, cuda_graph)]
