@@ -16,6 +16,7 @@ from sr_lightning.runs.metrics_csv import read_metrics
 from sr_lightning.runs.result import FAILED, read_result
 from sr_lightning.sweeps.cell_lines import seconds_left
 from sr_lightning.sweeps.invocation import first_error_line
+from sr_lightning.sweeps.slurm_queue import queued_cells
 from sr_lightning.utils.held_folder import holder, is_locked
 
 STOPPED_EARLY = "stopped early"
@@ -82,7 +83,7 @@ def read_sweep(folder: Path) -> SweepState:
     """
     check_sweep(folder)
     reports: dict[str, dict[str, Any]] = {}
-    facts, latest, alive = {}, [], False
+    facts, latest, alive, queued = {}, [], False, jobs_in_queue(folder)
     for call in sorted(folder.glob(".sweep/*/call.json")):
         facts = read_json(call)
         alive = is_locked(call.with_name("alive.lock"))
@@ -92,7 +93,11 @@ def read_sweep(folder: Path) -> SweepState:
             for path in sorted(call.parent.glob("[0-9]*.json"))
             if {"cell", "status"} <= (report := read_json(path)).keys()
         ]
-        reports |= {report["cell"]: report | {"alive": alive or by_scheduler} for report in latest}
+        for report in latest:
+            gone = "job" in report and queued is not None and report["cell"] not in queued
+            reports[report["cell"]] = report | {"alive": alive or (by_scheduler and not gone)}
+    for cell, path in (queued or {}).items():  # a job reports to the invocation that has submitted it
+        reports[cell] = read_json(path) | {"alive": True}
     runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and RunFolder(path).exists())
     cells = [read_cell(folder / name, reports.get(name, {})) for name in dict.fromkeys([*reports, *runs])]
     begun = (facts.get("done") or 0) + len(latest)
@@ -100,6 +105,14 @@ def read_sweep(folder: Path) -> SweepState:
     running = sum(cell.status == "running" for cell in cells)
     left = seconds_left(latest, number - (facts.get("done") or 0), running) if alive and running else None
     return SweepState(with_bicubic(cells), number - begun, left)
+
+
+def jobs_in_queue(folder: Path) -> dict[str, Path] | None:
+    """Return the cells with jobs in SLURM's queue, and their reports; None on a machine that cannot ask SLURM."""
+    try:
+        return queued_cells(folder)
+    except InputError:
+        return None
 
 
 def check_sweep(folder: Path) -> None:

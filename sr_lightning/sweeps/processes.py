@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from sr_lightning.errors import InputError
 from sr_lightning.utils.held_folder import held
+from sr_lightning.utils.signals import ENDING
 
 PARENT = "SR_LIGHTNING_PARENT"  # in the environment of a cell, or of a run of Python's: the process with which it exits
 CELL = "SR_LIGHTNING_CELL"  # in a cell's environment
@@ -25,6 +27,7 @@ FIRST = "SR_LIGHTNING_FIRST_PROCESS"  # in the environment of a run's further pr
 PRELOADED = {"train.py": ["sr_lightning.training.train"]}  # modules that a sweep imports once for all of its cells
 PAUSE = 0.5  # seconds between two checks that the parent is alive
 IN_USE = 75  # exit code of a cell whose directory another process holds
+OF_JOBS = {*ENDING, signal.SIGUSR2}  # which SLURM sends to every process of a job
 GRACE = 30.0  # seconds in which a terminated training can take its step to the end and save
 
 
@@ -150,12 +153,18 @@ def start_command(words: Sequence[str], environment: Mapping[str, str], log: Pat
     context.set_forkserver_preload(PRELOADED.get(Path(words[0]).name, []))
     log.touch()
     process = context.Process(target=_run_command, args=(list(words), dict(environment), log))
-    process.start()
+    resource_tracker.ensure_running()  # whose start changes the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, OF_JOBS)
+    try:
+        process.start()  # the server, if it is started now, keeps the mask: it lives on to tell the exit code
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return process
 
 
 def _run_command(words: list[str], environment: dict[str, str], log: Path) -> None:
     """Run `python WORDS` in this process, as if it had been started from a shell."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_JOBS)
     os.setsid()
     os.environ.clear()
     os.environ.update(environment | {PARENT: str(os.getppid()), CELL: "1"})
