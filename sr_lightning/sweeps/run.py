@@ -23,7 +23,7 @@ from sr_lightning.runs.saved_config import read_config
 from sr_lightning.runs.wandb_record import AGENT
 from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
 from sr_lightning.sweeps.invocation import SweepInvocation, relative
-from sr_lightning.sweeps.processes import start_command, stop
+from sr_lightning.sweeps.processes import PAUSE, start_command, stop
 from sr_lightning.utils.atomic_files import one_at_a_time
 from sr_lightning.utils.cores import SHARE, usable_cores
 from sr_lightning.utils.signals import ENDING, Interrupted
@@ -63,7 +63,7 @@ def run_cell(cfg: DictConfig) -> float:
             return train_cell(cfg, invocation, cell, report)
     except CellFailed:
         raise
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):  # the second of Ray, which cancels the job
         report("interrupted")
         raise
     except InputError as error:
@@ -178,7 +178,8 @@ def run_in_subprocess(
     process = start_command([invocation.facts["command"][0], *flags, *overrides], environment, RunFolder(cell).log)
     try:
         report("running", process=process.pid)
-        process.join()
+        while process.exitcode is None:
+            process.join(PAUSE)  # Ray can interrupt Python only between two calls
         return process.exitcode
     finally:
         stop(process)
@@ -200,7 +201,10 @@ def pictures_left_out(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
 def share_of_cores() -> int:
     """Return the number of cores for one of the cells that this machine trains at the same time."""
     cores = usable_cores()
-    jobs = HydraConfig.get().launcher.get("n_jobs", 1)  # -1 in joblib: as many as there are cores
+    launcher = HydraConfig.get().launcher
+    if "num_cpus" in launcher:  # of Ray
+        return launcher.num_cpus
+    jobs = launcher.get("n_jobs", 1)  # -1 in joblib: as many as there are cores
     return max(1, cores // (jobs if jobs > 0 else cores))
 
 
