@@ -73,12 +73,12 @@ def prepare(config: DictConfig) -> CellLines | None:
     cells, done, facts = number_of_cells(config), None, {}
     by_ray = launcher.endswith("RayLauncher") and not config.dry_run
     if by_ray:
-        from sr_lightning.sweeps.ray_launcher import cells_at_once, connect
+        from sr_lightning.sweeps.ray_launcher import cells_of_nodes, connect
 
         facts["ray"] = connect(config.hydra.launcher)
         if "optuna" in sweeper and OmegaConf.is_interpolation(config.hydra.sweeper, "n_jobs"):
             with read_write(config.hydra):
-                config.hydra.sweeper.n_jobs = cells_at_once(config)
+                _, config.hydra.sweeper.n_jobs = cells_of_nodes(config)
     if "optuna" in sweeper and not config.dry_run:
         from sr_lightning.sweeps.study import prepare_study
 

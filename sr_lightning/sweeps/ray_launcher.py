@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import os
 import secrets
 import signal
@@ -53,7 +54,7 @@ def connect(settings: DictConfig) -> str:
     if missing := [name for name in ("ray", "grpc") if find_spec(name) is None]:
         raise InputError(f"launcher=ray needs {' and '.join(missing)}: pip install 'sr_lightning[ray]'")
     check_settings(settings)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0"}  # no statistics; no hints on the screen
     options: dict[str, Any] = {"logging_level": logging.ERROR}
     if settings.address is None:
         if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":  # no other user can run code as this one
@@ -68,8 +69,9 @@ def connect(settings: DictConfig) -> str:
         ray.init(address, **options)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), repr(error))
+        hint = "; all machines of a cluster need the same Ray, Python and token (docs/sweeps.md)"
         raise InputError(
-            f"hydra.launcher.address={settings.address or 'null'}: Ray does not start: {reason}"
+            f"hydra.launcher.address={settings.address or 'null'}: Ray: {reason}{hint if settings.address else ''}"
         ) from error
     Plugins.instance().class_name_to_class[TARGET] = RayLauncher
     return address
@@ -97,20 +99,21 @@ def answering(address: str) -> str:
     import grpc
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
-    way_out = "start one with `ray start --head`, or leave hydra.launcher.address out for a Ray on this machine"
+    given = f"hydra.launcher.address={address}"
+    way_out = "start one with `ray start --head`, or leave the address out for a Ray on this machine"
     try:
         if not address.startswith("ray://"):
             address = canonicalize_bootstrap_address_or_die(address)
-    except (ConnectionError, ValueError, OSError) as error:
-        raise InputError(f"hydra.launcher.address={address}: {error}; {way_out}") from error
+    except ConnectionError:
+        raise InputError(f"{given}: no Ray runs on this machine; {way_out}") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{given}: {error}; give auto, HOST:PORT or ray://HOST:PORT") from error
     if os.environ.get("RAY_USE_TLS", "0") == "0":
         with grpc.insecure_channel(address.removeprefix("ray://"), [("grpc.enable_http_proxy", 0)]) as channel:
             try:
                 grpc.channel_ready_future(channel).result(SECONDS)
             except grpc.FutureTimeoutError:
-                raise InputError(
-                    f"hydra.launcher.address={address}: no Ray answers there within {SECONDS} seconds; {way_out}"
-                ) from None
+                raise InputError(f"{given}: no Ray answers at {address} within {SECONDS} seconds; {way_out}") from None
     return address
 
 
@@ -121,21 +124,24 @@ def nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def gpus_of_cell(trainer: DictConfig) -> int:
-    """Number of GPUs that a cell needs; 0 if it trains on the CPU, or the cluster has none.
+def cells_of_nodes(config: DictConfig) -> tuple[int, int]:
+    """Return the GPUs that a cell needs, and the cells that the nodes can train at the same time.
+
+    Args:
+        config: Of the cell, with Hydra's settings. Without GPUs in the cluster, cells train on the CPU.
 
     Raises:
-        InputError: No node has so many.
+        InputError: No node has as many GPUs or cores as a cell needs.
     """
-    most = max(int(node["Resources"].get("GPU", 0)) for node in nodes())
-    return devices_wanted(trainer, [str(i) for i in range(most)])
-
-
-def cells_at_once(config: DictConfig) -> int:
-    """Number of cells that the cluster trains at the same time, at least 1; see `gpus_of_cell`."""
-    wanted = {"CPU": config.hydra.launcher.num_cpus, "GPU": gpus_of_cell(config.trainer)}
-    free = [node["Resources"] for node in nodes()]
-    return max(1, sum(min(int(of.get(name, 0) // n) for name, n in wanted.items() if n) for of in free))
+    has = [node["Resources"] for node in nodes()]
+    most = max(int(node.get("GPU", 0)) for node in has)
+    gpus, cores = devices_wanted(config.trainer, [str(i) for i in range(most)]), config.hydra.launcher.num_cpus
+    room = sum(int(min(node.get("CPU", 0) // cores, node.get("GPU", 0) // gpus if gpus else math.inf)) for node in has)
+    if room == 0:
+        cell = f"hydra.launcher.num_cpus={cores}" + (f" and {gpus} GPUs (trainer.devices)" if gpus else "")
+        nodes_have = ", ".join(f"{node.get('CPU', 0):g} cores, {node.get('GPU', 0):g} GPUs" for node in has)
+        raise InputError(f"{cell}: no node of Ray has so many; the nodes have: {nodes_have}")
+    return gpus, room
 
 
 @dataclass
@@ -195,7 +201,7 @@ class RayLauncher(Launcher):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-        resources = {"num_cpus": self.num_cpus, "num_gpus": gpus_of_cell(config.trainer)}
+        resources = {"num_cpus": self.num_cpus, "num_gpus": cells_of_nodes(config)[0]}
         return Job(number, overrides, config, resources)
 
     def run(self, jobs: Sequence[Job]) -> list[JobReturn]:

@@ -1,7 +1,8 @@
 """A stand-in for train.py that trains nothing, for tests of the launching, locking and reporting of cells.
 
 `max_steps` are hundredths of a second; seed=13 raises, seed=12 raises InputError, seed=9 is killed, seed=11 exits
-without a result, seed=4 writes a checkpoint, with its devices, and hangs unless it is resumed, seed=8 kills the process of its job.
+without a result, seed=4 writes a checkpoint, with its devices, and hangs unless it is resumed, seed=8 kills the process
+of its job.
 """
 
 import os
