@@ -28,10 +28,10 @@ from sr_lightning.data.sources import (
     image_folder,
 )
 from sr_lightning.training.checks import check_numbers
+from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.markdown import markdown_table
-from sr_lightning.utils.messages import MAX_LISTED, drop_output, printable
-from sr_lightning.utils.signals import Interrupted, interruptible
+from sr_lightning.utils.messages import MAX_LISTED, printable
 
 if TYPE_CHECKING:
     from sr_lightning.data.findings import Finding
@@ -67,18 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", nargs="+", metavar="DATA", help="settings of train.py, or folders of images")
     words = parser.parse_args(arguments).data
     bound_spinning()
+    return run_command(partial(_check, words))
+
+
+def _check(words: Sequence[str]) -> int:
     try:
-        with interruptible():
-            return check([word for word in words if "=" in word], [word for word in words if "=" not in word])
-    except (InputError, OmegaConfBaseException) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return int(stop.code)
-    except BrokenPipeError:
-        drop_output()
-        return 0
+        return check([word for word in words if "=" in word], [word for word in words if "=" not in word])
+    except OmegaConfBaseException as error:  # of a reference to a key that does not exist
+        raise InputError(str(error)) from error
 
 
 def check(overrides: Sequence[str], folders: Sequence[str]) -> int:

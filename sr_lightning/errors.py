@@ -30,13 +30,19 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 
 
 def raise_all(*checks: Callable[[], object]) -> None:
-    """Call all checks, then raise one InputError with the messages of those that raised one."""
+    """Call all checks, then raise one InputError with the messages of those that raised one.
+
+    What else a check raises counts only if there is no message yet: a wrong value may well be its cause.
+    """
     problems = []
     for check in checks:
         try:
             check()
         except InputError as error:
             problems.append(str(error))
+        except Exception:
+            if not problems:
+                raise
     if problems:
         raise InputError("\n".join(problems))
 

@@ -26,9 +26,9 @@ from sr_lightning.pretrained.web import ADDRESSES
 from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.messages import printable
-from sr_lightning.utils.signals import Interrupted, interruptible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,19 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     bound_spinning()
-    try:
-        with interruptible():
-            print(printable(figure(**vars(options))))
-    except InputError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a name that is too long, a folder without permission to read
-        print(f"error: {printable(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
-        return 1
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return int(stop.code)
-    return 0
+    return run_command(lambda: print(printable(figure(**vars(options)))))
 
 
 def parser() -> argparse.ArgumentParser:

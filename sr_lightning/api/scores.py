@@ -197,7 +197,7 @@ def _models(subjects: Sequence[tuple[str | None, Any]], cfg: "DictConfig") -> "l
     from sr_lightning.runs.targets import allowed
 
     files = [subject for _, subject in subjects if isinstance(subject, Path)]
-    of_files = iter(requested_models(files, allow=allowed(cfg)) if files else ())
+    of_files = iter(requested_models(files, scale=cfg.scale, allow=allowed(cfg)) if files else ())
     models = []
     for name, subject in subjects:
         ensemble = cfg.self_ensemble
@@ -208,6 +208,8 @@ def _models(subjects: Sequence[tuple[str | None, Any]], cfg: "DictConfig") -> "l
             model = ScoredModel(trained.name, trained.network, step=trained.step)
         else:
             model = ScoredModel(type(subject).__name__, copy.deepcopy(subject).eval())
+        if cfg.scale not in (None, model.network.scale):
+            raise InputError(f"{model.name} is x{model.network.scale}, not x{cfg.scale}: leave scale out")
         if ensemble:
             model = replace(model, name=f"{model.name}+", network=SelfEnsemble(model.network))
         models.append(model if name is None else replace(model, name=name))

@@ -15,9 +15,9 @@ from sr_lightning.errors import InputError
 from sr_lightning.images.folder import distinct
 from sr_lightning.pretrained import default_for, included
 from sr_lightning.runs.folder import find_checkpoint
+from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.cores import bound_spinning
-from sr_lightning.utils.messages import escape_messages, printable
-from sr_lightning.utils.signals import Interrupted, interruptible
+from sr_lightning.utils.messages import escape_messages
 
 LOCALHOST = "127.0.0.1"
 DESCRIPTION = """Open a page that enlarges photos with trained networks: drop a photo, choose networks and factor, and
@@ -33,16 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     bound_spinning()
     escape_messages()
-    try:
-        with interruptible():
-            serve(options.ckpt, options.host, options.port, options.max_pixels)
-    except InputError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except Interrupted as stop:
-        print(f"{stop}; the photos and results of this session are deleted", file=sys.stderr)
-        return int(stop.code)
-    return 0
+    return run_command(
+        lambda: serve(options.ckpt, options.host, options.port, options.max_pixels),
+        "; the photos and results of this session are deleted",
+    )
 
 
 def parser() -> argparse.ArgumentParser:

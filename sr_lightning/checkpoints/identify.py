@@ -328,28 +328,32 @@ def load_any(path: str | Path, allow: Allow = None, given: Settings | None = Non
     Args:
         path: A checkpoint or a run's directory; or as for `interop.read_weights`.
         allow: As for `checkpoint.load_network`.
-        given: Keyword arguments of the network that the file does not show, such as {"scale": 2} for VDSR.
+        given: Keyword arguments of the network that the file does not show, such as {"scale": 2} for VDSR; others must
+            be those of the file.
 
     Returns:
         The network; of another project's file, its name is that of the file, and `step` is None.
 
     Raises:
         InputError: As of `checkpoint.load_best` and `interop.states_in`; or the network is neither one of this
-            project nor of spandrel, if that is installed, or has settings that the file does not show.
+            project nor of spandrel, if that is installed, or has settings that the file does not show, or other ones.
     """
-    path = find_checkpoint(path)
+    path, given = find_checkpoint(path), given or {}
     content = read_file(path)
     if describes_network(content):
-        return finite(network_of(checked_fields(content, path), path, allow), path)
+        trained = finite(network_of(checked_fields(content, path), path, allow), path)
+        _check_given(given, trained.network, trained.config["model"]["network"], path)
+        return trained
     states = states_in(content, path)
     description = recorded_network(path)
     if description is None:
         try:
-            description = _describe_any(states, path, given or {})
+            description = _describe_any(states, path, given)
         except UnknownNetworkError as unknown:
-            return _of_spandrel(states, path, given or {}, unknown)
+            return _of_spandrel(states, path, given, unknown)
     with no_larger_than(states[0], path):
         network = build_network(description, path, allow)
+    _check_given(given, network, description, path)
     fill(network, *best_for(network, states, path), path)
     return _trained(network, path, description)
 
@@ -379,10 +383,24 @@ def _of_spandrel(
         InputError: As of `load_by_spandrel`; or a setting differs from that of the file.
     """
     network = load_by_spandrel(states, path, unknown)
-    name, known = type(network).__name__, {"scale": network.scale}
-    if wrong := [f"{key}={value}" for key, value in given.items() if known.get(key) != value]:
-        raise InputError(f"{path} holds {name} x{network.scale}: leave {', '.join(wrong)} out")
-    return _trained(network, path, {"spandrel": name} | known)
+    description = {"spandrel": type(network).__name__, "scale": network.scale}
+    _check_given(given, network, description, path)
+    return _trained(network, path, description)
+
+
+def _check_given(given: Settings, network: nn.Module, description: Settings, path: Path) -> None:
+    """Check settings that the user gives against the network of a file.
+
+    Raises:
+        InputError: One differs, or the network does not have it.
+    """
+    name, parameters = type(network).__name__, inspect.signature(type(network)).parameters
+    known = {key: parameter.default for key, parameter in parameters.items()} | dict(description)
+    for key, value in given.items():
+        if key not in known:
+            raise InputError(f"{path} holds {name}, which has no {key}: leave it out")
+        if known[key] != value:
+            raise InputError(f"{path} holds {name} with {key}={known[key]}, not {value}: leave it out")
 
 
 def describe(
@@ -402,9 +420,11 @@ def describe(
     form, settings = identify(weights, path)
     name = form.network.__name__
     if unknown := given.keys() - inspect.signature(form.network).parameters.keys():
-        raise InputError(f"{path} holds {name}, which has no {', '.join(sorted(unknown))}")
+        raise InputError(f"{path} holds {name}, which has no {', '.join(sorted(unknown))}: leave it out")
     if wrong := [key for key in given if key in settings and settings[key] != given[key]]:
-        raise InputError(f"{path} holds {name} with {wrong[0]}={settings[wrong[0]]}, not {given[wrong[0]]}")
+        raise InputError(
+            f"{path} holds {name} with {wrong[0]}={settings[wrong[0]]}, not {given[wrong[0]]}: leave it out"
+        )
     settings |= given
     if key_map is not None:
         settings |= _of_other_projects(form, settings)

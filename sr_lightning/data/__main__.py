@@ -13,9 +13,9 @@ from sr_lightning.data.lsdir import NUM_IMAGES, find_images, lsdir
 from sr_lightning.data.public_sets import PUBLIC_SETS, fetch
 from sr_lightning.data.sources import PHOTOS, Pair, bundled_photos
 from sr_lightning.errors import InputError, raise_all
+from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.markdown import markdown_table
-from sr_lightning.utils.messages import drop_output, printable
-from sr_lightning.utils.signals import Interrupted, interruptible
+from sr_lightning.utils.messages import printable
 
 DESCRIPTION = """List public data sets and what of them is in place, or download and verify some. Complete sets are left
 alone; an interrupted download is continued."""
@@ -35,22 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     root = options.root.expanduser()
-    try:
-        with interruptible():
-            if options.action == "list":
-                print(printable(table(root)), flush=True)
-            else:
-                fetch_sets(options.sets, root, options.track, options.scale)
-        return 0
-    except InputError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return int(stop.code)
-    except BrokenPipeError:
-        drop_output()
-        return 0
+    if options.action == "list":
+        return run_command(lambda: print(printable(table(root)), flush=True))
+    return run_command(lambda: fetch_sets(options.sets, root, options.track, options.scale))
 
 
 def fetch_sets(names: Sequence[str], root: Path, track: str = "bicubic", scales: Sequence[int] = (2, 3, 4)) -> None:

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 # and "augmentation": an AugmentationDraw.
 Batch = dict[str, Any]
 
+DEVICE_SHARE = 0.25  # of a GPU's free memory, for images where residence is auto
+
 
 class BatchNumbers:
     """Sampler of the remaining batch numbers. Batch k depends on the seed and k only, so a run resumes at any batch."""
@@ -150,8 +152,8 @@ class SRDataModule(pl.LightningDataModule):
         skip_small: Leave out training images that are smaller than a patch, with a line in the log; otherwise they are
             an error.
         limit: Part of the images of both sets that is used, of the first ones, at least one; None: all.
-        residence: Place of the decoded images: "mmap" (a file that all processes share), "memory", or "device" (memory
-            of the GPU).
+        residence: Place of the decoded images: "mmap" (a file that all processes share), "memory", "device" (memory of
+            the GPU), or "auto": device if there is a GPU and they take at most a quarter of its free memory, else mmap.
         num_workers: Processes that gather batches; 0 gathers in the training process, which is faster for images in
             memory.
         cache_dir: Folder of the decoded images.
@@ -176,7 +178,7 @@ class SRDataModule(pl.LightningDataModule):
         sharpen_hr: float | None = None,
         skip_small: bool = False,
         limit: float | None = None,
-        residence: str = "mmap",
+        residence: str = "auto",
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -200,8 +202,8 @@ class SRDataModule(pl.LightningDataModule):
         self.sharpen_hr = sharpen_hr
         if all(pair.lr is None for pair in self.train):
             self._check_cutblur(isinstance(degradation, Bicubic))
-        if residence not in ("mmap", "memory", "device"):
-            raise InputError(f"data.residence={residence}: choose mmap, memory or device")
+        if residence not in ("auto", "mmap", "memory", "device"):
+            raise InputError(f"data.residence={residence}: choose auto, mmap, memory or device")
         self.train_store: ImageStore | None = None
         self.val_store: ImageStore | None = None
         self.device_gather: DeviceGather | None = None
@@ -285,7 +287,7 @@ class SRDataModule(pl.LightningDataModule):
         self.train = [pair for pair, keep in zip(self.train, large, strict=True) if keep]
 
     def train_batches(self, rank: int = 0, world_size: int = 1, on_device: bool | None = None) -> TrainBatches:
-        """Data set of the batches of process `rank` of `world_size`; `on_device` follows `residence` by default."""
+        """Data set of the batches of process `rank` of `world_size`; `on_device`: by default if residence is device."""
         sampler = PatchSampler(
             self.train_store,
             patch_size=self.patch_size,
@@ -299,10 +301,19 @@ class SRDataModule(pl.LightningDataModule):
         return TrainBatches(self.train_store, sampler, on_device, self.random_degradation, self.augmentation)
 
     def train_dataloader(self) -> DataLoader:
-        batches = self.train_batches(self.trainer.global_rank, self.trainer.world_size)
+        place = self.trainer.global_rank, self.trainer.world_size
+        batches = self.train_batches(*place, on_device=self.fits_device() if self.residence == "auto" else None)
         return ResumableLoader(
             batches, self.max_steps, self.trainer, num_workers=self.num_workers, collate_fn=identity_collate
         )
+
+    def fits_device(self) -> bool:
+        """Return True if training runs on a GPU with enough free memory for the training images."""
+        device = self.trainer.strategy.root_device
+        if device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(device)
+        return len(self.train_store.pixels) <= DEVICE_SHARE * free
 
     def val_dataloader(self) -> DataLoader:
         images, rank, world_size = WholeImages(self.val_store), self.trainer.global_rank, self.trainer.world_size

@@ -149,12 +149,6 @@ def _model_without_weights(network: Mapping[str, Any] | None, name: str, scale: 
 def _trained_models(paths: Sequence[Path], scale: int | None, allow: Allow) -> list[ScoredModel]:
     """Load the networks of files that describe or show them."""
     trained = [load_any(path, allow, {} if scale is None else {"scale": scale}) for path in paths]
-    if wrong := [
-        f"{p} is x{t.network.scale}"
-        for p, t in zip(paths, trained, strict=True)
-        if scale not in (None, t.network.scale)
-    ]:
-        raise InputError(f"scale=x{scale} was requested, but {', '.join(wrong)}; leave scale out")
     named = [(t.name, path.parent.parent.name, path.stem) for t, path in zip(trained, paths, strict=True)]
     for parts in ((0,), (0, 1), (0, 2), (0, 1, 2)):  # the name of the run's folder or of the file makes names unique
         names = [" ".join(one[part] for part in parts) for one in named]

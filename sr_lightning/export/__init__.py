@@ -20,6 +20,7 @@ from sr_lightning.checkpoints.options import add_network_option
 from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.messages import reason
 
 log = logging.getLogger("sr_lightning.export")  # also if it is __main__
@@ -82,28 +83,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 0, or 1 if nothing was written.
+        The exit code of `run_command`.
     """
     options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO)
-    try:
-        path, difference = export(
-            options.ckpt,
-            options.to,
-            options.output,
-            options.layout,
-            options.allow,
-            dict(options.network),
-            rgb=options.rgb,
-            half=options.half,
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: _export(options))
+
+
+def _export(options: argparse.Namespace) -> None:
+    path, difference = export(
+        options.ckpt,
+        options.to,
+        options.output,
+        options.layout,
+        options.allow,
+        dict(options.network),
+        rgb=options.rgb,
+        half=options.half,
+    )
     size = sum(part.stat().st_size for part in parts(path, options.to)) / 1e6
     print(f"{path}, {size:.1f} MB: differs by at most {difference:.1e} from torch's output, on {len(SHAPES)} shapes")
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:

@@ -90,8 +90,11 @@ class GANModule(SRModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.stopwatch.enter(FORWARD_AND_BACKWARD)
-        self.keep_buffers()
         optimizer, discriminator_optimizer = self.optimizers()
+        if self.record is not None:
+            self.replay(batch, batch_idx)
+            return
+        self.keep_buffers()
         # Otherwise Lightning adds the second optimizer's steps to global_step.
         discriminator_optimizer._on_before_step = discriminator_optimizer._on_after_step = lambda: None
         chunks = zip(*(images.chunk(self.accumulate) for images in batch.values()), strict=True)
@@ -117,10 +120,44 @@ class GANModule(SRModule):
         discriminator_optimizer.zero_grad()
         self.untoggle_optimizer(discriminator_optimizer)
 
+        self.end_of_both_steps(batch_idx)
+
+    def end_of_both_steps(self, batch_idx: int) -> None:
+        """Finish a batch after the steps of both optimizers."""
         self.end_of_optimizer_step()
         for configured in self.trainer.lr_scheduler_configs:
             configured.scheduler.step()
         self.end_of_step(batch_idx)
+
+    def replay(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Take the steps of both networks as they were recorded at the first batch."""
+        generator_optimizer = self.optimizers()[0]
+        generator_optimizer._on_before_step()  # as its step does, by which Lightning counts batches
+        recorded = self.replayed(batch)
+        generator_optimizer._on_after_step()
+        for optimizer, norms in zip(recorded.optimizers, recorded.norms, strict=True):
+            self.judge_gradients(optimizer, norms.sum())
+        self.end_of_both_steps(batch_idx)
+
+    def losses_of(self, batch: dict[str, Tensor]) -> list[Callable[[], Tensor]]:
+        images: list[Tensor] = []
+
+        def generator() -> Tensor:
+            self.discriminator.requires_grad_(False)
+            sr, hr, real = self.sr_target_and_real(batch)
+            images[:] = sr.detach(), real
+            return self.generator_loss(sr, hr, real, batch["lr"])
+
+        def discriminator() -> Tensor:
+            self.discriminator.requires_grad_(True)
+            return self.discriminator_loss(*images)
+
+        return [generator, discriminator]
+
+    def finish_gradients(self, optimizer: Optimizer) -> Tensor:
+        norm = get_total_norm([p.grad for p in parameters_of(optimizer) if p.grad is not None])
+        self.clip_and_record(optimizer, norm)
+        return norm[None]
 
     def loss_of(self, batch: dict[str, Tensor], step: int = 0) -> Tensor:
         """Compute the generator's plus the discriminator's loss: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
@@ -159,6 +196,10 @@ class GANModule(SRModule):
         self.stopwatch.enter(OPTIMIZER)
         norm = get_total_norm([p.grad for p in parameters_of(optimizer) if p.grad is not None])
         self.judge_gradients(optimizer, norm)
+        self.clip_and_record(optimizer, norm)
+
+    def clip_and_record(self, optimizer: Optimizer, norm: Tensor) -> None:
+        """Clip the gradients of an optimizer, which have a total norm of (), and record it."""
         if self.gradient_clip_val is not None:
             clip_grads_with_norm_(parameters_of(optimizer), self.gradient_clip_val, norm)
         name = "gradient" if optimizer is self.trainer.optimizers[0] else "discriminator_gradient"

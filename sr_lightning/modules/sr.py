@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,6 +21,7 @@ from sr_lightning.losses import WeightedSum
 from sr_lightning.losses.weighted_sum import needs_average
 from sr_lightning.metrics.per_image import Score
 from sr_lightning.metrics.protocol import Protocol, report_left_out
+from sr_lightning.modules.recorded_step import RecordedStep, Recorder
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.modules.teacher import Teacher
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER, OTHER, Stopwatch
@@ -122,6 +124,8 @@ class SRModule(pl.LightningModule):
         self.provenance: list[dict[str, Any]] = []
         self._buffers_before: list[Tensor] | None = None  # buffers after the last optimizer step
         self.compiled: Callable[[Tensor], Tensor] | None = None
+        self.record: Recorder | None = None  # set: steps are recorded at the first batch, and replayed
+        self.recorded: RecordedStep | None = None
         self.latest: dict[str, float] = {}  # the values logged last, for the progress bar
         self.score: Score | None = None
         self.running_means, self.gradient_norms = RunningMeans(), RunningMeans()
@@ -203,12 +207,40 @@ class SRModule(pl.LightningModule):
         self.running_means.add({"train/teacher": term}, share)
         return loss + term
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
         self.stopwatch.enter(FORWARD_AND_BACKWARD)
+        if self.record is not None:
+            self.replay(batch, batch_idx)
+            return None
         self.keep_buffers()
         loss = self.loss_of(batch, batch_idx)
         self.end_of_step(batch_idx)
         return loss
+
+    def replay(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Take the whole step of a batch, optimizer and average included, as it was recorded at the first batch."""
+        recorded = self.replayed(batch)
+        self.end_of_step(batch_idx)
+        self.judge_norms(*recorded.optimizers, *recorded.norms)
+
+    def replayed(self, batch: dict[str, Tensor]) -> RecordedStep:
+        """Take the recorded step of a batch, add its losses to the running means, and return it."""
+        if self.recorded is None:
+            self.recorded = RecordedStep(self, self.trainer.optimizers, batch, self.finish_gradients, self.record)
+        self.recorded(batch)
+        self.running_means.add(self.recorded.terms)
+        return self.recorded
+
+    def losses_of(self, batch: dict[str, Tensor]) -> list[Callable[[], Tensor]]:
+        """Return functions that compute the losses of a batch for the step of each optimizer, called in turn."""
+        return [partial(self.loss_of, batch)]
+
+    def finish_gradients(self, optimizer: Optimizer) -> Tensor:
+        """Clip the gradients of an optimizer, and return their norms before that, (K,)."""
+        norms = self.gradient_norms_of(optimizer)
+        limit = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+        self.configure_gradient_clipping(optimizer, *limit)
+        return norms
 
     def end_of_step(self, batch_idx: int) -> None:
         """Log the running means every `log_every` batches; `self.log` at each step costs more than a small network.
@@ -271,7 +303,14 @@ class SRModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.stopwatch.enter(OPTIMIZER)
-        norms = torch.stack(torch._foreach_norm([p.grad for p in parameters_of(optimizer) if p.grad is not None]))
+        self.judge_norms(optimizer, self.gradient_norms_of(optimizer))
+
+    def gradient_norms_of(self, optimizer: Optimizer) -> Tensor:
+        """Return the norm of the gradient of each parameter that has one, (K,)."""
+        return torch.stack(torch._foreach_norm([p.grad for p in parameters_of(optimizer) if p.grad is not None]))
+
+    def judge_norms(self, optimizer: Optimizer, norms: Tensor) -> None:
+        """Judge the gradients of a batch by their norms (K,), and record them as train/gradient."""
         self.judge_gradients(optimizer, norms.sum())
         if self.batches_done + 1 not in self.skipped_batches:
             self.gradient_norms.add({"train/gradient": norms.norm().nan_to_num(0, 0, 0)})
@@ -341,22 +380,32 @@ class SRModule(pl.LightningModule):
                 f"train_batches()[{step - 1}] of the data module"
             )
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        if self.record is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        else:  # the recorded step, in `training_step`
+            optimizer_closure()
         self.end_of_optimizer_step()
 
     def end_of_optimizer_step(self) -> None:
         self._buffers_before = None
-        if self.averaged is not None and self.batches_done + 1 not in self.skipped_batches:
-            self.update_average()
+        is_skipped = self.batches_done + 1 in self.skipped_batches
+        if self.averaged is not None and self.record is None and not is_skipped:
+            self.update_average(torch.tensor(self.average_weight()))
         self.stopwatch.enter(OTHER)
 
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """Update the moving average: average the parameters, copy the buffers."""
+    def average_weight(self) -> float:
+        """Return the weight of the next batch's parameters in the moving average."""
         done = self.batches_done
-        decay = min(self.ema, (1 + done) / (10 + done))
-        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)
+        return 1 - min(self.ema, (1 + done) / (10 + done))
+
+    @torch.no_grad()
+    def update_average(self, weight: Tensor) -> None:
+        """Update the moving average: average the parameters, which have a weight of (), and copy the buffers."""
+        averages, parameters = list(self.averaged.parameters()), list(self.network.parameters())
+        torch._foreach_lerp_(averages, parameters, [weight.to(averages[0], non_blocking=True)] * len(averages))
         for averaged, buffer in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
             averaged.copy_(buffer)
 

@@ -1,8 +1,9 @@
 """Muon for convolutional networks: orthogonalised momentum for weight matrices, Adam for all other parameters."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,6 +82,20 @@ def update_scale(shape: torch.Size) -> float:
     """
     rows, columns = shape[0], shape[1:].numel()
     return 0.2 * sqrt(max(rows, columns)) * sqrt(max(1.0, rows / columns))
+
+
+class Part(NamedTuple):
+    """Parameters that one step updates together: of one shape as matrices, or by Adam.
+
+    Attributes:
+        group: The parameter group, with its settings.
+        is_matrices: Muon orthogonalises them.
+        parameters: All have a gradient.
+    """
+
+    group: dict[str, Any]
+    is_matrices: bool
+    parameters: list[Tensor]
 
 
 class Muon(Optimizer):
@@ -167,6 +182,17 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        plan = self.plan()
+        self.update(plan, torch.tensor(self.advance(plan), dtype=torch.float64))
+        return loss
+
+    def plan(self) -> list[Part]:
+        """Group the parameters that have a gradient into parts of one step, and create their state.
+
+        Raises:
+            InputError: A gradient is not dense.
+        """
+        parts = []
         for group in self.param_groups:
             matrices, others = defaultdict(list), defaultdict(list)
             for parameter in group["params"]:
@@ -177,43 +203,82 @@ class Muon(Optimizer):
                         f"Muon: the gradient of a {tuple(parameter.shape)} parameter is {parameter.grad.layout}; "
                         "only dense gradients are supported: do not use sparse=True, or use another optimizer for it"
                     )
+                state, names = self.state[parameter], ("exp_avg", "exp_avg_sq")
                 if is_matrix(parameter):  # equal shapes share one batched matrix product
                     matrices[parameter.shape, parameter.dtype, parameter.device].append(parameter)
+                    names = ("momentum_buffer",)
                 else:
                     others[parameter.dtype, parameter.device].append(parameter)
+                    state.setdefault("step", 0)
+                for name in names:
+                    if name not in state:
+                        state[name] = torch.zeros_like(parameter)
             for (shape, _, device), parameters in matrices.items():
                 at_once = max(1, CPU_ELEMENTS // shape.numel()) if device.type == "cpu" else len(parameters)
-                for start in range(0, len(parameters), at_once):
-                    self._step_muon(group, parameters[start : start + at_once])
-            for parameters in others.values():
-                self._step_adam(group, parameters)
-        return loss
+                starts = range(0, len(parameters), at_once)
+                parts += [Part(group, True, parameters[start : start + at_once]) for start in starts]
+            parts += [Part(group, False, parameters) for parameters in others.values()]
+        return parts
 
-    def _step_muon(self, group: dict, parameters: list[Tensor]) -> None:
-        """Update parameters of one shape by Muon."""
-        learning_rate, momentum, shape = group["lr"], group["momentum"], parameters[0].shape
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    def advance(self, plan: Sequence[Part]) -> list[float]:
+        """Count a step, and return the numbers that `update` needs of it: all that the host computes.
+
+        They are tensors there, so that an update can be recorded once and replayed with other numbers.
+        """
+        numbers = []
+        for part in plan:
+            group = part.group
+            if part.is_matrices:
+                rate, shape = group["lr"], part.parameters[0].shape
+                numbers += [1 - rate * group["weight_decay"], -rate * update_scale(shape)]
+                continue
+            rate, (beta1, beta2) = group["lr"] * group["adam_lr_ratio"], group["adam_betas"]
+            numbers.append(1 - rate * group["weight_decay"])
+            for state in map(self.state.__getitem__, part.parameters):
+                state["step"] += 1
+                numbers += [sqrt(1 - beta2 ** state["step"]), -rate / (1 - beta1 ** state["step"])]
+        return numbers
+
+    @torch.no_grad()
+    def update(self, plan: Sequence[Part], numbers: Tensor) -> None:
+        """Update the parameters of a plan from their gradients.
+
+        Args:
+            plan: Of `plan`.
+            numbers: (K,) float64, of `advance`.
+        """
+        start, converted = 0, {}
+        for part in plan:
+            count, form = 2 if part.is_matrices else 1 + 2 * len(part.parameters), part.parameters[0]
+            key = form.dtype, form.device
+            if key not in converted:
+                converted[key] = numbers.to(form, non_blocking=True).unbind()
+            first, *others = converted[key][start : start + count]
+            start += count
+            if part.is_matrices:
+                self._update_matrices(part, first, others[0])
+            else:
+                self._update_by_adam(part, first, others[::2], others[1::2])
+
+    def _update_matrices(self, part: Part, kept: Tensor, step_size: Tensor) -> None:
+        """Update parameters of one shape by Muon; all numbers are 0-dimensional tensors."""
+        group, parameters = part.group, part.parameters
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        torch._foreach_lerp_(averages, gradients, 1 - momentum)
-        directions = torch._foreach_lerp(gradients, averages, momentum) if group["nesterov"] else averages
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        directions = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
 
         matrices = torch.stack(directions).flatten(2)  # N x (out, in, k, k) -> (N, out, in*k*k)
-        updates = orthogonalise(matrices, group["ns_steps"]).reshape(-1, *shape)
+        updates = orthogonalise(matrices, group["ns_steps"]).reshape(-1, *parameters[0].shape)
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - learning_rate * group["weight_decay"])
-        torch._foreach_add_(parameters, updates.unbind(), alpha=-learning_rate * update_scale(shape))
+            torch._foreach_mul_(parameters, kept)
+        # One multiply-add, as with alpha=, and the same bits; a product and a sum round twice
+        torch._foreach_addcmul_(parameters, updates.unbind(), [step_size] * len(parameters))
 
-    def _step_adam(self, group: dict, parameters: list[Tensor]) -> None:
-        """Update parameters like `torch.optim.AdamW`, with an int as step count."""
-        learning_rate, (beta1, beta2) = group["lr"] * group["adam_lr_ratio"], group["adam_betas"]
+    def _update_by_adam(self, part: Part, kept: Tensor, roots: list[Tensor], step_sizes: list[Tensor]) -> None:
+        """Update parameters like `torch.optim.AdamW`; all numbers are 0-dimensional tensors."""
+        group, parameters, (beta1, beta2) = part.group, part.parameters, part.group["adam_betas"]
         states = [self.state[parameter] for parameter in parameters]
-        for parameter, state in zip(parameters, states, strict=True):
-            if not state:
-                state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
-            state["step"] += 1
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         averages, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         torch._foreach_lerp_(averages, gradients, 1 - beta1)
@@ -221,9 +286,10 @@ class Muon(Optimizer):
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
 
         denominators = torch._foreach_sqrt(squares)
-        torch._foreach_div_(denominators, [sqrt(1 - beta2 ** state["step"]) for state in states])
+        torch._foreach_div_(denominators, roots)
         torch._foreach_add_(denominators, group["adam_eps"])
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - learning_rate * group["weight_decay"])
-        step_sizes = [-learning_rate / (1 - beta1 ** state["step"]) for state in states]
-        torch._foreach_addcdiv_(parameters, averages, denominators, step_sizes)
+            torch._foreach_mul_(parameters, kept)
+        steps = torch._foreach_mul(averages, step_sizes)  # noqa: SLF001
+        torch._foreach_div_(steps, denominators)
+        torch._foreach_add_(parameters, steps)

@@ -29,6 +29,7 @@ ADDED_KEYS = {
     "dry_run": False,
     "prune_after": None,
     "compile": None,
+    "graph": None,
     "allow": None,
     "save_top_k": 1,
 }

@@ -12,7 +12,8 @@ from sr_lightning.errors import InputError, require_training_packages
 from sr_lightning.pretrained.hub import PREFIX
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.share.destination import check_folder, check_repository, put_folder, upload
-from sr_lightning.utils.messages import escape_messages, printable
+from sr_lightning.utils.commands import run_command
+from sr_lightning.utils.messages import escape_messages
 
 require_training_packages(__name__)
 
@@ -30,17 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 0, or 1 if nothing was written.
+        The exit code of `run_command`.
     """
     options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     escape_messages()
-    try:
-        print(share(options.run, options.to, options.licence, overwrite=options.overwrite))
-    except InputError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(
+        lambda: print(share(options.run, options.to, options.licence, overwrite=options.overwrite)),
+        "; nothing was written" if not options.to.startswith("hf:") else "",
+    )
 
 
 def parser() -> argparse.ArgumentParser:

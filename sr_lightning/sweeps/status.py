@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sr_lightning.errors import InputError
 from sr_lightning.sweeps.cells import Cell, SweepState, read_sweep
-from sr_lightning.utils.messages import drop_output, printable
+from sr_lightning.utils.commands import run_command
+from sr_lightning.utils.messages import printable
 
 TITLES = ("cell", "status", "step", "PSNR", "gain", "steps/s", "left", "val/psnr")
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.-:=+*#"
@@ -35,24 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
         help="show it again every SECONDS (5) until no cell runs or waits",
     )
     options = parser.parse_args(arguments)
-    try:
-        while True:
-            state = read_sweep(options.folder)
-            print(f"{CLEAR if options.watch and sys.stdout.isatty() else ''}{page(options.folder, state)}", flush=True)
-            if options.watch is None or not any(cell.status in ("running", "waiting") for cell in state.cells):
-                return 0
-            time.sleep(options.watch)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # as by `| head`
-        drop_output()
-        return 0
-    except OSError as error:
-        print(f"error: {options.folder} cannot be read: {error.strerror}", file=sys.stderr)
-        return 1
+    return run_command(lambda: show(options.folder, options.watch))
+
+
+def show(folder: Path, seconds: float | None) -> None:
+    """Print the state of a sweep; again every so many seconds until no cell runs or waits."""
+    while True:
+        state = read_sweep(folder)
+        print(f"{CLEAR if seconds and sys.stdout.isatty() else ''}{page(folder, state)}", flush=True)
+        if seconds is None or not any(cell.status in ("running", "waiting") for cell in state.cells):
+            return
+        time.sleep(seconds)
 
 
 def interval(text: str) -> float:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import inspect
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -14,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from sr_lightning.cli import resume_override
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 NO_LIMIT = 2**62
 SCORED = ("benchmarks", "measures", "num_comparisons", "report_images", "data_root")  # settings of the final scoring
 OPTIONAL_NUMBERS = ("comparisons_every", "prune_after")  # may be null
+PATHS = ("cache_dir", "data.cache_dir", "data_root")  # Hydra reads 2024 as a number
 STOPPING_SCORES = ("val/psnr", "val/ssim")
 NUMBERS_OR_NULL = (
     *("data.limit", "data.cutblur", "data.mixup", "data.channel_shuffle", "data.sharpen_hr"),
@@ -191,10 +193,30 @@ def check_kinds(cfg: DictConfig, overrides: Iterable[Override]) -> None:
             wrong.append(f"{key}: there is no such setting{f'; did you mean {likely[0]}?' if likely else ''}")
             continue
         was, value = (OmegaConf.select(each, key, throw_on_missing=False) for each in (usual, cfg))
-        if kind(value) in WRONG_KINDS.get(kind(was), ()) and key != "trainer.devices":  # a number, a list or "auto"
+        is_number = key in PATHS and kind(value) == "a number"
+        is_wrong = (
+            kind(value) in WRONG_KINDS.get(kind(was), ()) and key != "trainer.devices"
+        )  # a number, a list, "auto"
+        if is_number or is_wrong:
             wrong.append(f"{key}={override.get_value_element_as_str()}: give {kind(was)}, such as {was}")
+        elif value is None and was is not None and not may_be_null(cfg, key):
+            wrong.append(f"{key}=null: give {kind(was)}, such as {was}")
     if wrong:
         raise InputError("\n".join(wrong))
+
+
+def may_be_null(cfg: DictConfig, key: str) -> bool:
+    """Return True if the setting of a key may be null, by the signature of the class that it belongs to."""
+    parent, _, name = key.rpartition(".")
+    if not parent:
+        return key in OPTIONAL_NUMBERS
+    settings = OmegaConf.select(cfg, parent)
+    if not OmegaConf.is_dict(settings) or "_target_" not in settings:
+        return True
+    parameter = inspect.signature(get_object(settings._target_)).parameters.get(name)
+    if parameter is None or parameter.annotation in (parameter.empty, bool) or parameter.default is None:
+        return True
+    return any(word in str(parameter.annotation) for word in ("None", "Optional", "Any"))
 
 
 def kind(value: object) -> str:
@@ -255,6 +277,8 @@ def check_choices(cfg: DictConfig) -> None:
         InputError: Names those that are none of them.
     """
     wrong = []
+    if cfg.graph not in (None, True, False):
+        wrong.append(f"graph={cfg.graph}: choose true, false, or null for false")
     if cfg.compile not in (None, True, False):
         wrong.append(f"compile={cfg.compile}: choose true, false, or null to compile if it saves time")
     if str(cfg.trainer.precision) not in PRECISIONS:

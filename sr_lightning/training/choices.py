@@ -20,7 +20,9 @@ from torch.optim import Optimizer
 
 from sr_lightning.errors import InputError
 from sr_lightning.inference import computes_in_bfloat16
-from sr_lightning.modules import SRModule
+from sr_lightning.modules import GANModule, SRModule
+from sr_lightning.modules.recorded_step import FUSED, RecordedStep, Recorder, cuda_graph
+from sr_lightning.optim import Muon
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.processes import is_cell, process_rank
@@ -34,8 +36,11 @@ SHORT = 200  # steps: in a shorter run, one patch is measured instead of a batch
 LONG = 1000  # steps: only in longer runs torch.compile may pay
 GRADIENT_ERROR = 0.3  # the largest relative error of a step's gradient in a lower precision
 COMPILE_GAIN = 0.2  # expected share of a step that torch.compile saves, before it is measured
+OPTIMIZERS = ("optimizer", "discriminator_optimizer")
 STEPS = 3  # per measurement of threads
-KINDS = {"precision": str, "threads": int, "compile": bool, "processor": str}
+GRAPH_STEPS = 4  # with other images and learning rates each
+KINDS = {"precision": str, "threads": int, "compile": bool, "graph": bool, "processor": str}
+GRAPH_ERROR = 0.01  # of the change of the weights in some steps, by rounding; a number that is not renewed gives more
 PATIENCE = 300  # seconds that a process waits for the choices of the first one
 
 
@@ -50,7 +55,7 @@ def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
 
     Returns:
         `precision`, Lightning's name; `threads` of torch on the CPU; `compile`, True if the training step is compiled;
-        `processor`, on which they were measured.
+        `graph`, True if it is a CUDA graph; `processor`, on which they were measured.
 
     Raises:
         InputError: torch.compile is requested, or was used by the resumed run, and does not work here.
@@ -69,7 +74,14 @@ def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
     if cfg.compile:
         trial.check_compilation(precision, "compile=true")
     compiled = trial.compiles(precision) if cfg.compile is None else cfg.compile
-    return {"precision": precision, "threads": threads, "compile": compiled, "processor": processor()}
+    graph = bool(cfg.graph) and trial.records(precision, reason_against_graph(cfg, module, precision))
+    return {
+        "precision": precision,
+        "threads": threads,
+        "compile": compiled,
+        "graph": graph,
+        "processor": processor(),
+    }
 
 
 def choices_of_resumed_run(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
@@ -84,8 +96,15 @@ def choices_of_resumed_run(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
     if saved is None:
         precision = str(cfg.trainer.precision)
         precision = precision_by_flags(cfg) if precision == "auto" else precision
-        return {"precision": precision, "threads": torch.get_num_threads(), "compile": False, "processor": processor()}
-    chosen = OmegaConf.to_container(saved) if OmegaConf.is_dict(saved) else {}
+        threads = torch.get_num_threads()
+        return {
+            "precision": precision,
+            "threads": threads,
+            "compile": False,
+            "graph": False,
+            "processor": processor(),
+        }
+    chosen = {"graph": False} | (OmegaConf.to_container(saved) if OmegaConf.is_dict(saved) else {})
     if {key: type(value) for key, value in chosen.items()} != KINDS:
         raise InputError(f"{RunFolder(cfg.run_dir).config}: chosen is not as train.py wrote it: {saved}")
     set_threads(chosen["threads"])
@@ -97,6 +116,9 @@ def choices_of_resumed_run(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
             chosen["threads"],
         )
     trial = Trial(cfg, module)
+    if chosen["graph"] and trial.device.type != "cuda":
+        log.warning("the run goes on without the CUDA graph of its steps: there is no GPU here")
+        chosen["graph"] = False
     if chosen["compile"]:
         trial.check_compilation(chosen["precision"], f"resume={cfg.resume}: the run was compiled")
     if cfg.trainer.precision == "auto" and chosen["processor"] != processor():
@@ -143,6 +165,27 @@ def processes_of(cfg: DictConfig) -> int:
 def precision_by_flags(cfg: DictConfig) -> str:
     """Return the precision that earlier versions chose, from the device's flags."""
     return "bf16-mixed" if computes_in_bfloat16(device_of(cfg).type) else "32-true"
+
+
+def reason_against_graph(cfg: DictConfig, module: SRModule, precision: str) -> str:
+    """Return what in a run's settings keeps its steps from being a CUDA graph; empty if nothing does."""
+    partials = [getattr(module, name, None) for name in OPTIMIZERS]
+    classes = [getattr(optimizer, "func", None) for optimizer in partials if optimizer is not None]
+    others = [getattr(each, "__name__", str(each)) for each in classes if each not in (Muon, *FUSED)]
+    reasons = {
+        "the CPU": device_of(cfg).type != "cuda",
+        f"{type(module).__name__}, which has steps of its own": type(module) not in (SRModule, GANModule),
+        "model.accumulate": getattr(module, "accumulate", 1) != 1,
+        "several processes": processes_of(cfg) > 1 or cfg.trainer.get("num_nodes", 1) > 1,
+        "trainer.accumulate_grad_batches": cfg.trainer.get("accumulate_grad_batches", 1) != 1,
+        f"trainer.precision={precision}, which scales the loss": precision.startswith("16"),
+        "trainer.profiler": cfg.trainer.get("profiler") is not None,
+        "model.max_skipped_batches": module.max_skipped_batches > 0,
+        "model.teacher": module.teacher is not None,
+        f"the optimizer {', '.join(others)}": bool(others),
+        "dampening": any(getattr(each, "keywords", {}).get("dampening") for each in partials),
+    }
+    return ", ".join(reason for reason, holds in reasons.items() if holds)
 
 
 class Trial:
@@ -226,6 +269,35 @@ class Trial:
                 "as g++; a run begun with compile=false needs none"
             ) from error
 
+    def records(self, precision: str, reason_against: str) -> bool:
+        """Return True if recorded steps can be used: replayed, they change the weights as if computed directly."""
+        if reason_against:
+            log.warning("graph=true: not used with %s", reason_against)
+            return False
+        try:
+            directly, replayed = (self.change_of_weights(precision, record) for record in (None, cuda_graph))
+        except Exception as error:  # whatever stops the recording, the run can go on without it
+            log.warning("graph=true: not used, recording a step fails on this machine: %s", first_line(error))
+            return False
+        error = float((replayed - directly).norm() / directly.norm())
+        if not error <= GRAPH_ERROR:
+            log.warning("graph=true: not used, replayed steps differ from others by %.1g of the change", error)
+            return False
+        return True
+
+    def change_of_weights(self, precision: str, record: Recorder | None) -> Tensor:
+        """Return the change of all weights, (K,), in some steps with falling learning rates; None: not recorded."""
+        module, batch = copy.deepcopy(self.module).to(self.device).train(), self.batch()
+        optimizers = optimizers_of(module)
+        before = torch.cat([p.detach().flatten() for p in module.parameters()])
+        with torch.random.fork_rng(), autocast(precision, self.device):
+            step = RecordedStep(module, optimizers, batch, record=record or (lambda program: program))
+            for number in range(GRAPH_STEPS):
+                for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                    group["lr"] /= 1 + number
+                step({name: images.roll(number, 0) / (1 + number) for name, images in batch.items()})
+        return torch.cat([p.detach().flatten() for p in module.parameters()]) - before
+
     def seconds(self, purpose: str, names: Sequence[str], build: Callable[[str], Step]) -> dict[str, float]:
         """Return the seconds of each form of a training step."""
         key = {
@@ -275,10 +347,15 @@ class Trial:
 
 def backward(module: SRModule, batch: dict[str, Tensor], precision: str) -> None:
     """Compute the gradients of one batch; the two losses of a GAN share one backward pass."""
-    low = torch.float16 if precision.startswith("16") else torch.bfloat16
-    with torch.autocast(batch["lr"].device.type, low, enabled="16" in precision):
+    with autocast(precision, batch["lr"].device):
         loss = module.loss_of(batch)
     loss.backward()
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass in one of Lightning's precisions."""
+    low = torch.float16 if precision.startswith("16") else torch.bfloat16
+    return torch.autocast(device.type, low, enabled="16" in precision, cache_enabled=False)
 
 
 def optimizers_of(module: SRModule) -> list[Optimizer]:
@@ -289,7 +366,7 @@ def optimizers_of(module: SRModule) -> list[Optimizer]:
 
 def optimizer_classes(module: SRModule) -> list[str]:
     """Name the classes of a module's optimizers, whatever their learning rates."""
-    optimizers = [getattr(module, name, None) for name in ("optimizer", "discriminator_optimizer")]
+    optimizers = [getattr(module, name, None) for name in OPTIMIZERS]
     return [str(getattr(optimizer, "func", None)) for optimizer in optimizers]
 
 

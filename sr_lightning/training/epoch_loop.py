@@ -143,7 +143,11 @@ class GroupedEpochLoop(_TrainingEpochLoop):
             batch = data.on_before_batch_transfer(precision.convert_input(batch), 0)
             batch = data.transfer_batch_to_device(batch, module.device, 0)
             batch = data.on_after_batch_transfer(batch, 0)
-            optimizer.step(closure)
+            if module.record is None:
+                optimizer.step(closure)
+            else:
+                with precision.train_step_context():
+                    module.training_step(batch, self.batch_idx + 1)
             module.end_of_optimizer_step()
             self.batch_progress.increment_by(1)
             for schedule in schedules:

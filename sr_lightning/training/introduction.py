@@ -65,6 +65,7 @@ def introduce(
     until = f"; fewer after {condition(cfg.early_stopping)}" if cfg.get("early_stopping") else ""
     why = "as the run began" if cfg.resume else "the fastest here" if cfg.trainer.precision == "auto" else "as set"
     threads = torch.get_num_threads()
+    form = f"{'compiled, ' if cfg.chosen.compile else ''}{'as a CUDA graph, ' if cfg.chosen.graph else ''}"
     facts = {
         "run": relative(RunFolder(cfg.run_dir).path),
         **({"debug": f"{DEBUG.get(cfg.debug, cfg.debug)}. Not a result to compare"} if cfg.get("debug") else {}),
@@ -76,7 +77,7 @@ def introduce(
         "steps": f"{cfg.max_steps:,}{begun}, of {datamodule.batch_size} patches of {side}x{side} LR pixels; "
         f"seed {cfg.seed}{until}",
         "device": f"{device_name(cfg)}, {cfg.chosen.precision} ({why}), "
-        f"{'compiled, ' if cfg.chosen.compile else ''}{threads} thread{'' if threads == 1 else 's'}",
+        f"{form}{threads} thread{'' if threads == 1 else 's'}",
         "bicubic": "scored in the first validation"
         if bicubic is None
         else f"{bicubic:.2f} dB on the validation images, the value to beat",

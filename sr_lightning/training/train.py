@@ -31,6 +31,7 @@ from sr_lightning.loggers.base import RunLogger, run_loggers
 from sr_lightning.metrics.protocol import all_left_out, differs_from_bicubic, score
 from sr_lightning.metrics.psnr_ssim import WINDOW
 from sr_lightning.modules import SRModule
+from sr_lightning.modules.recorded_step import cuda_graph
 from sr_lightning.network_costs import count, lr_size
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.provenance import recorded
@@ -86,6 +87,8 @@ def train(cfg: DictConfig) -> float:
         cfg.chosen = choose(cfg, module)
     if cfg.chosen.compile:
         module.compile_training()
+    if cfg.chosen.graph:
+        module.record = cuda_graph
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=True))  # a checkpoint describes its network
     run = start_run_folder(cfg)
     done, trained = (0, False) if cfg.resume is None else progress(run.last, cfg.max_steps)
@@ -204,8 +207,10 @@ def preflight(module: SRModule, datamodule: SRDataModule) -> None:
     """Run parts of a validation image and of the first batch through network, scoring and loss, before step 1.
 
     Raises:
-        InputError: Validation images are too small to be scored or too flat, or other bad user input.
+        InputError: There is no loss, validation images are too small to be scored or too flat, or other bad user input.
     """
+    if module.loss is None and module.optimizer is not None:
+        raise InputError("model.loss=null: a network learns from a loss, such as model.loss._target_=torch.nn.L1Loss")
     datamodule.check_channels(module.network.num_channels)
     datamodule.setup()
     scale, store = module.network.scale, datamodule.val_store

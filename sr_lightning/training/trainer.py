@@ -154,5 +154,6 @@ def silence_lightning() -> None:
         ".*Checkpoint directory.*",
         ".*LeafSpec.*",
         ".*logging interval.*",
+        ".*`training_step` returned `None`.*",  # a replayed step has no loss for Lightning
     ):
         warnings.filterwarnings("ignore", message)

@@ -174,9 +174,13 @@ def _read(path: Path) -> TensorArchive:
         infos = archive.infolist()
         if any(info.filename.split("/")[1:3] == ["code", "__torch__"] for info in infos):
             raise InputError(f"{path} is a TorchScript program, which runs code: use the network's file of weights")
+        if any(info.filename.endswith("/archive_format") for info in infos):
+            raise InputError(f"{path} is a network exported by torch.export: give the checkpoint that it was made from")
         _check_directory(infos, len(data))
         root = infos[0].filename.partition("/")[0]
         by_name = {info.filename.removeprefix(f"{root}/"): info for info in infos}
+        if "data.pkl" not in by_name:
+            raise InputError(f"{path} is no file of weights: a zip file with {infos[0].filename}, without data.pkl")
         sums = {name: zlib.crc32(record(data, info)) for name, info in by_name.items()}
         pickled = bytes(record(data, by_name["data.pkl"]))
     has_checksums = any(info.CRC for info in infos)

@@ -1,6 +1,7 @@
 """Reading of files written by torch.save, without running code in them."""
 
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from sr_lightning.errors import InputError
 from sr_lightning.utils.messages import reason
-from sr_lightning.utils.tensor_archive import check_archive
+from sr_lightning.utils.tensor_archive import MAGIC, check_archive
 
 
 class PickledClassesError(InputError):
@@ -26,6 +27,7 @@ def load_tensors(path: str | Path) -> Any:
         InputError: The file is missing, damaged or of another kind.
     """
     check_archive(path)
+    check_kind(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -34,3 +36,15 @@ def load_tensors(path: str | Path) -> Any:
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise InputError(f"{path} cannot be read, it is damaged or cut off: {reason(error)}") from error
+
+
+def check_kind(path: str | Path) -> None:
+    """Raise InputError for a file that torch.save cannot have written, judged by its first bytes."""
+    with Path(path).open("rb") as file:
+        first = file.read(16)
+    if not first:
+        raise InputError(f"{path} is empty")
+    if b"pytorch" in first[2:12]:  # the producer, second field of an ONNX file
+        raise InputError(f"{path} is a network exported to ONNX: give the checkpoint that it was made from")
+    if not first.startswith((MAGIC, b"\x80")) and not tarfile.is_tarfile(path):  # tar: the first versions of torch
+        raise InputError(f"{path} is no file of weights: it begins with {first!r}")

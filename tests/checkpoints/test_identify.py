@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import struct
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sr_lightning.checkpoints.checkpoint import load_network
 from sr_lightning.checkpoints.identify import FORMS, PLAIN, load_any
 from sr_lightning.checkpoints.interop import load_weights, save_weights, warm_start
 from sr_lightning.checkpoints.key_maps import KEY_MAPS, export_keys
@@ -245,6 +247,43 @@ def test_settings_that_contradict_the_file_or_do_not_exist_are_errors(tmp_path):
         load_any(tmp_path / "x.pth", given={"scale": 2})
     with pytest.raises(InputError, match="holds Compact, which has no depth"):
         load_any(tmp_path / "x.pth", given={"depth": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"scale": 3}, "holds ESPCN with scale=2, not 3: leave it out"),
+        ({"depth": 2}, "holds ESPCN, which has no depth: leave it out"),
+    ],
+)
+def test_settings_that_contradict_a_file_which_records_its_network_are_errors(given, message, trained, tmp_path):
+    of_file = load_network(trained)
+    save_weights(of_file.network, tmp_path / "x.safetensors", description=of_file.config["model"]["network"])
+    for path in (trained, tmp_path / "x.safetensors"):
+        with pytest.raises(InputError, match=message):
+            load_any(path, given=given)
+        assert load_any(path, given={"scale": 2}).network.scale == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello", "is no file of weights: it begins with b'hello'"),
+        (b"\x08\n\x12\x07pytorch\x1a\x06", "is a network exported to ONNX"),
+        ({"x/archive_format": "pt2"}, "is a network exported by torch.export"),
+        ({"word/document.xml": "hello"}, "is no file of weights: a zip file with word/document.xml, without data.pkl"),
+    ],
+)
+def test_files_of_other_kinds_are_named(content, message, tmp_path):
+    if isinstance(content, bytes):
+        (tmp_path / "x.pth").write_bytes(content)
+    else:
+        with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+            for name, text in content.items():
+                archive.writestr(name, text)
+    with pytest.raises(InputError, match=message):
+        load_any(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("change", ["unknown", "extra", "missing", "shape"])

@@ -74,7 +74,7 @@ def test_network_is_scored_at_its_own_scale(omnisr):
     path, _ = omnisr
     (model,) = requested_models([path], scale=2)
     assert (model.name, model.network.scale) == ("x", 2)
-    with pytest.raises(InputError, match=r"x\.pth holds OmniSR x2: leave scale=3 out"):
+    with pytest.raises(InputError, match=r"x\.pth holds OmniSR with scale=2, not 3: leave it out"):
         requested_models([path], scale=3)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_images_on_the_device_give_the_same_batch(pictures, cache):
     there, here = batch(data, 2), batch(data, 2, on_device=False)
     assert there.keys() == here.keys() == {"lr", "hr"}
     assert torch.equal(there["lr"], here["lr"]) and torch.equal(there["hr"], here["hr"])
+
+
+@pytest.mark.parametrize(("kind", "free", "expected"), [("cpu", 1, False), ("cuda", 3, False), ("cuda", 4, True)])
+def test_images_that_fit_are_on_the_gpu(kind, free, expected, pictures, cache, monkeypatch):
+    data = module(pictures, cache)
+    device = torch.device(kind)
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=device), global_rank=0, world_size=1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * len(data.train_store.pixels), 0))
+    assert data.train_dataloader().dataset.on_device == expected
+    data.residence = "mmap"
+    assert not data.train_dataloader().dataset.on_device
 
 
 def test_validation_and_scoring_use_the_same_lr_and_name_it(pictures, cache):

@@ -105,7 +105,7 @@ def test_bicubic_is_scored_without_a_checkpoint(benchmarks, tmp_path):
 
 WRONG_INPUT = [
     (["ckpt=nowhere.ckpt"], "there is no file or folder nowhere.ckpt"),
-    (["ckpt={checkpoint}", "scale=x3"], "scale=x3 was requested, but {checkpoint} is x2"),
+    (["ckpt={checkpoint}", "scale=x3"], "{checkpoint} holds ESPCN with scale=2, not 3: leave it out"),
     (
         ["ckpt={checkpoint}", "model=bicubic"],
         "leave model=bicubic out: a checkpoint of this project describes its network: {checkpoint}",
@@ -113,7 +113,7 @@ WRONG_INPUT = [
     (["ckpt={checkpoint}", "benchmarks=[Yours]"], "no test set Yours (available: Mine)"),
     (["model=espcn", "scale=x2"], "give its checkpoint"),
     (["model=bicubic"], "nothing to score: give ckpt=FILE (or a list), or model=bicubic scale=x3"),
-    (["ckpt={text}"], "text.ckpt is damaged, or holds more than tensors"),
+    (["ckpt={text}"], "text.ckpt is no file of weights: it begins with b'not a checkpoint'"),
     (["ckpt=5"], "there is no file or folder 5"),
     (["ckpt={checkpoint}", "benchmarks=Mine"], "benchmarks=Mine: give a list, such as benchmarks=[Set5]"),
     (["ckpt={checkpoint}", "benchmarks=[]"], "benchmarks=[]: name at least one"),

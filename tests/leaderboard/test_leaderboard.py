@@ -238,11 +238,11 @@ def test_scores_of_other_checkpoints_or_images_are_not_used(root, tmp_path):
     board_of(images, tmp_path / "out", tmp_path / "runs")
     spoil(folder)
     shutil.copy(images / "benchmark" / "Mine" / "HR" / "c.png", images / "benchmark" / "Set5" / "HR" / "c.png")
-    with pytest.raises(InputError, match="is damaged, or holds more than tensors and plain containers"):
+    with pytest.raises(InputError, match="is no file of weights: it begins with"):
         board_of(images, tmp_path / "out", tmp_path / "runs")
     board_of(root, tmp_path / "out", tmp_path / "runs")  # the same images in another place
     os.utime(folder / "checkpoints" / "best.ckpt")
-    with pytest.raises(InputError, match="is damaged, or holds more than tensors and plain containers"):
+    with pytest.raises(InputError, match="is no file of weights: it begins with"):
         board_of(root, tmp_path / "out", tmp_path / "runs")
 
 
@@ -287,7 +287,7 @@ def test_unscorable_runs_are_listed_and_stop_no_other(root, tmp_path):
     assert found["going_on"] == ("unfinished", "10 of 10 steps trained")
     assert found["boom"] == ("failed", "boom")
     assert found["pruned"][0] == "pruned"
-    assert found["spoilt"][0] == "not scored" and "is damaged, or holds more than tensors" in found["spoilt"][1]
+    assert found["spoilt"][0] == "not scored" and "is no file of weights" in found["spoilt"][1]
     assert "do not fit its network" in found["misfit"][1]
     assert found["gone"] == ("finished", "there is no checkpoints/best.ckpt")
     assert (found["rubbish"][0], found["yaml"][0]) == ("unreadable", "unreadable")

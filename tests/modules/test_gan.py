@@ -15,6 +15,9 @@ from sr_lightning.losses import LeastSquares, RelativisticAverage, Vanilla, Weig
 from sr_lightning.modules import GANModule
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.networks import EDSR, Bicubic
+from sr_lightning.optim import Muon, warmup_cosine
+from tests.fake_graph import FakeGraph
+from tests.helpers import differences
 
 RATE, DISCRIMINATOR_RATE = 0.05, 0.02
 
@@ -85,6 +88,35 @@ def test_steps_and_schedules_count_batches(fit):
     assert trainer.global_step == trained.batches_done == 7
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
     assert rates == pytest.approx([RATE / 4, DISCRIMINATOR_RATE / 4])
+
+
+@pytest.mark.parametrize("sharpen_hr", [None, 0.5])
+@pytest.mark.parametrize("adversarial", [Vanilla(), RelativisticAverage()])
+def test_replayed_steps_train_both_networks_to_the_same_bits(fit, data, monkeypatch, adversarial, sharpen_hr):
+    monkeypatch.setattr(data, "sharpen_hr", sharpen_hr)
+    muon, schedule = partial(Muon, lr=1e-3), partial(warmup_cosine, total_steps=5)
+    runs = []
+    for record in (None, FakeGraph):
+        module = gan(
+            adversarial, optimizer=muon, discriminator_optimizer=muon, scheduler=schedule, ema=0.9,
+            discriminator_scheduler=schedule, gradient_clip_val=1e-2, log_every=2,
+            discriminator=spectral_norms(discriminator()),
+        )  # fmt: skip
+        module.record, logged = record, []
+        monkeypatch.setattr(module, "log_scalars", lambda metrics, step, logged=logged: logged.append((step, metrics)))
+        trainer = fit(module, 5)
+        assert trainer.global_step == 5
+        runs.append((module.state_dict(), [each.state_dict() for each in trainer.optimizers], logged))
+    assert not list(differences(*runs, "run"))
+    assert len(runs[0][2]) == 2
+
+
+def spectral_norms(network: nn.Module) -> nn.Module:
+    """Normalise the convolutions spectrally, whose vectors are buffers that each forward pass changes."""
+    for layer in network:
+        if isinstance(layer, nn.Conv2d):
+            torch.nn.utils.spectral_norm(layer)
+    return network
 
 
 def test_the_generator_enlarges_each_batch_once(fit):

@@ -151,6 +151,27 @@ def test_adam_updates_weight_norm_gains_and_muon_directions():
     assert is_matrix(conv.parametrizations.weight.original1)
 
 
+def test_bits_are_those_of_torch_with_numbers_of_the_host():
+    """`alpha=` and `value=` are one multiply-add each, so the tensors that replace them must be, too."""
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((8, 4, 3, 3), (8,)))
+    optimizer = Muon([weight, bias], lr=0.0, weight_decay=0.1)
+    expected, (momentum, average, square) = [weight.detach().clone(), bias.detach().clone()], torch.zeros(3, 8, 4, 3, 3)
+    average, square = average[:, 0, 0, 0].clone(), square[:, 0, 0, 0].clone()
+    for step in range(1, 5):
+        rate = optimizer.param_groups[0]["lr"] = 1e-2 / step
+        weight.grad, bias.grad = (torch.randn(p.shape, generator=generator) for p in (weight, bias))
+        optimizer.step()
+        momentum.lerp_(weight.grad, 1 - 0.95)
+        direction = orthogonalise(weight.grad.lerp(momentum, 0.95).flatten(1)[None]).view_as(weight)
+        expected[0].mul_(1 - rate * 0.1).add_(direction, alpha=-rate * muon.update_scale(weight.shape))
+        average.lerp_(bias.grad, 1 - 0.9)
+        square.mul_(0.99).addcmul_(bias.grad, bias.grad, value=1 - 0.99)
+        denominator = square.sqrt().div_(sqrt(1 - 0.99**step)).add_(1e-8)
+        expected[1].mul_(1 - 0.1 * rate * 0.1).addcdiv_(average, denominator, value=-(rate * 0.1) / (1 - 0.9**step))
+        assert torch.equal(weight, expected[0]) and torch.equal(bias, expected[1])
+
+
 def test_weight_decay_is_proportional_to_the_learning_rate():
     torch.manual_seed(0)
     weight, gradient = torch.randn(4, 6), torch.randn(4, 6)

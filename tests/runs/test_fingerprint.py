@@ -45,6 +45,7 @@ def test_every_setting_is_classified():
     """List a new setting of train.yaml here, or in IRRELEVANT_SETTINGS."""
     identifying = {
         "compile",
+        "graph",
         "debug",
         "name",
         "seed",

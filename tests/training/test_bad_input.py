@@ -9,7 +9,7 @@ from PIL import Image
 from sr_lightning.errors import InputError
 from sr_lightning.metrics import extra
 from sr_lightning.training import train
-from sr_lightning.training.checks import check_device, lacks_gpu
+from sr_lightning.training.checks import check_device, lacks_gpu, may_be_null
 from tests.helpers import compose, run, run_in_new_interpreter, slow_except
 
 
@@ -79,12 +79,13 @@ WRONG_SETTINGS = [
     (["data.hr=nowhere"], "nowhere"),
     (["model=espnc"], "Could not find 'model/espnc'"),
     (["model.network.num_feature=[8]"], "Key 'num_feature' is not in struct"),
-    (["data.residence=disk"], "choose mmap, memory or device"),
+    (["data.residence=disk"], "choose auto, mmap, memory or device"),
     (["data.hr=null"], "data=folder needs data.hr=DIR, the folder of the HR images"),
     (["dry_run=true", "max_steps=null"], "invalid numbers: max_steps=null"),
     (["dry_run=true", "data.channel_shuffle=0.5"], "data.channel_shuffle=0.5: this network sees luma only"),
     (["max_steps=null"], "invalid numbers: max_steps=null (must be a whole number of at least 1)"),
     (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
+    (["model.loss=null"], "model.loss=null: a network learns from a loss, such as"),
     (
         ["seed=-1", "max_steps=soon", "val_every=0"],
         "invalid numbers: seed=-1 (must be a whole number from 0 to 4294967295), "
@@ -107,10 +108,26 @@ def test_all_wrong_settings_are_named_at_once(command):
         "model.warm_start=5": "model.warm_start=5: there is no file or folder 5",
         "trainer.precision=foo": "trainer.precision=foo: choose auto, or one of 32-true, bf16-mixed",
         "compile=maybe": "compile=maybe: choose true, false, or null",
+        "name=null": "name=null: give a text, such as",
+        "cache_dir=2024": "cache_dir=2024: give a text, such as",
+        "model.log_every=null": "model.log_every=null: give a number, such as",
+        "model.network.num_features=null": "model.network.num_features=null: give a list, such as [",
         "comparisons_every=15": "(must be a multiple of val_every=10, or null)",
     }
     output = refused(command, *wrong)
     assert [message for message in wrong.values() if message not in output] == []
+
+
+def test_null_for_a_value_that_is_needed_is_named_before_it_causes_another_error(short):
+    output = refused(short, "data=t91", "data.train.hr=null", "data.val=null")
+    assert "data.train.hr=null: give a text, such as" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "key", ["model.scheduler", "model.ema", "data.augment", "trainer.profiler", "comparisons_every"]
+)
+def test_settings_of_which_null_is_a_value_may_be_null(key):
+    assert may_be_null(compose(), key)
 
 
 def test_resuming_a_missing_folder_creates_nothing(tmp_path):

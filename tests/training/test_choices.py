@@ -12,6 +12,7 @@ from sr_lightning.runs.fingerprint import fingerprint
 from sr_lightning.training import choices
 from sr_lightning.training.choices import Trial, choose
 from sr_lightning.utils import timings
+from tests.fake_graph import FakeGraph
 from tests.helpers import compose, run, use_times
 
 FASTER = {"32-true": 1.0, "bf16-mixed": 0.5, "1": 3.0, "2": 3.1, "4": 3.2, "8": 3.3, "eager": 1.0, "compiled": 0.5}
@@ -153,9 +154,9 @@ def test_a_resumed_run_keeps_its_choices_and_tells_that_others_are_faster(monkey
     caplog.set_level(logging.INFO)
     use_times(monkeypatch, FASTER)
     cfg, module = built()
-    saved = {"precision": "32-true", "threads": 16, "compile": False, "processor": "another"}  # on a larger machine
-    with open_dict(cfg):
-        cfg.resume, cfg.chosen = "outputs/run", saved
+    saved = {"precision": "32-true", "threads": 16, "compile": False, "graph": False, "processor": "another"}
+    with open_dict(cfg):  # of an earlier version, which had no graphs, on a larger machine
+        cfg.resume, cfg.chosen = "outputs/run", {key: saved[key] for key in saved.keys() - {"graph"}}
     assert choose(cfg, module) == saved
     assert eight_threads[-1] == 16
     assert "goes on in 32-true, as it began; bf16-mixed is faster on this machine" in caplog.text
@@ -173,6 +174,73 @@ def test_choices_changed_by_hand_are_an_error(chosen, tmp_path):
         cfg.resume, cfg.chosen = str(tmp_path), chosen
     with pytest.raises(InputError, match=f"{tmp_path}/config.yaml: chosen is not as train.py wrote it"):
         choose(cfg, module)
+
+
+@pytest.fixture
+def fake_graph(monkeypatch):
+    """Steps can be recorded on this CPU."""
+    monkeypatch.setattr(choices, "reason_against_graph", lambda *settings: "")
+    monkeypatch.setattr(choices, "cuda_graph", FakeGraph)
+
+
+@pytest.mark.usefixtures("fake_graph")
+def test_graph_is_used_if_replayed_steps_do_what_others_do(monkeypatch, caplog):
+    use_times(monkeypatch, {})
+    words = ("max_steps=10", "trainer.precision=bf16-mixed")
+    assert choose(*built("graph=true", *words))["graph"]
+    assert not choose(*built(*words))["graph"] and not choose(*built("graph=false", *words))["graph"]
+    assert "graph=true" not in caplog.text
+    replay = FakeGraph.__call__
+    monkeypatch.setattr(FakeGraph, "__call__", lambda graph: [replay(graph), replay(graph)])
+    assert not choose(*built("graph=true", *words))["graph"]
+    assert "graph=true: not used, replayed steps differ from others by" in caplog.text
+
+
+@pytest.mark.usefixtures("fake_graph")
+def test_recording_that_fails_leaves_the_run_without_a_graph(monkeypatch, caplog):
+    def fail(program):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(choices, "cuda_graph", fail)
+    cfg, module = built("graph=true", "max_steps=10")
+    before = copy.deepcopy(module.state_dict())
+    assert not choose(cfg, module)["graph"]
+    assert "recording a step fails on this machine: RuntimeError: operation not permitted when" in caplog.text
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["trainer.accelerator=cpu"], "the CPU"),
+        (["gan=pixel", "data.patch_size=16"], ""),
+        (["gan=pixel", "data.patch_size=16", "model.accumulate=2"], "model.accumulate"),
+        (["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches"),
+        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed, which scales the loss"),
+        (["trainer=ddp", "trainer.devices=2"], "several processes"),
+        (["trainer.profiler=simple"], "trainer.profiler"),
+        (["model.max_skipped_batches=3"], "model.max_skipped_batches"),
+        (["model.optimizer._target_=torch.optim.RMSprop"], "the optimizer RMSprop"),
+        ([], ""),
+    ],
+)
+def test_reason_against_a_graph_is_named(words, reason, monkeypatch):
+    if words != ["trainer.accelerator=cpu"]:
+        monkeypatch.setattr(choices, "device_of", lambda cfg: torch.device("cuda"))
+    cfg, module = built("model=edsr_baseline", *words)
+    assert choices.reason_against_graph(cfg, module, str(cfg.trainer.precision)) == reason
+
+
+def test_graph_that_is_requested_on_a_cpu_is_named_and_left_out(monkeypatch, caplog):
+    use_times(monkeypatch, {})
+    assert not choose(*built("graph=true", "max_steps=10"))["graph"]
+    assert "graph=true: not used with the CPU" in caplog.text
+    cfg, module = built("max_steps=10")
+    saved = {"precision": "32-true", "threads": 1, "compile": False, "graph": True, "processor": "a machine with a GPU"}
+    with open_dict(cfg):
+        cfg.resume, cfg.chosen = "outputs/run", saved
+    assert choose(cfg, module) == saved | {"graph": False}
+    assert "goes on without the CUDA graph of its steps: there is no GPU here" in caplog.text
 
 
 def test_a_run_of_an_earlier_version_resumes_by_the_flags_of_the_processor(monkeypatch):

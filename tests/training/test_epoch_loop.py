@@ -15,10 +15,12 @@ from sr_lightning.data import FolderDataModule
 from sr_lightning.degradations import Bicubic
 from sr_lightning.loggers import MetricsCSV
 from sr_lightning.modules import SRModule
+from sr_lightning.modules.recorded_step import Recorder
 from sr_lightning.networks import ESPCN
 from sr_lightning.optim import Muon, warmup_cosine
 from sr_lightning.training import epoch_loop
 from sr_lightning.training.trainer import build_trainer
+from tests.fake_graph import FakeGraph
 from tests.helpers import compose, differences, metrics_of
 
 STEPS = {"max_steps": 40, "val_every": 15, "save_every": 8}
@@ -53,6 +55,7 @@ class Fit:
         callbacks: tuple[pl.Callback, ...] = (),
         module_class: type[SRModule] = SRModule,
         loss: torch.nn.Module | None = None,
+        record: Recorder | None = None,
         **options: Any,
     ) -> Path:
         self.patch.setattr(epoch_loop, "GROUP_SECONDS", group_seconds)
@@ -63,6 +66,7 @@ class Fit:
         module = module_class(
             network, loss or torch.nn.L1Loss(), partial(Muon, lr=1e-3), log_every=LOG_EVERY, **options
         )
+        module.record = record
         data = FolderDataModule(
             *(str(self.pictures),), scale=2, degradation=Bicubic(), patch_size=8, batch_size=4, seed=0,
             max_steps=STEPS["max_steps"], cache_dir=self.folder / "cache",
@@ -96,7 +100,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 ENDS = sorted({step for every in (LOG_EVERY, *list(STEPS.values())[1:]) for step in range(every, 40, every)} | {40})
 
 
-@pytest.mark.parametrize(
+SETTINGS = pytest.mark.parametrize(
     ("words", "options"),
     [
         ([], {}),
@@ -106,6 +110,9 @@ ENDS = sorted({step for every in (LOG_EVERY, *list(STEPS.values())[1:]) for step
     ],
     ids=["schedule", "clipped norm and moving average", "clipped values", "bfloat16 and moving average"],
 )
+
+
+@SETTINGS
 def test_groups_of_any_size_give_the_same_checkpoints_and_metrics(fit, words, options):
     alone = fit("alone", ONE, *words, **options)
     assert fit.seen == list(range(1, 41))
@@ -113,6 +120,13 @@ def test_groups_of_any_size_give_the_same_checkpoints_and_metrics(fit, words, op
     assert fit.seen == [1, *ENDS]  # the time of a step is unknown before the first
     assert_same_run(alone, grouped)
     assert steps_done(read(grouped, "last")) == 40
+
+
+@SETTINGS
+def test_replayed_steps_give_the_same_checkpoints_and_metrics(fit, words, options):
+    plain = fit("plain", ONE, *words, **options)
+    for name, seconds in (("alone", ONE), ("grouped", LONGEST)):
+        assert_same_run(plain, fit(name, seconds, *words, record=FakeGraph, **options))
 
 
 class StopAt(pl.Callback):
@@ -135,6 +149,14 @@ def test_run_resumed_with_groups_of_another_size_equals_an_uninterrupted_one(fit
     resumed = fit("stopped", after, ema=0.9, resume=str(fit.folder / "stopped" / "checkpoints" / "last.ckpt"))
     assert fit.seen == (list(range(25, 41)) if after == ONE else [25, 26, *(end for end in ENDS if end > 26)])
     assert_same_run(whole, resumed)
+
+
+def test_replayed_run_resumes_in_the_same_bits(fit):
+    plain = fit("plain", ONE, ema=0.9)
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit("stopped", LONGEST, ema=0.9, callbacks=(StopAt(30),), record=FakeGraph)
+    last = str(fit.folder / "stopped" / "checkpoints" / "last.ckpt")
+    assert_same_run(plain, fit("stopped", LONGEST, ema=0.9, resume=last, record=FakeGraph))
 
 
 class EachBatch(pl.Callback):
