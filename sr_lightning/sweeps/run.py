@@ -67,7 +67,7 @@ def run_cell(cfg: DictConfig) -> float:
             return train_cell(cfg, invocation, cell, report)
     except CellFailed:
         raise
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):  # the second of Ray, which cancels the job
         report("interrupted")
         raise
     except SystemExit:  # of submitit, which has queued the job again
@@ -208,7 +208,8 @@ def run_in_subprocess(
     process = start_command([invocation.facts["command"][0], *flags, *overrides], environment, RunFolder(cell).log)
     try:
         report("running", process=process.pid)
-        process.join()
+        while process.exitcode is None:
+            process.join(PAUSE)  # Ray can interrupt Python only between two calls
         return process.exitcode
     finally:
         stop(process)
@@ -230,7 +231,10 @@ def pictures_left_out(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
 def share_of_cores() -> int:
     """Return the number of cores for one of the cells that this machine trains at the same time."""
     cores = usable_cores()
-    jobs = HydraConfig.get().launcher.get("n_jobs", 1)  # -1 in joblib: as many as there are cores
+    launcher = HydraConfig.get().launcher
+    if "num_cpus" in launcher:  # of Ray
+        return launcher.num_cpus
+    jobs = launcher.get("n_jobs", 1)  # -1 in joblib: as many as there are cores
     return max(1, cores // (jobs if jobs > 0 else cores))
 
 
