@@ -240,13 +240,15 @@ def test_kill_before_the_first_step_ends_the_other_machine(command, tmp_path):
 def test_machine_that_falls_silent_is_named_after_the_timeout(command, tmp_path):
     kills = {1: AT_STEP_7 | {"signals": [signal.SIGSTOP]}}
     machines = Machines(*command, *FOUR, f"hydra.run.dir={tmp_path}", "trainer.timeout=2", kills=kills)
-    first = machines.processes[0].wait(60)
+    try:
+        first = machines.processes[0].wait(60)
+    finally:
+        os.kill(machines.processes[1].pid, signal.SIGCONT)  # it ends as soon as it wakes
     assert first.returncode == 1
     lines = [line for line in first.stdout.splitlines() if "error:" in line]
     assert len(lines) == 1
     assert "another process has not answered for 2 s (trainer.timeout): it is suspended, or its machine" in lines[0]
     assert f"Without an answer: node 1 ({socket.gethostname()}). To go on: " in lines[0]
-    os.kill(machines.processes[1].pid, signal.SIGCONT)  # it ends as soon as it wakes
     assert machines.processes[1].wait(60).returncode == 1
 
 
