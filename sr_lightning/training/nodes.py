@@ -25,7 +25,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from sr_lightning.errors import InputError, LostProcessError
+from sr_lightning.errors import InputError, LostProcessError, find_input_error
 from sr_lightning.runs.fingerprint import result_settings
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.provenance import environment
@@ -96,7 +96,7 @@ def joined(cfg: DictConfig) -> Iterator[None]:
         raise LostProcessError(told) from error
     except BaseException as error:
         stopped_by_all = isinstance(error, Interrupted) and error.note
-        peers.leave(None if stopped_by_all else f"{place} has failed: {reason(error)}")
+        peers.leave(None if stopped_by_all else f"{place} has failed: {reason(find_input_error(error) or error)}")
         raise
     peers.leave()
 
