@@ -108,6 +108,8 @@ def test_job_that_is_told_of_its_end_saves_is_queued_again_and_resumes(slurm, tm
     slurm_stand_in.order(slurm, "1", order)
     wait_for(lambda: states(slurm) == ["COMPLETED"])
     assert slurm_stand_in.tasks(slurm)[0]["starts"] == 2
+    (log,) = sweep.glob("*/train.log")
+    assert "stopped by SIGTERM" in log.read_text()  # and not ended by SIGUSR2, which reaches it as well
     (report,) = reports(sweep)
     assert (report["status"], report["psnr"]) == ("resumed", 30.4)
 
