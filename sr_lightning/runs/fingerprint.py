@@ -16,6 +16,7 @@ IRRELEVANT_SETTINGS = (
     *("logger", "log_every", "model.log_every", "save_every", "save_top_k", "comparisons_every"),
     *("num_comparisons", "report_images", "benchmarks", "measures"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.profiler"),
+    "trainer.timeout",
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from sr_lightning.errors import InputError
 from sr_lightning.runs.wandb_record import has_record, not_uploaded, sync_command_of_sweep
@@ -75,16 +75,23 @@ def prepare(config: DictConfig) -> CellLines | None:
         from sr_lightning.sweeps.slurm import SlurmLauncher
 
         SlurmLauncher.replace_submitit()
-    cells, done = number_of_cells(config), None
+    cells, done, facts = number_of_cells(config), None, {}
+    by_ray = launcher.endswith("RayLauncher") and not config.dry_run
+    if by_ray:
+        from sr_lightning.sweeps.ray_launcher import cells_of_nodes, connect
+
+        facts["ray"] = connect(config.hydra.launcher)
+        if "optuna" in sweeper and OmegaConf.is_interpolation(config.hydra.sweeper, "n_jobs"):
+            with read_write(config.hydra):
+                _, config.hydra.sweeper.n_jobs = cells_of_nodes(config)
     if "optuna" in sweeper and not config.dry_run:
         from sr_lightning.sweeps.study import prepare_study
 
         done = prepare_study(config)
         cells = done + config.hydra.sweeper.n_trials
-    invocation = SweepInvocation.begin(
-        Path(config.hydra.sweep.dir), None if by_scheduler else visible_devices(), cells=cells, done=done
-    )
-    handle_signals(first=invocation.stop_cells)
+    devices = None if by_scheduler else [] if by_ray else visible_devices()
+    invocation = SweepInvocation.begin(Path(config.hydra.sweep.dir), devices, cells=cells, done=done, **facts)
+    handle_signals(first=None if by_ray else invocation.stop_cells)
     if config.dry_run:
         atexit.register(print_plan, invocation)
         return None

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +17,7 @@ from sr_lightning.runs.result import FAILED, read_result
 from sr_lightning.sweeps.cell_lines import seconds_left
 from sr_lightning.sweeps.invocation import first_error_line
 from sr_lightning.sweeps.slurm_queue import queued_cells
-
-if sys.platform != "win32":
-    import fcntl
+from sr_lightning.utils.held_folder import holder, is_locked
 
 STOPPED_EARLY = "stopped early"
 RECENT = 20  # logged steps of which the speed is the mean
@@ -180,8 +177,8 @@ def read_cell(path: Path, report: dict[str, Any]) -> Cell:
 
 
 def status_of(run: RunFolder, report: dict[str, Any], result: dict[str, Any]) -> str:
-    """Judge the status of a cell: by its lock, the jobs of an invocation that is alive, its result, its other files."""
-    if is_locked(run.path / ".lock"):
+    """Judge the status of a cell: by its holder, the jobs of a live invocation, its result, its other files."""
+    if holder(run.path):
         return "running"
     if report.get("alive") and report["status"] in ("waiting", "running"):
         return report["status"]
@@ -190,19 +187,6 @@ def status_of(run: RunFolder, report: dict[str, Any], result: dict[str, Any]) ->
     if report.get("status") == FAILED:
         return FAILED
     return "interrupted"
-
-
-def is_locked(path: Path) -> bool:
-    """Return True if a process holds a lock file, which is opened for reading only."""
-    try:
-        with path.open("rb") as file:
-            if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return sys.platform == "win32"  # there a lock file is removed when it is released
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

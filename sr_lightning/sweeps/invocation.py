@@ -47,7 +47,7 @@ class SweepInvocation:
             sweep_dir: The sweep's directory.
             devices: The machine's devices, for which cells queue; None if a scheduler assigns them.
             **facts: Further fields of call.json: cells (number of all), done (trials of a study before this
-                invocation; None for a sweep over given values).
+                invocation; None for a sweep over given values), and ray (address of the cluster that runs the jobs).
         """
         invocation = cls(sweep_dir.absolute() / ".sweep" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
         invocation.directory.mkdir(parents=True)
@@ -75,8 +75,11 @@ class SweepInvocation:
         return json.loads((self.directory / "call.json").read_text())
 
     def abandoned(self) -> bool:
-        """Return True if the process that began the invocation has ended; never under a scheduler."""
-        if self.leaves:
+        """Return True if the process that began the invocation has ended; never under a scheduler.
+
+        Under Ray neither: a lock cannot be seen from other machines, and Ray ends the jobs.
+        """
+        if self.leaves or "ray" in self.facts:
             return False
         try:
             FileLock(self.directory / "alive.lock").acquire(timeout=0).lock.release()

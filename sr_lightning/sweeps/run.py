@@ -23,9 +23,10 @@ from sr_lightning.runs.saved_config import read_config
 from sr_lightning.runs.wandb_record import AGENT
 from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
 from sr_lightning.sweeps.invocation import SweepInvocation, relative
-from sr_lightning.sweeps.processes import start_command, stop
+from sr_lightning.sweeps.processes import IN_USE, start_command, stop
 from sr_lightning.utils.atomic_files import one_at_a_time
 from sr_lightning.utils.cores import SHARE, usable_cores
+from sr_lightning.utils.held_folder import PAUSE, holder
 from sr_lightning.utils.signals import ENDING, Interrupted
 
 log = logging.getLogger(__name__)
@@ -62,10 +63,11 @@ def run_cell(cfg: DictConfig) -> float:
         locks = invocation.sweep_dir / ".sweep" / "cells"
         locks.mkdir(exist_ok=True)
         with one_at_a_time(locks / f"{cell.name}.lock", str(relative(cell))):
+            wait_for_holder(cell)
             return train_cell(cfg, invocation, cell, report)
     except CellFailed:
         raise
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):  # the second of Ray, which cancels the job
         report("interrupted")
         raise
     except SystemExit:  # of submitit, which has queued the job again
@@ -115,6 +117,9 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
         report("running", devices=devices, started=time.time())
         code = run_in_subprocess(cfg, invocation, cell, devices, resume, report)
         ended = time.time()
+    if code == IN_USE:  # another process was faster
+        wait_for_holder(cell)
+        return train_cell(cfg, invocation, cell, report)
     result = read_result(cell)
     if result is None and code - 128 in ENDING:
         report("interrupted", ended=ended)
@@ -130,6 +135,14 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
     status = "resumed" if resume and result["status"] == FINISHED else result["status"]
     report(status, **numbers(result), ended=ended)
     return result["psnr"]
+
+
+def wait_for_holder(cell: Path) -> None:
+    """Wait while a process trains a cell that no lock of this machine reaches."""
+    if other := holder(cell):
+        log.info("%s is in use by %s: waiting until it ends", relative(cell), other)
+    while holder(cell):
+        time.sleep(PAUSE)
 
 
 def earlier_result(cfg: DictConfig, cell: Path) -> dict[str, Any] | None:
@@ -195,7 +208,8 @@ def run_in_subprocess(
     process = start_command([invocation.facts["command"][0], *flags, *overrides], environment, RunFolder(cell).log)
     try:
         report("running", process=process.pid)
-        process.join()
+        while process.exitcode is None:
+            process.join(PAUSE)  # Ray can interrupt Python only between two calls
         return process.exitcode
     finally:
         stop(process)
@@ -217,7 +231,10 @@ def pictures_left_out(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
 def share_of_cores() -> int:
     """Return the number of cores for one of the cells that this machine trains at the same time."""
     cores = usable_cores()
-    jobs = HydraConfig.get().launcher.get("n_jobs", 1)  # -1 in joblib: as many as there are cores
+    launcher = HydraConfig.get().launcher
+    if "num_cpus" in launcher:  # of Ray
+        return launcher.num_cpus
+    jobs = launcher.get("n_jobs", 1)  # -1 in joblib: as many as there are cores
     return max(1, cores // (jobs if jobs > 0 else cores))
 
 

@@ -1,7 +1,8 @@
 """A stand-in for train.py that trains nothing, for tests of the launching, locking and reporting of cells.
 
 `max_steps` are hundredths of a second; seed=13 raises, seed=12 raises InputError, seed=9 is killed, seed=11 exits
-without a result, seed=4 writes a checkpoint and hangs unless it is resumed.
+without a result, seed=4 writes a checkpoint, with its devices, and hangs unless it is resumed, seed=8 kills the process
+of its job.
 """
 
 import os
@@ -33,11 +34,14 @@ def main(cfg: DictConfig) -> float:
             raise InputError("seed=12: take another\nor none")
         if cfg.seed == 9:
             os.kill(os.getpid(), signal.SIGKILL)
+        if cfg.seed == 8:
+            os.kill(int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+            time.sleep(1000)
         if cfg.seed == 11:
             os._exit(0)
         if cfg.seed == 4 and not cfg.resume:
             Path(cfg.run_dir, "checkpoints").mkdir()
-            Path(cfg.run_dir, "checkpoints", "last.ckpt").touch()
+            Path(cfg.run_dir, "checkpoints", "last.ckpt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
             time.sleep(1000)
         time.sleep(cfg.max_steps / 100)
         write_result(cfg.run_dir, "finished", cfg, psnr=30.0 + cfg.seed / 10, steps=cfg.max_steps, seconds=0.0)
