@@ -25,7 +25,9 @@ def main(cfg: DictConfig) -> float:
         return dry_run(cfg)
     if in_sweep():
         return run_cell(cfg)
-    with run_lock(cfg.run_dir):
+    from sr_lightning.training.nodes import joined
+
+    with joined(cfg), run_lock(cfg.run_dir):
         from sr_lightning.training.checks import checked, finished_score
 
         cfg = checked(cfg)  # before torch is imported: wrong input is named at once

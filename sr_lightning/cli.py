@@ -27,7 +27,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sr_lightning.configs import CONF, command
-from sr_lightning.errors import InputError, find_input_error
+from sr_lightning.errors import InputError, LostProcessError, find_input_error
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.folder import RunFolder, remove_failed_start
 from sr_lightning.runs.result import record_failure
@@ -36,15 +36,18 @@ from sr_lightning.sweeps.agents import place_run
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import relative
 from sr_lightning.sweeps.processes import (
+    IN_USE,
     exit_with_first_process,
     exit_with_parent,
     has_parent,
     is_cell,
+    is_further_process,
     process_rank,
     tell_caller,
 )
 from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, unquoted
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.held_folder import FolderInUseError
 from sr_lightning.utils.messages import escape_messages
 from sr_lightning.utils.signals import Interrupted, handle_signals
 
@@ -218,7 +221,12 @@ def quote_address(argument: str) -> str:
 
 
 def check_resume(arguments: Sequence[str]) -> None:
-    """Exit if `resume=` names no run, before Hydra creates that directory."""
+    """Exit if `resume=` names no run, before Hydra creates that directory; a further process tells the first one."""
+    try:
+        if process_rank() > 0:
+            return
+    except InputError as error:
+        sys.exit(f"error: {error}")
     for value in (argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")):
         path = unquoted(value)
         if path not in ("null", "???") and "$" not in path and not RunFolder(path).config.is_file():
@@ -249,21 +257,23 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if input_error is None:
                 log.exception("failed")
             else:
-                log.error("error: %s", input_error)
+                lost = isinstance(input_error, LostProcessError)
+                log.error("error: %s", how_to_go_on(cfg, input_error) if lost else input_error)
                 tell_caller(run_dir=cfg.run_dir, error=str(input_error))
-            if is_cell():
+            in_use = isinstance(input_error, FolderInUseError)
+            if is_cell() and not in_use:
                 record_failure(cfg, str(input_error or f"{type(error).__name__}: {error}"))
             if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep, the other jobs continue
-                if process_rank() == 0:
+                if not is_further_process():
                     remove_failed_start(cfg.run_dir)
-                sys.exit(1)
+                sys.exit(IN_USE if is_cell() and in_use else 1)
             raise
 
     return wrapper
 
 
-def how_to_go_on(cfg: DictConfig, stop: Interrupted) -> str:
-    """Describe what a signal has stopped, and how to go on."""
+def how_to_go_on(cfg: DictConfig, stop: Interrupted | LostProcessError) -> str:
+    """Describe what has ended the run, and how to go on."""
     if RunFolder(cfg.run_dir).last.is_file() and not is_cell():
         return f"{stop}. To go on: {command(sys.argv[0])} {resume_override(cfg.run_dir)}"
     return str(stop)

@@ -22,6 +22,10 @@ class DivergedError(InputError, FloatingPointError):
     """Loss, gradients or weights are NaN or infinite: the settings or the data make the training diverge."""
 
 
+class LostProcessError(InputError):
+    """Another process of the run has failed, was killed, or does not answer."""
+
+
 def find_input_error(error: BaseException | None) -> InputError | None:
     """Return the InputError that caused an exception, if any; Hydra wraps the exceptions of constructors."""
     while error is not None and not isinstance(error, InputError):

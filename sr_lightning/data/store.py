@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -339,7 +341,7 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
         sizes = np.array(list(in_threads(lambda pair: _hr_size(pair, scale), pairs)), dtype=np.int64)
     starts, _, total = _layout(sizes, scale)
     ends = [*starts[1:].tolist(), total]
-    unfinished = folder.with_suffix(".partial")
+    unfinished = folder.with_name(f"{folder.name}.{_host()}.partial")
     done, digest = _continue(unfinished, ends)
     _need_space(folder, total - (ends[done - 1] if done else 0))
     earlier = f"; {done} were decoded by a run that was stopped" if done else ""
@@ -364,13 +366,28 @@ def _build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degrada
         index["checksum"] = _checksum(folder.name, index)
         with replacing(unfinished / "index.json") as temporary:
             temporary.write_text(json.dumps(index))
-        _remove(folder)  # a damaged one
-        unfinished.replace(folder)
-        (folder / "digests").unlink()
+        _publish(unfinished, folder, len(pairs), scale)
     except Exception:  # of a process that is stopped, the images remain
         _remove(unfinished)
         raise
     return index
+
+
+def _host() -> str:
+    """Return this machine in the name of an unfinished store: locks on shared storage may not reach other machines."""
+    return re.sub(r"\W", "-", socket.gethostname())
+
+
+def _publish(unfinished: Path, folder: Path, images: int, scale: int) -> None:
+    """Put a finished store in its place, unless a machine that locks do not reach has put the same there meanwhile."""
+    try:
+        unfinished.replace(folder)
+    except OSError:  # there is one
+        if _read_index(folder, images, scale) is None:
+            _remove(folder)  # a damaged one
+            unfinished.replace(folder)
+    _remove(unfinished)
+    (folder / "digests").unlink(missing_ok=True)
 
 
 def _continue(unfinished: Path, ends: Sequence[int]) -> tuple[int, Any]:
@@ -500,12 +517,17 @@ def _load(
 
 
 def _remove_abandoned(cache_dir: Path, days: float = UNFINISHED_DAYS) -> None:
-    """Delete the unfinished stores of killed processes that were last written to some days ago."""
+    """Delete the unfinished stores of killed processes that were last written to some days ago.
+
+    Those of other machines must be an hour old at least: their builders may hold locks that do not reach this one.
+    """
     for unfinished in cache_dir.glob("*.partial"):
+        key, _, host = unfinished.stem.partition(".")
         try:
-            with FileLock(unfinished.with_suffix(".lock"), timeout=0):
+            with FileLock(cache_dir / f"{key}.lock", timeout=0):
+                patience = days if host in ("", _host()) else max(days, 1 / 24)
                 written = [path.stat().st_mtime for path in (unfinished, *unfinished.glob("pixels"))]
-                if max(written) < time.time() - days * 86400:
+                if max(written) < time.time() - patience * 86400:
                     _remove(unfinished)
         except (Timeout, OSError):  # still being built, or its lock is damaged
             continue

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from sr_lightning.errors import InputError
 from sr_lightning.loggers.base import RunLogger
 from sr_lightning.runs.metrics_csv import read_metrics
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.atomic_files import check_guards, replacing
 
 
 class MetricsCSV(RunLogger):
@@ -82,6 +82,7 @@ class MetricsCSV(RunLogger):
             temporary.write_bytes((",".join(self._columns) + "\n").encode() + self._text(self.rows))
 
     def _append(self) -> None:
+        check_guards(self.path)
         try:
             with self.path.open("r+b") as file:  # not a new file if this one was removed
                 file.seek(0, os.SEEK_END)

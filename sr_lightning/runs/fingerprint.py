@@ -10,11 +10,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 # Settings of paths, output and devices, which do not affect the result. A cell keeps its name when they change.
 # docs/sweeps.md lists them.
 IRRELEVANT_SETTINGS = (
-    *("run_dir", "resume", "choices", "chosen", "teacher_file", "sweep", "dry_run", "prune_after", "extend", "allow"),
+    *("run_dir", "resume", "choices", "chosen", "teacher_file", "sweep", "sweep_wait", "dry_run", "prune_after"),
+    *("extend", "allow"),
     *("data_root", "cache_dir", "data.cache_dir", "data.residence", "data.num_workers"),
     *("logger", "log_every", "model.log_every", "save_every", "save_top_k", "comparisons_every"),
     *("num_comparisons", "report_images", "benchmarks", "measures"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.profiler"),
+    "trainer.timeout",
 )
 
 

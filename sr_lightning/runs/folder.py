@@ -4,12 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from sr_lightning.errors import InputError
 from sr_lightning.pretrained import hub, included, web
 from sr_lightning.pretrained.published import PUBLISHED, published_weights
 from sr_lightning.runs.wandb_artifact import PREFIX, artifact_checkpoint
+from sr_lightning.utils.held_folder import holder
 
 REMOTE = {PREFIX: artifact_checkpoint, hub.PREFIX: hub.hub_weights, web.ADDRESSES: web.web_weights}
 STARTED = {".hydra", ".lock", ".owner", "train.log", "evaluate.log"}  # written before a command's work begins
@@ -95,18 +94,16 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 def remove_failed_start(run_dir: str | Path) -> bool:
     """Remove the directory of a command that ended before its work began; return True if it was removed.
 
-    That is one with nothing but a log, a lock that no process holds, and Hydra's record. Parent directories below the
+    That is one with nothing but a log, locks that no process holds, and Hydra's record. Parent directories below the
     working directory that are then empty are removed as well.
     """
     folder, here = Path(run_dir).absolute(), Path.cwd()
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not names or not names <= STARTED or folder in (here, *here.parents):
         return False
-    try:
-        FileLock(folder / ".lock").acquire(timeout=0).lock.release()
-    except (Timeout, OSError):
+    if holder(folder):
         return False
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # another process of the run may do the same
     for parent in folder.parents:
         if here not in parent.parents or any(parent.iterdir()):
             break

@@ -3,7 +3,7 @@
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ ADDED_KEYS = {
     "allow": None,
     "save_top_k": 1,
 }
+# Settings that may be given with `resume` alone: on which processes the run goes on.
+PLACEMENT = {f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "timeout")}
 MAX_SIZE = 2**20  # bytes of a config.yaml; a run's has about 3,000
 
 
@@ -102,7 +104,8 @@ def upgrade_overrides(overrides: list[str]) -> list[str]:
 def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """Return the config of the run to resume. Settings given beside `resume` and `allow` must equal the run's.
 
-    `max_steps` alone may be larger: the run is then extended, a cell of a sweep in a directory of its own.
+    `max_steps` alone may be larger: the run is then extended, a cell of a sweep in a directory of its own. `PLACEMENT`
+    may differ.
 
     Args:
         cfg: With `resume`, `run_dir`, `allow`, `max_steps` and `extend`.
@@ -124,7 +127,7 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             raise InputError(f"{run.config} is damaged, it differs from the config in {run.last}: {'; '.join(wrong)}")
     except InputError as error:
         raise InputError(f"resume={cfg.resume}: {error}; start the run again") from error
-    keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+    keys = keys_of(overrides) - PLACEMENT
     alone = keys <= {"resume", "allow"}
     if "max_steps" in keys and keys <= {"resume", "allow", "max_steps", "extend"}:
         alone = True
@@ -144,11 +147,37 @@ def config_to_resume(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     with open_dict(cfg), open_dict(saved):
         if alone:
             saved.run_dir, saved.resume, saved.allow = cfg.run_dir, cfg.resume, cfg.allow
+            saved.trainer = placed(saved.trainer, cfg.trainer, overrides)
             return saved
         cfg.chosen = saved.get("chosen")
         if "teacher_file" in saved:
             cfg.teacher_file = saved.teacher_file
         return cfg  # same result, but paths of data and cache may differ
+
+
+def keys_of(overrides: Sequence[str]) -> set[str]:
+    """Return the keys of overrides, "key=value"."""
+    return {override.lstrip("+").partition("=")[0] for override in overrides}
+
+
+def placed(saved: DictConfig, given: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return the trainer's settings of a run, those of `PLACEMENT` replaced by what the command gives."""
+    keys = [key.removeprefix("trainer.") for key in keys_of(overrides) & PLACEMENT]
+    return OmegaConf.merge(OmegaConf.create(saved), {key: given[key] for key in keys})
+
+
+def trainer_to_resume(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return the trainer's settings with which `config_to_resume` resumes a run, before its files are checked.
+
+    Args:
+        cfg: With `run_dir` and `trainer`.
+        overrides: Of the command line, "key=value".
+
+    Raises:
+        InputError: The run's config is missing or damaged.
+    """
+    alone = keys_of(overrides) <= {"resume", "allow", "max_steps", "extend"} | PLACEMENT
+    return placed(read_config(RunFolder(cfg.run_dir).config).trainer, cfg.trainer, overrides) if alone else cfg.trainer
 
 
 def is_extended(saved: DictConfig, cfg: DictConfig) -> bool:

@@ -67,9 +67,14 @@ def prepare(config: DictConfig) -> CellLines | None:
             config.hydra.launcher = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
             if "optuna" in sweeper:
                 config.hydra.sweeper.storage = None
+    check_waiting(config.sweep_wait, launcher, sweeper)
     by_scheduler = launcher.endswith("SlurmLauncher") and not config.dry_run
-    if by_scheduler and shutil.which("srun") is None:
-        raise InputError("launcher=slurm: there is no srun on this machine; start the sweep on the cluster")
+    if by_scheduler:
+        if absent := [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]:
+            raise InputError(f"launcher=slurm: there is no {absent[0]} on this machine; start the sweep on the cluster")
+        from sr_lightning.sweeps.slurm import SlurmLauncher
+
+        SlurmLauncher.replace_submitit()
     cells, done, facts = number_of_cells(config), None, {}
     by_ray = launcher.endswith("RayLauncher") and not config.dry_run
     if by_ray:
@@ -94,6 +99,22 @@ def prepare(config: DictConfig) -> CellLines | None:
     atexit.register(print_summary, lines, number_of_cells(config))
     lines.start()
     return lines
+
+
+def check_waiting(wait: Any, launcher: str, sweeper: str) -> None:
+    """Check that jobs for which the command does not wait can go on without it.
+
+    Raises:
+        InputError: The value is neither true nor false, or the launcher or the sweeper needs the command.
+    """
+    if wait is None or wait is True:
+        return
+    if wait is not False:
+        raise InputError(f"sweep_wait={wait}: choose true or false")
+    if "optuna" in sweeper:
+        raise InputError("sweep_wait=false: search=optuna needs the score of each trial; leave one of them out")
+    if not launcher.endswith("SlurmLauncher"):
+        raise InputError("sweep_wait=false: only SLURM's jobs go on without this command; add launcher=slurm")
 
 
 def number_of_cells(config: DictConfig) -> int | None:

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +16,8 @@ from sr_lightning.runs.metrics_csv import read_metrics
 from sr_lightning.runs.result import FAILED, read_result
 from sr_lightning.sweeps.cell_lines import seconds_left
 from sr_lightning.sweeps.invocation import first_error_line
-
-if sys.platform != "win32":
-    import fcntl
+from sr_lightning.sweeps.slurm_queue import queued_cells
+from sr_lightning.utils.held_folder import holder, is_locked
 
 STOPPED_EARLY = "stopped early"
 RECENT = 20  # logged steps of which the speed is the mean
@@ -85,7 +83,7 @@ def read_sweep(folder: Path) -> SweepState:
     """
     check_sweep(folder)
     reports: dict[str, dict[str, Any]] = {}
-    facts, latest, alive = {}, [], False
+    facts, latest, alive, queued = {}, [], False, jobs_in_queue(folder)
     for call in sorted(folder.glob(".sweep/*/call.json")):
         facts = read_json(call)
         alive = is_locked(call.with_name("alive.lock"))
@@ -95,7 +93,11 @@ def read_sweep(folder: Path) -> SweepState:
             for path in sorted(call.parent.glob("[0-9]*.json"))
             if {"cell", "status"} <= (report := read_json(path)).keys()
         ]
-        reports |= {report["cell"]: report | {"alive": alive or by_scheduler} for report in latest}
+        for report in latest:
+            gone = "job" in report and queued is not None and report["cell"] not in queued
+            reports[report["cell"]] = report | {"alive": alive or (by_scheduler and not gone)}
+    for cell, path in (queued or {}).items():  # a job reports to the invocation that has submitted it
+        reports[cell] = read_json(path) | {"alive": True}
     runs = sorted(path.name for path in folder.iterdir() if path.is_dir() and RunFolder(path).exists())
     cells = [read_cell(folder / name, reports.get(name, {})) for name in dict.fromkeys([*reports, *runs])]
     begun = (facts.get("done") or 0) + len(latest)
@@ -103,6 +105,14 @@ def read_sweep(folder: Path) -> SweepState:
     running = sum(cell.status == "running" for cell in cells)
     left = seconds_left(latest, number - (facts.get("done") or 0), running) if alive and running else None
     return SweepState(with_bicubic(cells), number - begun, left)
+
+
+def jobs_in_queue(folder: Path) -> dict[str, Path] | None:
+    """Return the cells with jobs in SLURM's queue, and their reports; None on a machine that cannot ask SLURM."""
+    try:
+        return queued_cells(folder)
+    except InputError:
+        return None
 
 
 def check_sweep(folder: Path) -> None:
@@ -167,8 +177,8 @@ def read_cell(path: Path, report: dict[str, Any]) -> Cell:
 
 
 def status_of(run: RunFolder, report: dict[str, Any], result: dict[str, Any]) -> str:
-    """Judge the status of a cell: by its lock, the jobs of an invocation that is alive, its result, its other files."""
-    if is_locked(run.path / ".lock"):
+    """Judge the status of a cell: by its holder, the jobs of a live invocation, its result, its other files."""
+    if holder(run.path):
         return "running"
     if report.get("alive") and report["status"] in ("waiting", "running"):
         return report["status"]
@@ -177,19 +187,6 @@ def status_of(run: RunFolder, report: dict[str, Any], result: dict[str, Any]) ->
     if report.get("status") == FAILED:
         return FAILED
     return "interrupted"
-
-
-def is_locked(path: Path) -> bool:
-    """Return True if a process holds a lock file, which is opened for reading only."""
-    try:
-        with path.open("rb") as file:
-            if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return sys.platform == "win32"  # there a lock file is removed when it is released
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class SweepInvocation:
 
         Under Ray neither: a lock cannot be seen from other machines, and Ray ends the jobs.
         """
-        if self.facts["devices"] is None or "ray" in self.facts:
+        if self.leaves or "ray" in self.facts:
             return False
         try:
             FileLock(self.directory / "alive.lock").acquire(timeout=0).lock.release()
@@ -99,10 +99,20 @@ class SweepInvocation:
             _watched.add(self.directory)
             threading.Thread(target=watch, daemon=True).start()
 
+    @property
+    def leaves(self) -> bool:
+        """Return True if a scheduler runs the jobs: on other machines, and also after the command has ended."""
+        return self.facts["devices"] is None
+
+    def report_file(self, number: int) -> Path:
+        """Return the file of a job's report."""
+        return self.directory / f"{number:05d}.json"
+
     def report(self, number: int, **facts: Any) -> None:
         """Update a job's file with its cell, status and other facts."""
-        path = self.directory / f"{number:05d}.json"
+        path = self.report_file(number)
         known = json.loads(path.read_text()) if path.exists() else {"number": number}
+        known.pop("error", None)  # of an earlier start of the job
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(known | facts) + "\n")
 
@@ -113,6 +123,8 @@ class SweepInvocation:
 
     def stop_cells(self) -> None:
         """Terminate the trainings of all cells on this machine, and wait until they have saved."""
+        if self.leaves:  # numbers of processes on other machines
+            return
         running = [report["process"] for report in self.reports() if report["status"] == "running"]
         for process in running:
             with suppress(ProcessLookupError):
@@ -140,7 +152,7 @@ def summary(invocation: SweepInvocation, number: int | None = None) -> str:
     """
     reports = invocation.reports()
     for report in reports:
-        if report["status"] not in FINAL_STATUSES:
+        if report["status"] not in FINAL_STATUSES and not invocation.leaves:
             report["status"] = "interrupted"
     statuses = [report["status"] for report in reports]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
@@ -155,6 +167,8 @@ def summary(invocation: SweepInvocation, number: int | None = None) -> str:
     hint = (
         "" if "interrupted" not in statuses and number == len(reports) else "\nThe same command goes on with the sweep."
     )
+    if {"waiting", "running"} & set(statuses):
+        hint = "\nThe jobs go on without this command; the same command collects their results."
     cells = "1 cell" if number == 1 else f"{number} cells"
     return f"sweep {relative(invocation.sweep_dir)}: {cells}, {counts}\n{table(lines)}{hint}"
 

@@ -4,20 +4,21 @@ import atexit
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from sr_lightning.errors import InputError
+from sr_lightning.utils.held_folder import held
+from sr_lightning.utils.signals import ENDING
 
 PARENT = "SR_LIGHTNING_PARENT"  # in the environment of a cell, or of a run of Python's: the process with which it exits
 CELL = "SR_LIGHTNING_CELL"  # in a cell's environment
@@ -25,6 +26,8 @@ ANSWER = "SR_LIGHTNING_ANSWER"  # in the environment of a run of Python's: the f
 FIRST = "SR_LIGHTNING_FIRST_PROCESS"  # in the environment of a run's further processes: its first one
 PRELOADED = {"train.py": ["sr_lightning.training.train"]}  # modules that a sweep imports once for all of its cells
 PAUSE = 0.5  # seconds between two checks that the parent is alive
+IN_USE = 75  # exit code of a cell whose directory another process holds
+OF_JOBS = {*ENDING, signal.SIGUSR2}  # which SLURM sends to every process of a job
 GRACE = 30.0  # seconds in which a terminated training can take its step to the end and save
 
 
@@ -37,24 +40,10 @@ def run_lock(run_dir: str | Path, patience: float = 5.0) -> Iterator[None]:
         patience: Seconds to wait for a process that is about to end.
 
     Raises:
-        InputError: Another process holds the lock; the message names it.
+        FolderInUseError: Another process holds the directory; the message names it.
     """
-    if process_rank() > 0:
+    with nullcontext() if process_rank() > 0 else held(Path(run_dir), patience):
         yield
-        return
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    lock, owner = FileLock(Path(run_dir, ".lock")), Path(run_dir, ".owner")
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout:
-        other = owner.read_text() if owner.exists() else "another process"
-        raise InputError(f"{run_dir} is in use by {other}: wait until it ends, or end it") from None
-    try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M')}")
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
 
 
 def process_rank() -> int:
@@ -62,11 +51,37 @@ def process_rank() -> int:
 
     torchrun sets RANK, srun SLURM_PROCID; where Lightning starts the processes of a machine, they have LOCAL_RANK, and
     machines NODE_RANK.
+
+    Raises:
+        InputError: Such a variable is not a whole number.
     """
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
-            return int(os.environ[name])
-    return int(os.environ.get("NODE_RANK", "0")) + int(os.environ.get("LOCAL_RANK", "0"))
+            return number_in_environment(name)
+    return number_in_environment("NODE_RANK", 0) + number_in_environment("LOCAL_RANK", 0)
+
+
+def number_in_environment(name: str, default: int | None = None) -> int:
+    """Return a whole number of the environment.
+
+    Raises:
+        InputError: It is missing and has no default, or is not a whole number.
+    """
+    value = os.environ.get(name, default)
+    if not re.fullmatch(r"\d+", str(value)):
+        problem = "is missing" if value is None else f"is {value!r}, not a whole number of at least 0"
+        raise InputError(f"the environment variable {name} {problem}")
+    return int(str(value))
+
+
+def srun_started() -> bool:
+    """Return True if srun has started this process, as Lightning judges it."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def is_further_process() -> bool:
+    """Return True if the first process of this machine has started this one, for another device."""
+    return os.environ.get(FIRST, str(os.getpid())) != str(os.getpid())
 
 
 def has_parent() -> bool:
@@ -138,12 +153,18 @@ def start_command(words: Sequence[str], environment: Mapping[str, str], log: Pat
     context.set_forkserver_preload(PRELOADED.get(Path(words[0]).name, []))
     log.touch()
     process = context.Process(target=_run_command, args=(list(words), dict(environment), log))
-    process.start()
+    resource_tracker.ensure_running()  # whose start changes the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, OF_JOBS)
+    try:
+        process.start()  # the server, if it is started now, keeps the mask: it lives on to tell the exit code
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return process
 
 
 def _run_command(words: list[str], environment: dict[str, str], log: Path) -> None:
     """Run `python WORDS` in this process, as if it had been started from a shell."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_JOBS)
     os.setsid()
     os.environ.clear()
     os.environ.update(environment | {PARENT: str(os.getppid()), CELL: "1"})

@@ -23,12 +23,15 @@ from sr_lightning.runs.saved_config import read_config
 from sr_lightning.runs.wandb_record import AGENT
 from sr_lightning.sweeps.devices import acquire_devices, devices_wanted
 from sr_lightning.sweeps.invocation import SweepInvocation, relative
-from sr_lightning.sweeps.processes import PAUSE, start_command, stop
+from sr_lightning.sweeps.processes import IN_USE, start_command, stop
 from sr_lightning.utils.atomic_files import one_at_a_time
 from sr_lightning.utils.cores import SHARE, usable_cores
+from sr_lightning.utils.held_folder import PAUSE, holder
 from sr_lightning.utils.signals import ENDING, Interrupted
 
 log = logging.getLogger(__name__)
+
+PREEMPTED = 600.0  # seconds that SLURM has to end a job whose cell it has terminated
 
 
 class CellFailed(CompactHydraException):
@@ -60,11 +63,15 @@ def run_cell(cfg: DictConfig) -> float:
         locks = invocation.sweep_dir / ".sweep" / "cells"
         locks.mkdir(exist_ok=True)
         with one_at_a_time(locks / f"{cell.name}.lock", str(relative(cell))):
+            wait_for_holder(cell)
             return train_cell(cfg, invocation, cell, report)
     except CellFailed:
         raise
     except (Interrupted, KeyboardInterrupt):  # the second of Ray, which cancels the job
         report("interrupted")
+        raise
+    except SystemExit:  # of submitit, which has queued the job again
+        report("waiting")
         raise
     except InputError as error:
         report("failed", error=str(error))
@@ -100,24 +107,24 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
         InputError: The directory contains a run with other settings, or the requested devices do not exist.
         CellFailed: The training ended without a result.
     """
-    run = RunFolder(cell)
-    if run.config.exists() and (changed := changed_settings(read_config(run.config), cfg)):
-        lines = "".join(f"\n  {line}" for line in changed)
-        raise InputError(f"{relative(cell)} contains a run with other settings; move it away:{lines}")
-    result = undamaged_result(cell)
-    if result and (result["status"] == FINISHED or (result["status"] == PRUNED and cfg.prune_after is not None)):
+    if result := earlier_result(cfg, cell):
         report("skipped", **numbers(result))
         return result["psnr"]
-    resume = run.last.is_file()
+    resume = RunFolder(cell).last.is_file()
     available = invocation.facts["devices"]
     count = 0 if available is None else devices_wanted(cfg.trainer, available)
     with acquire_devices(count, available or []) as devices:
         report("running", devices=devices, started=time.time())
         code = run_in_subprocess(cfg, invocation, cell, devices, resume, report)
         ended = time.time()
+    if code == IN_USE:  # another process was faster
+        wait_for_holder(cell)
+        return train_cell(cfg, invocation, cell, report)
     result = read_result(cell)
     if result is None and code - 128 in ENDING:
         report("interrupted", ended=ended)
+        if available is None:  # a job that is preempted must not end by itself, or SLURM does not queue it again
+            time.sleep(PREEMPTED)
         raise CellFailed(f"{cell.name}: {Interrupted(code - 128)}")
     if result is None or result["status"] == FAILED:
         error = result["error"] if result else exit_reason(code)
@@ -128,6 +135,29 @@ def train_cell(cfg: DictConfig, invocation: SweepInvocation, cell: Path, report:
     status = "resumed" if resume and result["status"] == FINISHED else result["status"]
     report(status, **numbers(result), ended=ended)
     return result["psnr"]
+
+
+def wait_for_holder(cell: Path) -> None:
+    """Wait while a process trains a cell that no lock of this machine reaches."""
+    if other := holder(cell):
+        log.info("%s is in use by %s: waiting until it ends", relative(cell), other)
+    while holder(cell):
+        time.sleep(PAUSE)
+
+
+def earlier_result(cfg: DictConfig, cell: Path) -> dict[str, Any] | None:
+    """Return the result of a cell that an earlier invocation has finished or pruned; None if it must be trained.
+
+    Raises:
+        InputError: The directory contains a run with other settings.
+    """
+    config = RunFolder(cell).config
+    if config.exists() and (changed := changed_settings(read_config(config), cfg)):
+        lines = "".join(f"\n  {line}" for line in changed)
+        raise InputError(f"{relative(cell)} contains a run with other settings; move it away:{lines}")
+    result = undamaged_result(cell)
+    ended = result and (result["status"] == FINISHED or (result["status"] == PRUNED and cfg.prune_after is not None))
+    return result if ended else None
 
 
 def undamaged_result(cell: Path) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ PATHS = ("cache_dir", "data.cache_dir", "data_root")  # Hydra reads 2024 as a nu
 STOPPING_SCORES = ("val/psnr", "val/ssim")
 NUMBERS_OR_NULL = (
     *("data.limit", "data.cutblur", "data.mixup", "data.channel_shuffle", "data.sharpen_hr"),
-    *("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val"),
+    *("model.ema", "model.gradient_clip_val", "trainer.gradient_clip_val", "trainer.timeout"),
 )
 WRONG_KINDS = {  # what cannot stand in place of a value; many settings accept, say, a number or a list
     "true or false": ("a number", "a text", "a list", "a group of settings"),
@@ -64,6 +64,7 @@ INTEGER_RANGES = {
     **dict.fromkeys(("max_steps", "val_every", "save_every", "save_top_k", "log_every"), (1, NO_LIMIT)),
     "early_stopping.patience": (1, NO_LIMIT),
     **dict.fromkeys(("comparisons_every", "prune_after", "data.batch_size", "data.patch_size"), (1, NO_LIMIT)),
+    "trainer.num_nodes": (1, NO_LIMIT),
     **dict.fromkeys(("num_comparisons", "report_images", "data.num_workers"), (0, NO_LIMIT)),
 }
 
@@ -266,6 +267,8 @@ def check_numbers(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and kind(value) != "a number":
             wrong.append(f"{key}={value} (must be a number, or null)")
+    if kind(timeout := cfg.trainer.get("timeout")) == "a number" and not 0 < timeout < NO_LIMIT:
+        wrong.append(f"trainer.timeout={timeout} (must be a number of seconds above 0, or null)")
     if wrong:
         raise InputError(f"invalid numbers: {', '.join(wrong)}")
 

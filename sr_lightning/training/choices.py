@@ -26,6 +26,7 @@ from sr_lightning.optim import Muon
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.processes import is_cell, process_rank
+from sr_lightning.training.nodes import is_new
 from sr_lightning.utils.devices import best_device
 from sr_lightning.utils.timings import GAIN, Step, Timings, facts_of, fastest, processor
 
@@ -41,7 +42,7 @@ STEPS = 3  # per measurement of threads
 GRAPH_STEPS = 4  # with other images and learning rates each
 KINDS = {"precision": str, "threads": int, "compile": bool, "graph": bool, "processor": str}
 GRAPH_ERROR = 0.01  # of the change of the weights in some steps, by rounding; a number that is not renewed gives more
-PATIENCE = 300  # seconds that a process waits for the choices of the first one
+PATIENCE = 1800  # seconds that a process waits for the choices of the first one, unless trainer.timeout is given
 
 
 def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
@@ -135,8 +136,8 @@ def choices_of_first_process(cfg: DictConfig) -> dict[str, Any]:
         InputError: It has written none in time.
     """
     path = RunFolder(cfg.run_dir).config
-    for _ in range(math.ceil(10 * PATIENCE)):
-        if path.is_file() and (chosen := read_config(path).get("chosen")) is not None:
+    for _ in range(math.ceil(10 * (cfg.trainer.get("timeout") or PATIENCE))):
+        if is_new(path) and (chosen := read_config(path).get("chosen")) is not None:
             set_threads(chosen.threads)
             return OmegaConf.to_container(chosen)
         time.sleep(0.1)

@@ -11,6 +11,7 @@ from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch.nn.parallel import DistributedDataParallel
 
 from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint, Progress
 from sr_lightning.data import SRDataModule
@@ -64,6 +65,8 @@ class GroupedEpochLoop(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
         self._groups = self.can_group()
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            settle_buckets(self.trainer.strategy.model)
 
     def _on_before_fetch(self) -> None:
         self.trainer.lightning_module.stopwatch.enter(DATA)
@@ -158,3 +161,19 @@ class GroupedEpochLoop(_TrainingEpochLoop):
         progress.step.increment_by(count)
         self.scheduler_progress.increment_by(count * len(schedules))
         self._batches_that_stepped += count
+
+
+def settle_buckets(model: DistributedDataParallel) -> None:
+    """Let DDP group the gradients before the first step as it groups them in all others.
+
+    It rearranges them after its first backward pass, and from three processes on the order of a sum depends on a
+    gradient's place: the first step of a resumed run would differ from that of an uninterrupted one in the last bits.
+    Here the first pass is one of zeros.
+    """
+    wrapped = model.module
+    wrapped.forward = lambda: torch.stack([0 * p.sum() for p in wrapped.parameters() if p.requires_grad]).sum()
+    try:
+        model().backward()
+    finally:
+        del wrapped.forward
+    model.zero_grad()

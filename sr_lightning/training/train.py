@@ -40,6 +40,8 @@ from sr_lightning.sweeps.processes import is_cell, process_rank
 from sr_lightning.training.checks import teacher_options
 from sr_lightning.training.choices import choose
 from sr_lightning.training.introduction import BicubicScore, conclude, device_name, introduce
+from sr_lightning.training.memory import named_shortage
+from sr_lightning.training.nodes import named_loss
 from sr_lightning.training.trainer import build_trainer, silence_lightning
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.cores import limit_threads
@@ -83,7 +85,7 @@ def train(cfg: DictConfig) -> float:
         write_result(cfg.run_dir, FINISHED, cfg, psnr=psnr, **facts)
         return psnr
 
-    with open_dict(cfg):
+    with open_dict(cfg), named_shortage(cfg, module):
         cfg.chosen = choose(cfg, module)
     if cfg.chosen.compile:
         module.compile_training()
@@ -108,7 +110,7 @@ def train(cfg: DictConfig) -> float:
         )
         log_costs(cfg, run_loggers(loggers))
         if not trained:
-            with postponed():
+            with postponed(), named_loss(cfg.trainer.get("timeout")), named_shortage(cfg, module):
                 trainer.fit(module, datamodule, ckpt_path=run.last if cfg.resume else None)
         if not trainer.is_global_zero:
             best_score = trainer.checkpoint_callback.best_model_score  # None if the latest is the best
@@ -136,8 +138,10 @@ def log_costs(cfg: DictConfig, loggers: Sequence[RunLogger]) -> None:
 
 
 def start_run_folder(cfg: DictConfig) -> RunFolder:
-    """Write config.yaml, and remove the result.json of an earlier part of the run."""
+    """Write config.yaml, and remove the result.json of an earlier part of the run; in further processes do nothing."""
     run = RunFolder(cfg.run_dir)
+    if process_rank() > 0:
+        return run
     for left in run.path.glob("**/.*.[0-9]*.tmp"):  # by a killed process of an earlier version
         left.unlink(missing_ok=True)
     with replacing(run.config) as temporary:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,15 @@ def build_trainer(
         **({} if module.automatic_optimization else gan_trainer_settings(settings)),
     )
     try:
-        trainer = instantiate(settings, _convert_="all", **arguments)
+        known = {key: value for key, value in settings.items() if key != "timeout"}
+        trainer = instantiate(known, _convert_="all", **arguments)
     except InstantiationException as error:
         if isinstance(error.__cause__, MisconfigurationException | ValueError | TypeError):
             raise InputError(f"trainer: {error.__cause__}") from error
         raise
     trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # noqa: SLF001  it broadcasts amid a step
+    if settings.get("timeout") is not None:
+        trainer.strategy._timeout = timedelta(seconds=settings.timeout)  # noqa: SLF001  whatever strategy was chosen
     GroupedEpochLoop.install(trainer, module.log_every, val_every, save_every)
     return trainer
 

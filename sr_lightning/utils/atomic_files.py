@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,8 @@ except ImportError:  # Windows: temporary files of killed processes stay
     fcntl = None
 
 log = logging.getLogger(__name__)
+
+guards: dict[Path, Callable[[], None]] = {}  # by folder that this process holds: called before a file in it is written
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -40,6 +42,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path = Path(os.path.realpath(given)) if given.is_symlink() else given
         if path.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        check_guards(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent.absolute())
         temporary, descriptor = _create_locked(path.parent)
@@ -48,6 +51,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         inside = False
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        check_guards(path)
         temporary.replace(path)
     except InputError:
         raise
@@ -65,6 +69,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+def check_guards(path: Path) -> None:
+    """Call the guard of the folder that this process holds and that contains a file."""
+    for folder, guard in list(guards.items()):
+        if path.resolve().is_relative_to(folder):
+            guard()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8, complete or not at all; bytes of names that are no text are escaped.
 
@@ -73,6 +84,18 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def locked_temporary(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary file for the block; one of a killed process is removed as those of `replacing`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, descriptor = _create_locked(folder)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _create_locked(folder: Path) -> tuple[Path, int]:

@@ -4,12 +4,13 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from textwrap import indent
 
 MAX_LISTED = 20  # offenders named in a message
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Return an error's message on one line, with the error's class if the message is a bare word or empty."""
     text = " ".join(str(error).split())
     return text if " " in text else f"{type(error).__name__} {text}".strip()
@@ -40,6 +41,14 @@ class _PrintableRecord(logging.LogRecord):
 def escape_messages() -> None:
     """Make all messages logged by this process printable: names of files can contain any bytes."""
     logging.setLogRecordFactory(_PrintableRecord)
+
+
+class LogFile(logging.FileHandler):
+    """Log file of a run, which writes nothing once another process of the run has removed its folder."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(FileNotFoundError):
+            super().emit(record)
 
 
 def drop_output() -> None:

@@ -1,10 +1,13 @@
 """The image store: its content, its name, and builders that race, are killed or run out of space."""
 
+import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -309,6 +312,61 @@ def test_one_of_several_processes_builds_the_store(tmp_path):
         process.join()
     assert sorted(seen) == [(0, total), (0, total), (12, total)]
     assert len(stores(tmp_path / "cache")) == 1
+
+
+class Meeting(FirstPixel):
+    """Degradation that waits, at the image that begins with 13, for the other processes."""
+
+    def __init__(self, barrier):
+        super().__init__()
+        self.barrier = barrier
+
+    def __call__(self, hr, scale):
+        if hr[0, 0, 0] == 13:
+            self.barrier.wait()
+        return super().__call__(hr, scale)
+
+
+def build_on_host(host, barrier, results, folder, cache):
+    """Open the store in this process as on another machine, whose locks this one does not see."""
+    torch.set_num_threads(1)
+    store_module.one_at_a_time = lambda *_: contextlib.nullcontext()
+    store_module.socket.gethostname = lambda: host
+    pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
+    store = ImageStore.open(pairs, 2, Meeting(barrier), cache)
+    results.put(hashlib.sha256(store.pixels).hexdigest())
+
+
+def test_machines_that_locks_do_not_reach_build_one_whole_store(tmp_path, slow_images, monkeypatch):
+    pairs, _ = slow_images
+    cache, context = tmp_path / "cache", multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(3), context.Queue()
+    for host in ("one.cluster", "two.cluster", "three.cluster"):
+        context.Process(
+            target=build_on_host, args=(host, barrier, results, tmp_path / "hr", cache), daemon=True
+        ).start()
+    expected = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "other")
+    digest = hashlib.sha256(expected.pixels).hexdigest()
+    assert [results.get(timeout=120) for _ in range(3)] == [digest] * 3
+    loaded = counted_loads(monkeypatch)
+    store = ImageStore.open(pairs, 2, FirstPixel(), cache)
+    assert not loaded and verify(pairs, 2, FirstPixel(), cache)
+    assert files_of(store) == files_of(expected) and stores(cache) == [store.file.parent.name]
+
+
+def test_unfinished_store_of_another_machine_is_kept_for_an_hour_if_space_is_short(tmp_path, slow_images, monkeypatch):
+    pairs, _ = slow_images
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.socket, "gethostname", lambda: "other")
+        unfinished = stop_builder(pairs, tmp_path)
+    free = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: free)
+    for age, is_kept in ((60, True), (7200, False)):
+        for path in (unfinished, unfinished / "pixels"):
+            os.utime(path, (time.time() - age,) * 2)
+        with pytest.raises(InputError, match="bytes needed, 0 free"):
+            ImageStore.open(pairs[:2], 2, Quick(), tmp_path)
+        assert unfinished.exists() == is_kept
 
 
 BUILDER = """

@@ -1,12 +1,18 @@
-"""Processes of one run end together."""
+"""Processes of one run end together, and leave the directory of another process alone."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 from textwrap import dedent
 
-from tests.helpers import ROOT
+import pytest
+
+from sr_lightning.sweeps.processes import CELL, IN_USE, PARENT
+from sr_lightning.sweeps.run import wait_for_holder
+from tests.helpers import ROOT, Command, command_server
 
 FIRST = """
     import subprocess, sys, time
@@ -39,3 +45,41 @@ def test_further_process_of_a_run_ends_with_a_first_one_that_was_killed_during_i
     first.send_signal(signal.SIGKILL)
     assert first.stdout.read() == ""  # ends when no process has it open
     first.wait()
+
+
+@pytest.fixture
+def far(tmp_path):
+    """The directory of a run that a process of another machine trains, and an event that ends it."""
+    ended, owner = threading.Event(), tmp_path / ".owner"
+    owner.write_text("process 7 on far, since 2026-01-01 00:00\nkernel word\n")
+
+    def beat():
+        while not ended.wait(0.1):
+            owner.touch()
+        owner.unlink()
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield tmp_path, ended
+    ended.set()
+    thread.join()
+
+
+def test_cell_that_another_machine_trains_is_left_alone(command, far):
+    """Its process ends with a code of its own, and records no failure."""
+    run_dir, _ = far
+    environment = {CELL: "1", PARENT: str(command_server().pid)}
+    done = Command(*command, f"hydra.run.dir={run_dir}", environment=environment).wait()
+    assert done.returncode == IN_USE, done
+    assert f"error: {run_dir} is in use by process 7 on far" in done.stdout
+    assert not (run_dir / "result.json").exists()
+    assert not (run_dir / "config.yaml").exists()
+
+
+def test_job_of_a_sweep_waits_until_another_machine_has_trained_the_cell(far, caplog):
+    run_dir, ended = far
+    threading.Timer(0.3, ended.set).start()
+    with caplog.at_level(logging.INFO):
+        wait_for_holder(run_dir)
+    assert f"{run_dir} is in use by process 7 on far, since 2026-01-01 00:00: waiting until it ends" in caplog.text
+    assert ended.is_set()

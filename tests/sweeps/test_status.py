@@ -87,6 +87,17 @@ def test_killed_sweep_has_interrupted_cells(sweep):
     assert statuses == ["finished", "failed", "pruned", "interrupted", "interrupted"]
 
 
+def test_cell_that_another_machine_trains_is_running_by_its_heartbeat(sweep):
+    (sweep / "espcn_3" / ".lock").unlink()
+    owner = sweep / "espcn_3" / ".owner"
+    owner.write_text("process 7 on far, since 2026-01-01 00:00\nkernel word\n")
+    for call in sweep.glob(".sweep/*"):
+        (call / "alive.lock").unlink()
+    assert [cell.status for cell in read_sweep(sweep).cells][3] == "running"
+    os.utime(owner, (0, 0))
+    assert [cell.status for cell in read_sweep(sweep).cells][3] == "interrupted"
+
+
 @pytest.mark.parametrize("columns", [40, 60, 80])
 def test_page_fits_the_terminal(sweep, columns):
     add_cell(sweep, "wdsr_b_with_a_very_long_name_t91_bsds_x3_seed12_d098a048", psnr=[31, 32])

@@ -11,6 +11,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import fingerprint
 from sr_lightning.training import choices
 from sr_lightning.training.choices import Trial, choose
+from sr_lightning.training.nodes import EARLIER, remember_earlier_config
 from sr_lightning.utils import timings
 from tests.fake_graph import FakeGraph
 from tests.helpers import compose, run, use_times
@@ -262,6 +263,20 @@ def test_further_processes_take_the_choices_of_the_first(monkeypatch, tmp_path):
     chosen = {"precision": "bf16-mixed", "threads": 1, "compile": False, "processor": "x"}
     OmegaConf.save(OmegaConf.create({"chosen": chosen}), tmp_path / "config.yaml")
     assert choose(cfg, module) == chosen
+
+
+def test_further_processes_leave_the_choices_of_an_earlier_run_in_the_same_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(EARLIER, "")
+    monkeypatch.setattr(choices, "PATIENCE", 0.2)
+    cfg, module = built(f"run_dir={tmp_path}")
+    chosen = {"precision": "bf16-mixed", "threads": 1, "compile": False, "processor": "x"}
+    OmegaConf.save(OmegaConf.create({"chosen": chosen}), tmp_path / "config.yaml")
+    remember_earlier_config(tmp_path)
+    with pytest.raises(InputError, match="process 0 has not written its choices"):
+        choose(cfg, module)
+    OmegaConf.save(OmegaConf.create({"chosen": chosen | {"precision": "32-true"}}), tmp_path / "config.yaml")
+    assert choose(cfg, module)["precision"] == "32-true"
 
 
 def test_choices_do_not_affect_the_name_of_a_run():
