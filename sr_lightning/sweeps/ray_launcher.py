@@ -25,7 +25,6 @@ from omegaconf import DictConfig, open_dict
 from sr_lightning.errors import InputError
 from sr_lightning.runs.result import FAILED, write_result
 from sr_lightning.sweeps import ray_task
-from sr_lightning.sweeps.cells import is_locked
 from sr_lightning.sweeps.devices import devices_wanted
 from sr_lightning.sweeps.invocation import VARIABLE, SweepInvocation
 from sr_lightning.sweeps.processes import GRACE, PAUSE
@@ -238,7 +237,7 @@ class RayLauncher(Launcher):
         ray.cloudpickle.register_pickle_by_value(ray_task)
         elsewhere = {"label_selector": {"ray.io/node-id": f"!in({','.join(self.unfit)})"}} if self.unfit else {}
         function = functools.partial(
-            run_cell_job, self.hydra_context, job.config, self.task_function, Singleton.get_state(), job.losses > 0
+            run_cell_job, self.hydra_context, job.config, self.task_function, Singleton.get_state()
         )
         task = ray.remote(ray_task.run_on_node).options(name=job.cell.name, max_retries=0, **job.resources, **elsewhere)
         return task.remote(ray.cloudpickle.dumps(function), needs_of_job())
@@ -286,7 +285,7 @@ def needs_of_job() -> dict[str, Any]:
 
 
 def run_cell_job(
-    hydra_context: HydraContext, config: DictConfig, task_function: TaskFunction, state: dict[Any, Any], again: bool
+    hydra_context: HydraContext, config: DictConfig, task_function: TaskFunction, state: dict[Any, Any]
 ) -> JobReturn:
     """Run a job on a node, as Hydra's own launchers do.
 
@@ -295,16 +294,11 @@ def run_cell_job(
         config: Of the cell, with Hydra's settings.
         task_function: Of train.py.
         state: Of Hydra's singletons.
-        again: Wait for the cell's earlier process, which may still be saving on this node.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # cancels; ignored if Ray was started in the background
     setup_globals()
     Singleton.set_state(state)
     HydraConfig.instance().set_config(config)
-    lock = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir, ".lock")
-    deadline = time.monotonic() + GRACE
-    while again and is_locked(lock) and time.monotonic() < deadline:
-        time.sleep(PAUSE)
     return run_job(
         hydra_context=hydra_context,
         config=config,

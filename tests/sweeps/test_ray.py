@@ -103,6 +103,7 @@ def test_cells_end_with_a_command_that_is_killed_and_get_the_gpus_that_ray_lends
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait()
     wait_for(lambda: not any(Path(f"/proc/{trainer}").exists() for trainer in trainers))
+    assert all("stopped by SIGTERM" in log.read_text() for log in sweep.glob("*seed4_*/train.log"))
 
 
 def test_a_search_on_a_ray_of_its_own_runs_and_leaves_no_process(tmp_path, monkeypatch):
