@@ -1,8 +1,11 @@
 """Launcher of `launcher=slurm`: submitit's, which submits each cell once, however often the sweep's command runs."""
 
+import contextlib
+import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -93,6 +96,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
                 if new := [job for job in jobs if job.source is None and not job.own_report.exists()]:
                     self.submit(new)
         except InputError as error:
+            if not invocation.reports():
+                shutil.rmtree(invocation.directory)
             sys.exit(f"error: {error}")
         if self.config.sweep_wait is not False:
             wait_for(jobs)
@@ -145,7 +150,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             for job in jobs
         ]
         try:
-            self.executor(name).map_array(self, *zip(*arguments, strict=True))
+            with contextlib.redirect_stderr(io.StringIO()):  # of sbatch, which the error repeats
+                self.executor(name).map_array(self, *zip(*arguments, strict=True))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             for job in jobs:
                 job.own_report.unlink()

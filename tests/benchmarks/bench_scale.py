@@ -35,7 +35,7 @@ BATCH, SIDE = 16, 48
 CLUSTERS = ((1, 8), (4, 8), (32, 8))  # nodes, GPUs of each
 
 # Seconds, and bytes in a second. Base latency, latency of a step over NVLink, of one over the network, share of the
-# bandwidth: src/graph/tuning.cc of NCCL 2.20 (Hopper). LL sends half flags.
+# bandwidth: src/graph/tuning.cc of NCCL, commit b647562. LL sends half flags.
 PROTOCOLS = {
     ("ring", "LL"): (6.6e-6, 0.6e-6, 2.7e-6, 1 / 4),
     ("ring", "LL128"): (14e-6, 1.9e-6, 4.0e-6, 0.92),
