@@ -124,7 +124,8 @@ def exit_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent and (sweep is None or sweep.is_alive()):
             time.sleep(PAUSE)
-        os.kill(os.getpid(), signal.SIGTERM)  # saves at the step reached
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:  # a second one would end it before it has saved
+            os.kill(os.getpid(), signal.SIGTERM)  # saves at the step reached
         time.sleep(GRACE)
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)  # with further ranks and loaders

@@ -58,6 +58,7 @@ def connect(settings: DictConfig) -> str:
     if settings.address is None:
         if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":  # no other user can run code as this one
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray would write one to the home folder
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as under other launchers; 15 in Ray
         address = "local"
         options |= {"num_cpus": usable_cores(), "object_store_memory": MEMORY, "include_dashboard": False}
     else:

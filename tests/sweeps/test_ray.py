@@ -26,6 +26,7 @@ def cluster():
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
         from ray.cluster_utils import Cluster  # reads the variables
 
@@ -99,7 +100,7 @@ def test_cells_end_with_a_command_that_is_killed_and_get_the_gpus_that_ray_lends
     words, sweep = app
     launcher = Command(*words, "trainer=auto", "seed=4", "name=one,other")
     wait_for(lambda: {last.read_text() for last in sweep.glob("*seed4_*/checkpoints/last.ckpt")} == {"0", "1"})
-    trainers = [int(path.read_text().split()[1]) for path in sweep.glob("*seed4_*/.owner")]
+    trainers = [report["process"] for report in reports(sweep)]
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait()
     wait_for(lambda: not any(Path(f"/proc/{trainer}").exists() for trainer in trainers))
