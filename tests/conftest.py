@@ -31,7 +31,7 @@ _cache = tempfile.TemporaryDirectory(prefix="sr_lightning_tests_")
 os.environ["SR_CACHE_DIR"] = _cache.name
 
 
-LONGEST_FILES = ("test_resume.py", "test_sweeps.py", "test_export.py", "test_ddp.py")
+LONGEST_FILES = ("test_resume.py", "test_sweeps.py", "test_export.py", "test_ddp.py", "test_slurm.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -99,14 +99,15 @@ def held(folder: Path, patience: float) -> Iterator[None]:
     else:
         locks = True
     try:
-        owner = _claim(folder, locks)
-        stopped = threading.Event()
-        threading.Thread(target=_beat, args=[folder, owner, stopped], daemon=True).start()
+        owner, stopped = _claim(folder, locks), threading.Event()
+        beat = threading.Thread(target=_beat, args=[folder, owner, stopped], daemon=True)
+        beat.start()
         guards[folder.resolve()] = lambda: end_if_lost(folder, owner)
         try:
             yield
         finally:
             stopped.set()
+            beat.join()  # it would take the folder that is released for lost
             release(folder)
     finally:
         lock.release()

@@ -1,11 +1,13 @@
 """Processes that are started on several machines meet, are one run, and end together."""
 
+import contextlib
 import json
 import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,13 +52,26 @@ def meet(*processes: tuple[Path, dict], timeout: float = 20) -> list[Peers | str
         return list(pool.map(one, range(len(processes))))
 
 
-@pytest.fixture
-def ended(monkeypatch) -> threading.Event:
-    """Set when a process would end at once."""
-    ended = threading.Event()
+@pytest.fixture(autouse=True)
+def ended(monkeypatch):
+    """An event that is set when a process would end at once; all leave their run at the end of a test."""
+    ended, earlier, started, begin = threading.Event(), set(threading.enumerate()), [], Peers.__init__
+
+    def noted(peers: Peers, *arguments: Any) -> None:
+        started.append(peers)
+        begin(peers, *arguments)
+
+    monkeypatch.setattr(Peers, "__init__", noted)
     monkeypatch.setattr(nodes.os, "_exit", lambda code: ended.set())
     monkeypatch.setattr(nodes, "GRACE", 0)
-    return ended
+    yield ended
+    for peers in started:
+        peers.leave()
+    for connection in (connection for peers in started for connection in peers.connections.values()):
+        with contextlib.suppress(OSError):
+            connection.socket.shutdown(socket.SHUT_RDWR)
+    for thread in set(threading.enumerate()) - earlier:
+        thread.join(10)  # it must not find the true os._exit
 
 
 def test_processes_that_see_one_folder_meet_and_leave_no_file(address, tmp_path):
