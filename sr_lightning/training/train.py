@@ -213,9 +213,9 @@ def preflight(module: SRModule, datamodule: SRDataModule) -> None:
     Raises:
         InputError: There is no loss, validation images are too small to be scored or too flat, or other bad user input.
     """
+    datamodule.check_channels(module.network.num_channels)
     if module.loss is None and module.optimizer is not None:
         raise InputError("model.loss=null: a network learns from a loss, such as model.loss._target_=torch.nn.L1Loss")
-    datamodule.check_channels(module.network.num_channels)
     datamodule.setup()
     scale, store = module.network.scale, datamodule.val_store
     least = WINDOW + 2 * module.protocol.border_for(scale)

@@ -1,6 +1,7 @@
 """Tiles equal the whole image for every network of conf/model; out of memory means smaller tiles."""
 
 import copy
+import functools
 import logging
 
 import numpy as np
@@ -195,10 +196,16 @@ def test_pixels_of_automatic_tiles_suit_the_network(network, pixels):
 
 def grid_cost(height, width, margin, rows, columns):
     """Return the pixels that a grid of tiles computes in all, and those of its largest tile."""
-    boxes = Box(0, height, 0, width).split(-(-height // rows), -(-width // columns))
-    around = [box.expanded(margin, Box(0, height, 0, width)) for box in boxes]
-    sizes = [box.height * box.width for box in around]
-    return sum(sizes), max(sizes)
+    (heights, height), (widths, width) = sides(height, rows, margin), sides(width, columns, margin)
+    return heights * widths, height * width
+
+
+@functools.cache
+def sides(side, number, margin):
+    """Return the sum and the largest of the sides, with margins, of tiles that divide an axis."""
+    axis = Box(0, side, 0, 1)
+    lengths = [box.expanded(margin, axis).height for box in axis.split(-(-side // number), 1)]
+    return sum(lengths), max(lengths)
 
 
 @pytest.mark.parametrize(
