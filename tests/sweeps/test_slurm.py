@@ -70,6 +70,7 @@ def test_command_submits_and_leaves_and_the_same_command_collects_without_submit
     assert len(states(slurm)) == 3
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_cell_that_is_preempted_twice_equals_an_undisturbed_one(slurm, command, tmp_path):
     words = [*command, "max_steps=300", "val_every=20", "save_every=10", "num_comparisons=0"]
@@ -97,6 +98,7 @@ def test_cell_that_is_preempted_twice_equals_an_undisturbed_one(slurm, command, 
     assert metrics_of(preempted) == metrics_of(whole)
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.parametrize(("order", "minute"), [("limit", 60), ("preempt 4", 1)])
 def test_job_that_is_told_of_its_end_saves_is_queued_again_and_resumes(slurm, tmp_path, monkeypatch, order, minute):
@@ -114,6 +116,7 @@ def test_job_that_is_told_of_its_end_saves_is_queued_again_and_resumes(slurm, tm
     assert (report["status"], report["psnr"]) == ("resumed", 30.4)
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_jobs_of_a_command_that_was_killed_while_it_submitted_are_found(slurm, tmp_path):
     (slurm / "hold").touch()
@@ -125,6 +128,7 @@ def test_jobs_of_a_command_that_was_killed_while_it_submitted_are_found(slurm, t
     assert states(slurm) == ["PENDING"] * 2
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_cancelled_job_is_one_line_and_its_cell_can_be_submitted_again(slurm, tmp_path):
     sweep = tmp_path / "sweep"
@@ -143,6 +147,7 @@ def test_cancelled_job_is_one_line_and_its_cell_can_be_submitted_again(slurm, tm
     assert states(slurm) == ["CANCELLED", "PENDING"]
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_refusal_of_sbatch_is_one_line_with_its_message_and_the_settings_and_leaves_no_jobs(slurm, tmp_path):
     sweep = tmp_path / "sweep"

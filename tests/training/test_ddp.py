@@ -204,6 +204,7 @@ def test_four_processes_of_two_machines_take_the_steps_of_one(one_and_two, four)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_kill_of_one_process_ends_all_of_two_machines_and_the_run_resumes_in_the_same_bits(
     four, command, tmp_path, rank
@@ -226,6 +227,7 @@ def test_kill_of_one_process_ends_all_of_two_machines_and_the_run_resumes_in_the
         assert metrics_of(four) == metrics_of(tmp_path)
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_kill_before_the_first_step_ends_the_other_machine(command, tmp_path):
     """Torch has not connected the processes yet."""
@@ -236,6 +238,7 @@ def test_kill_before_the_first_step_ends_the_other_machine(command, tmp_path):
     assert not (tmp_path / ".owner").exists()
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_machine_that_falls_silent_is_named_after_the_timeout(command, tmp_path):
     kills = {1: AT_STEP_7 | {"signals": [signal.SIGSTOP]}}
@@ -290,6 +293,7 @@ def test_torchrun_on_two_machines_is_one_run(one_and_two, command, tmp_path):
 
 
 @pytest.mark.parametrize("call", [1, 4], ids=["before they have met", "in a step"])
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_failure_of_one_process_ends_the_run_with_its_error(command, tmp_path, monkeypatch, call):
     monkeypatch.setenv("SR_FAIL", f"1:{call}")
