@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sr_lightning.errors import InputError
 from sr_lightning.losses import Adversarial
-from sr_lightning.modules.sr import SRModule, parameters_of, with_scheduler
+from sr_lightning.modules.recorded_step import parameters_of
+from sr_lightning.modules.sr import SRModule, with_scheduler
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER
 
 

@@ -2,7 +2,7 @@
 
 Launching the hundreds of kernels of a step takes the host longer than a GPU computes them; a graph is launched at once.
 What it computes is fixed when it is recorded, down to the addresses of its tensors. Hence all that the host computes
-for each batch (learning rates, bias corrections, the weight of the average) arrives in one tensor.
+for each batch (learning rates, bias corrections, the weight of the average) arrives in small tensors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from sr_lightning.modules.running_means import RunningMeans
@@ -155,7 +155,7 @@ class FusedRule:
 @contextmanager
 def _kept(module: "SRModule", optimizers: Sequence[Optimizer]) -> Iterator[None]:
     """Restore weights, average, buffers, optimizer state and random state after the block, in the same memory."""
-    weights = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    weights = [parameter for optimizer in optimizers for parameter in parameters_of(optimizer)]
     averaged = [] if module.averaged is None else [*module.averaged.parameters()]
     tensors = [*weights, *averaged, *module.buffers()]
     clones = [tensor.detach().clone() for tensor in tensors]
@@ -177,6 +177,11 @@ def _kept(module: "SRModule", optimizers: Sequence[Optimizer]) -> Iterator[None]
                         value.copy_(before[key]) if key in before else value.zero_()
                     else:
                         state[key] = before.get(key, 0)
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """List the parameters of an optimizer."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _copy(value: Any) -> Any:

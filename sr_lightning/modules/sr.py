@@ -21,7 +21,7 @@ from sr_lightning.losses import WeightedSum
 from sr_lightning.losses.weighted_sum import needs_average
 from sr_lightning.metrics.per_image import Score
 from sr_lightning.metrics.protocol import Protocol, report_left_out
-from sr_lightning.modules.recorded_step import RecordedStep, Recorder
+from sr_lightning.modules.recorded_step import RecordedStep, Recorder, parameters_of
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.modules.teacher import Teacher
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER, OTHER, Stopwatch
@@ -462,11 +462,6 @@ class SRModule(pl.LightningModule):
             for prefix, parameters in groups.items()
             if parameters
         ]
-
-
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """List the parameters of an optimizer."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def with_scheduler(optimizer: Optimizer, scheduler: Callable[[Optimizer], LRScheduler] | None) -> dict[str, Any]:
