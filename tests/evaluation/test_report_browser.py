@@ -361,6 +361,16 @@ def test_partly_wrong_address_is_followed_where_valid(flat_page, visit):
     assert page.locator("#image option:checked").inner_text() == "second"
 
 
+def test_address_set_just_before_the_page_stores_its_place_is_followed(flat_page, visit):
+    page = visit(flat_page)
+    stage_is_drawn(page)
+    page.evaluate("""() => {
+        location.hash = '#s=0&i=1&l=1&r=HR';
+        history.replaceState(null, '', '#s=0&i=0');  // what the page does before the event reaches it
+    }""")
+    page.wait_for_function("document.querySelector('#image option:checked').innerText === 'second'")
+
+
 def test_image_row_is_one_tab_stop_and_keeps_focus(flat_page, visit):
     page = visit(flat_page)
     stage_is_drawn(page)
