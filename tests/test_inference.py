@@ -5,17 +5,17 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from sr_lightning import inference
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr
 from sr_lightning.errors import InputError
 from sr_lightning.inference import (
     FastInference,
     SelfEnsemble,
+    forms,
     fuse_for_inference,
-    mse_budget,
     super_resolve,
     to_channels,
 )
+from sr_lightning.inference.forms import mse_budget
 from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, RCAN, VDSR, WDSR, Bicubic, SRResNet
 from sr_lightning.networks.layers import FoldedUpsampler
 from tests.helpers import use_times
@@ -190,13 +190,13 @@ class Repeated(nn.Module):
 @pytest.fixture
 def fast_bfloat16(monkeypatch):
     """A processor on which bfloat16 is measured to be twice as fast as float32."""
-    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(forms, "computes_in_bfloat16", lambda device: True)
     use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": 1.0, "bfloat16": 0.5})
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.85, "bfloat16"), (0.95, "float32"), (2.0, "float32")])
 def test_the_fastest_precision_is_chosen_by_measurement(seconds, expected, monkeypatch):
-    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(forms, "computes_in_bfloat16", lambda device: True)
     use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": 1.0, "bfloat16": seconds})
     assert FastInference(ESPCN(scale=3, global_skip=True).eval()).precision == expected
     assert FastInference(ESPCN(scale=3, global_skip=True).eval(), precision="float32").precision == "float32"
@@ -207,7 +207,7 @@ def test_bfloat16_is_chosen_where_supported_and_precise_enough(monkeypatch, fast
     assert FastInference(Repeated(skip=False)).precision == "float32"
     assert FastInference(untrained(ESPCN, global_skip=False)).precision == "float32"
     assert FastInference(ESPCN(scale=3, global_skip=True).eval()).precision == "bfloat16"
-    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(forms, "computes_in_bfloat16", lambda device: False)
     assert FastInference(Repeated(skip=True)).precision == "float32"
 
 
@@ -252,7 +252,7 @@ def test_imprecise_sums_put_the_first_layer_in_float32_too():
     nn.init.zeros_(network.tail.bias)
     form = FastInference(network)
     assert form.precision == "bfloat16"
-    assert isinstance(form.form.network.head, inference._InFloat32)
+    assert isinstance(form.form.network.head, forms._InFloat32)
     chosen, rounded = (level_error(network, precision) for precision in ("auto", "bfloat16"))
     assert chosen < 0.1 * rounded
 
@@ -283,11 +283,11 @@ WIDE = {
 @needs_nnpack
 @pytest.mark.parametrize("cls", WIDE)
 def test_nnpack_convolutions_are_equal_on_any_shape(cls, monkeypatch):
-    monkeypatch.setattr(inference, "has_nnpack", lambda: True)
+    monkeypatch.setattr(forms, "has_nnpack", lambda: True)
     use_times(monkeypatch, {"float32": 2.0, "float32 by NNPACK": 1.0})
     network = untrained(cls, **WIDE[cls])
     fast = FastInference(network, precision="float32")
-    assert any(isinstance(m, inference._Nnpack) for m in fast.modules())
+    assert any(isinstance(m, forms._Nnpack) for m in fast.modules())
     for shape in [(1, 1), (7, 2), (21, 34)]:
         lr = torch.rand(2, network.num_channels, *shape)
         with torch.inference_mode():
@@ -299,16 +299,16 @@ def test_nnpack_convolutions_are_equal_on_any_shape(cls, monkeypatch):
 def test_nnpack_is_used_where_it_is_measured_to_be_faster(monkeypatch):
     for capability, expected in [("DEFAULT", False), ("AVX512", False), ("AVX2", True)]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        assert inference.has_nnpack() == expected
+        assert forms.has_nnpack() == expected
     for seconds, expected in [(0.8, True), (1.2, False)]:
         use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": seconds})
         form = FastInference(EDSR(scale=2, num_blocks=1), precision="float32")
-        assert any(isinstance(m, inference._Nnpack) for m in form.modules()) == expected
+        assert any(isinstance(m, forms._Nnpack) for m in form.modules()) == expected
     for network, precision in [(ESPCN(scale=2), "bfloat16"), (FSRCNN(scale=2), "float32")]:
         form = FastInference(network, precision=precision)
-        assert not any(isinstance(m, inference._Nnpack) for m in form.modules())
+        assert not any(isinstance(m, forms._Nnpack) for m in form.modules())
 
 
 def test_float16_is_a_candidate_on_gpus_only():
-    assert inference.lower_precisions("cuda")[0] == "float16"
-    assert "float16" not in inference.lower_precisions("cpu")
+    assert forms.lower_precisions("cuda")[0] == "float16"
+    assert "float16" not in forms.lower_precisions("cpu")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sr_lightning.errors import InputError
-from sr_lightning.inference import computes_in_bfloat16
+from sr_lightning.inference.forms import computes_in_bfloat16
 from sr_lightning.modules import GANModule, SRModule
 from sr_lightning.modules.recorded_step import FUSED, RecordedStep, Recorder, cuda_graph
 from sr_lightning.optim import Muon

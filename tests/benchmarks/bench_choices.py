@@ -17,7 +17,8 @@ import torch
 from hydra.utils import instantiate
 
 from sr_lightning.checkpoints.checkpoint import build_network
-from sr_lightning.inference import FastInference, Form, fuse_for_inference, possible_forms
+from sr_lightning.inference import FastInference, fuse_for_inference
+from sr_lightning.inference.forms import Form, possible_forms
 from sr_lightning.training.choices import Trial
 from sr_lightning.utils import timings
 from sr_lightning.utils.malloc import keep_freed_memory
