@@ -24,6 +24,7 @@ from sr_lightning.metrics.protocol import Protocol, report_left_out
 from sr_lightning.modules.recorded_step import RecordedStep, Recorder, parameters_of
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.modules.teacher import Teacher
+from sr_lightning.utils.exact_float32 import exact_float32
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER, OTHER, Stopwatch
 
 _log = logging.getLogger(__name__)
@@ -287,6 +288,7 @@ class SRModule(pl.LightningModule):
             self.score = Score(num_images, self.network.scale, self.protocol).to(self.device)
         self.score.reset()
 
+    @exact_float32()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # score in float32
             sr = self(batch["lr"])
