@@ -26,7 +26,7 @@ class FakeGraph(TorchDispatchMode):
                 storage.copy_(before)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if operation is torch.ops.aten._local_scalar_dense.default:
+        if operation in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
             raise RuntimeError("the host waits for a value, which a graph cannot record")
         kwargs = kwargs or {}
         for tensor in tensors((args, kwargs)):

@@ -1,10 +1,12 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from sr_lightning import inference
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr
 from sr_lightning.errors import InputError
 from sr_lightning.inference import (
@@ -17,8 +19,14 @@ from sr_lightning.inference import (
 )
 from sr_lightning.inference.forms import mse_budget
 from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, RCAN, VDSR, WDSR, Bicubic, SRResNet
-from sr_lightning.networks.layers import FoldedUpsampler
+from sr_lightning.networks.layers import ChannelNorm, FoldedUpsampler
+from sr_lightning.utils.cuda_graphs import Replays
+from tests.fake_graph import FakeGraph
 from tests.helpers import use_times
+from tests.networks.test_every_network import CHOICES, small
+
+CPU = torch.device("cpu")
+NNPACK = {"float32 by NNPACK": 1.0, "float32 by NNPACK as a graph": 1.0}
 
 
 class Colour(nn.Module):
@@ -307,6 +315,98 @@ def test_nnpack_is_used_where_it_is_measured_to_be_faster(monkeypatch):
     for network, precision in [(ESPCN(scale=2), "bfloat16"), (FSRCNN(scale=2), "float32")]:
         form = FastInference(network, precision=precision)
         assert not any(isinstance(m, forms._Nnpack) for m in form.modules())
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_converted_weights_compute_the_bits_of_autocast(name):
+    network = fuse_for_inference(small(name, 2)).to(memory_format=torch.channels_last)
+    if next(network.parameters(), None) is None:
+        return
+    lr = torch.rand(1, network.num_channels, 9, 7)
+    converted = forms.converted_form(network, "bfloat16", "bfloat16", lr)
+    assert not converted.autocast and {p.dtype for p in converted.network.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    with torch.inference_mode():
+        exact, sr, expected = network(lr), converted(lr), forms.Form(network, "bfloat16", "bfloat16")(lr)
+    assert sr.dtype == torch.float32
+    if {nn.LayerNorm, nn.GroupNorm, ChannelNorm} & {type(module) for module in network.modules()}:
+        # autocast computes norms in float32, and so do these, but for their input and output
+        assert (sr - exact).square().mean() < 1.5 * (expected - exact).square().mean()
+    else:
+        assert torch.equal(sr, expected)
+
+
+class Mixing(Repeated):
+    """Multiplies features by a table of its own, which autocast would convert."""
+
+    def forward(self, lr):
+        sr = super().forward(lr)
+        return torch.matmul(sr, torch.eye(sr.shape[-1], dtype=self.conv.weight.dtype))
+
+
+def test_a_network_that_needs_autocast_keeps_it():
+    network, lr = Mixing(skip=True), torch.rand(1, 1, 6, 6)
+    form = forms.converted_form(network, "bfloat16", "bfloat16", lr)
+    assert form.autocast and form.network is network
+    assert form(lr).shape == (1, 1, 12, 12)
+
+
+def test_layers_in_float32_are_not_converted():
+    network = Averaged().eval()
+    (form,) = forms.accurate_forms(
+        forms.Form(network, "float32"), CPU, "bfloat16", 1, 2, partial(forms.converted_form, lr=forms.ramp(CPU, 1))
+    )
+    assert (form.name, form.autocast) == ("bfloat16, tail in float32", False)
+    assert [p.dtype for p in form.network.parameters()] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+class Loud(Repeated):
+    """Exceeds the largest number of float16 on contrasts, but not on smooth images."""
+
+    def forward(self, lr):
+        contrast = (lr[..., 1:] - lr[..., :-1]).abs().amax() * 60000
+        return super().forward(lr) + (self.conv(contrast.expand(1, 1, 1, 1)) * 200 * 0).float()
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (Repeated(skip=True), ["float32", "float32 contiguous", "float16"]),
+        (Loud(skip=True), ["float32", "float32 contiguous", "bfloat16"]),
+        (Repeated(skip=False), ["float32", "float32 contiguous", "float16"]),
+    ],
+)
+def test_a_gpu_has_float16_or_else_bfloat16(network, expected, monkeypatch):
+    monkeypatch.setattr(forms, "computes_in_bfloat16", lambda device: True)
+    found = forms.gpu_forms(network.eval(), CPU, "auto", 1, 2)
+    assert [form.name for form in found] == expected
+    assert [form.autocast for form in found] == [False] * 3
+    assert [form.name for form in forms.gpu_forms(network, CPU, "float32", 1, 2)] == expected[:2]
+    assert [form.name for form in forms.gpu_forms(network, CPU, "bfloat16", 1, 2)] == ["bfloat16"]
+
+
+@pytest.mark.parametrize(("seconds", "as_graph"), [(0.5, True), (0.95, False)])
+def test_a_graph_is_used_where_it_is_measured_to_be_faster(seconds, as_graph, monkeypatch):
+    monkeypatch.setattr(inference, "records_graphs", lambda device: True)
+    keys = use_times(monkeypatch, {"float32": 1.0, "float32 as a graph": seconds, **NNPACK})
+    assert FastInference(ESPCN(scale=2), precision="float32").as_graph == as_graph
+    assert keys
+
+
+def test_graphs_are_measured_as_replays(monkeypatch, tmp_path):
+    monkeypatch.setenv("SR_CACHE_DIR", str(tmp_path))
+    recorded = []
+
+    def record(program):
+        recorded.append(program)
+        return FakeGraph(program)
+
+    monkeypatch.setattr(inference, "records_graphs", lambda device: True)
+    monkeypatch.setattr(inference, "Replays", partial(Replays, record=record))
+    FastInference(ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3]), precision="float32")
+    assert len(recorded) == 1
+    FastInference(ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3]), precision="float32")
+    assert len(recorded) == 1  # the times are kept
 
 
 def test_float16_is_a_candidate_on_gpus_only():

@@ -3,19 +3,21 @@
 import copy
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sr_lightning.color import rgb_to_y, rgb_to_ycbcr, ycbcr_to_rgb
 from sr_lightning.errors import InputError
-from sr_lightning.inference.forms import Form, possible_forms
+from sr_lightning.inference.forms import Form, possible_forms, records_graphs
 from sr_lightning.networks.bicubic import Bicubic
+from sr_lightning.utils.cuda_graphs import Replays
 from sr_lightning.utils.devices import PRECISIONS
 from sr_lightning.utils.timings import Timings, facts_of, fastest
 
 BUDGET = 0.5  # seconds of measurement, after the first rounds
+GPU_SIDE = 256  # of the tile that a GPU measures, in LR pixels
 
 
 def to_channels(image: Tensor, num_channels: int) -> Tensor:
@@ -127,10 +129,11 @@ class FastInference(nn.Module):
     """A network in its fastest form for a device: fused, and in the precision and memory format that are fastest there.
 
     Of several possible forms the fastest is chosen by measuring a tile, once per network and machine (`Timings`): in
-    float32 channels last, or by NNPACK where torch has it, and in lower precisions where they are allowed. NNPACK
-    computes convolutions of many features by Winograd's algorithm (Lavin and Gray 2015, arXiv 1509.09308) or by Fourier
-    transforms. These need fewer multiplications, but the rounding error is 2e-5 of the output's standard deviation
-    instead of 7e-6. `tests/benchmarks/bench_inference.py` measures the gain. Scoring does not use this class.
+    float32 channels last, or by NNPACK where torch has it, and in lower precisions where they are allowed; on a GPU
+    each also as a CUDA graph. NNPACK computes convolutions of many features by Winograd's algorithm (Lavin and Gray
+    2015, arXiv 1509.09308) or by Fourier transforms. These need fewer multiplications, but the rounding error is 2e-5
+    of the output's standard deviation instead of 7e-6. `tests/benchmarks/bench_inference.py` measures the gain. Scoring
+    does not use this class.
 
     Args:
         network: Has `scale`, `num_channels` and `receptive_radius`. It is copied.
@@ -141,6 +144,7 @@ class FastInference(nn.Module):
 
     Attributes:
         precision: "float32", "bfloat16" or "float16".
+        as_graph: True if it is fastest as a CUDA graph, which the caller records together with what surrounds it.
 
     Shapes: as the network's; lr float32 on the device -> sr float32, without gradient.
 
@@ -158,9 +162,12 @@ class FastInference(nn.Module):
         self.scale, self.num_channels = network.scale, network.num_channels
         self.receptive_radius, self.alignment = network.receptive_radius, getattr(network, "alignment", 1)
         fused = fuse_for_inference(copy.deepcopy(network).eval()).requires_grad_(False).to(self.device)
-        forms = {form.name: form for form in possible_forms(fused, precision, self.num_channels, self.scale)}
-        name = next(iter(forms)) if len(forms) == 1 else fastest(self._seconds(network, forms))
-        self.form = forms[name]
+        possible = possible_forms(fused, self.device, precision, self.num_channels, self.scale)
+        forms = {form.name: form for form in possible}
+        graphs = {f"{name} as a graph": form for name, form in forms.items() if records_graphs(self.device)}
+        forms |= graphs
+        name = next(iter(forms)) if len(forms) == 1 else fastest(self._seconds(network, forms, graphs))
+        self.form, self.as_graph = forms[name], name in graphs
         self.precision = self.form.precision
         self.eval()
 
@@ -168,17 +175,25 @@ class FastInference(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         return self.form(lr)
 
-    def _seconds(self, network: nn.Module, forms: Mapping[str, Form]) -> dict[str, float]:
-        """Return the seconds of each form for a tile."""
+    def _seconds(self, network: nn.Module, forms: Mapping[str, Form], graphs: Container[str]) -> dict[str, float]:
+        """Return the seconds of each form for a tile; those in `graphs` are recorded."""
         key = {"purpose": "enlarging", "network": type(network).__name__, **facts_of(network, self.device)}
         side = functools.cache(lambda: self._side_of_tile(next(iter(forms.values()))))
-        return Timings().seconds(key, list(forms), lambda name: lambda: self._upscale(forms[name], side()), BUDGET)
+
+        def build(name: str) -> Callable[[], None]:
+            replays = Replays(self.device) if name in graphs else None
+            return lambda: self._upscale(forms[name], side(), replays)
+
+        return Timings().seconds(key, list(forms), build, BUDGET)
 
     def _side_of_tile(self, form: Form) -> int:
         """Return a side of a tile, in LR pixels, that is large enough for typical times but not too slow to measure.
 
-        On 32 x 32 pixels NNPACK gains 1.2 times for EDSR-baseline, from 48 x 48 on as on whole images, 1.8 times.
+        On 32 x 32 pixels NNPACK gains 1.2 times for EDSR-baseline, from 48 x 48 on as on whole images, 1.8 times. A GPU
+        computes small tiles in the time that it takes to launch.
         """
+        if self.device.type == "cuda":
+            return GPU_SIDE
         self._upscale(form, 32)
         start = time.perf_counter()
         self._upscale(form, 32)
@@ -187,7 +202,8 @@ class FastInference(nn.Module):
         return max([32, *(side for side, limit in limits.items() if per_pixel * side**2 < limit)])
 
     @torch.inference_mode()
-    def _upscale(self, form: Form, side: int) -> None:
-        form(torch.full((1, self.num_channels, side, side), 0.5, device=self.device))
+    def _upscale(self, form: Form, side: int, replays: Replays | None = None) -> None:
+        lr = torch.full((1, self.num_channels, side, side), 0.5, device=self.device)
+        form(lr) if replays is None else replays(lambda lr: (form(lr),), lr)
         if self.device.type == "cuda":
             torch.cuda.synchronize()

@@ -1,10 +1,16 @@
 """Forms of a network for inference: precisions, memory formats and libraries, of which the fastest is chosen."""
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from sr_lightning.utils.exact_float32 import exact_float32
+
+Builder = Callable[[nn.Module, str, str], "Form"]  # of a network, a name and a precision
 
 
 class Form(nn.Module):
@@ -15,6 +21,7 @@ class Form(nn.Module):
         name: In the table of times.
         precision: "float32", "bfloat16" or "float16".
         memory_format: Of the input.
+        autocast: Convert the weights each time they are used. False: the network's weights are in its precision.
     """
 
     def __init__(
@@ -23,62 +30,129 @@ class Form(nn.Module):
         name: str,
         precision: str = "float32",
         memory_format: torch.memory_format = torch.channels_last,
+        autocast: bool = True,
     ) -> None:
         super().__init__()
         self.network, self.name, self.precision, self.memory_format = network, name, precision, memory_format
+        self.autocast = autocast and precision != "float32"
 
     def forward(self, lr: Tensor) -> Tensor:
-        with self._computing(lr.device.type):
+        with exact_float32() if lr.is_cuda else nullcontext(), self._autocast(lr.device.type):
             return self.network(lr.contiguous(memory_format=self.memory_format)).float()
 
-    def _computing(self, device_type: str) -> AbstractContextManager:
-        if self.precision != "float32":
-            return torch.autocast(device_type, getattr(torch, self.precision))
-        if device_type == "cuda":  # convolutions would use TF32 otherwise
-            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        return nullcontext()
+    def _autocast(self, device_type: str) -> AbstractContextManager:
+        return torch.autocast(device_type, getattr(torch, self.precision)) if self.autocast else nullcontext()
 
 
-def possible_forms(network: nn.Module, precision: str, num_channels: int, scale: int) -> list[Form]:
+def possible_forms(
+    network: nn.Module, device: torch.device, precision: str, num_channels: int, scale: int
+) -> list[Form]:
     """List the forms of a fused network that a precision allows; the first one is always possible.
 
     Args:
-        network: On its device, in evaluation mode.
+        network: On the device, in evaluation mode.
+        device: A CPU or a GPU.
         precision: As for `FastInference`.
         num_channels: 1 or 3.
         scale: The factor.
     """
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     network = network.to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        return gpu_forms(network, device, precision, num_channels, scale)
     if precision not in ("auto", "float32"):
         return [Form(network, precision, precision)]
     exact = Form(network, "float32")
     forms = [exact]
-    if device.type == "cpu" and has_nnpack():
+    if has_nnpack():
         form = Form(copy.deepcopy(network), "float32 by NNPACK", memory_format=torch.contiguous_format)
         forms += [form] if _use_nnpack(form.network) else []
-    for lower in lower_precisions(device.type) if precision == "auto" else ():
-        forms += accurate_forms(exact, lower, num_channels, scale)
+    for lower in lower_precisions("cpu") if precision == "auto" else ():
+        forms += accurate_forms(exact, device, lower, num_channels, scale)
+    return forms
+
+
+def gpu_forms(network: nn.Module, device: torch.device, precision: str, num_channels: int, scale: int) -> list[Form]:
+    """List the forms of `possible_forms` on a GPU; of lower precisions only the first that is accurate."""
+    build = partial(converted_form, lr=ramp(device, num_channels))
+    if precision not in ("auto", "float32"):
+        return [build(network, precision, precision)]
+    exact = Form(network, "float32")
+    planar = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    forms = [exact, Form(planar, "float32 contiguous", memory_format=torch.contiguous_format)]
+    for lower in lower_precisions("cuda") if precision == "auto" else ():
+        if accurate := accurate_forms(exact, device, lower, num_channels, scale, build):
+            return forms + accurate
     return forms
 
 
 @torch.inference_mode()
-def accurate_forms(exact: Form, precision: str, num_channels: int, scale: int) -> list[Form]:
+def accurate_forms(
+    exact: Form, device: torch.device, precision: str, num_channels: int, scale: int, build: Builder = Form
+) -> list[Form]:
     """Return the form in a lower precision that keeps the error budget on a smooth image; empty if none does."""
-    device = next(tensor.device for tensor in exact.network.parameters())
-    lr = torch.linspace(0, 1, 32 * 32, device=device).view(1, 1, 32, 32).repeat(1, num_channels, 1, 1)
-    form = Form(copy.deepcopy(exact.network), precision, precision)
+    lr = ramp(device, num_channels)
+    network, name = copy.deepcopy(exact.network), precision
     for layer in (None, "tail", "head"):
-        if layer is not None and hasattr(form.network, layer):
-            setattr(form.network, layer, _InFloat32(getattr(form.network, layer)))
-            form.name += f", {layer} in float32"
-        if (form(lr) - exact(lr)).square().mean() < mse_budget(scale):
+        if layer is not None and hasattr(network, layer):
+            setattr(network, layer, _InFloat32(getattr(network, layer)))
+            name += f", {layer} in float32"
+        form = build(network, name, precision)
+        if (form(lr) - exact(lr)).square().mean() < mse_budget(scale) and (precision != "float16" or _fits(form, lr)):
             return [form]
     return []
 
 
+def ramp(device: torch.device, num_channels: int) -> Tensor:
+    """Return a smooth image of all levels, (1, num_channels, 32, 32)."""
+    return torch.linspace(0, 1, 32 * 32, device=device).view(1, 1, 32, 32).repeat(1, num_channels, 1, 1)
+
+
+def _fits(form: Form, lr: Tensor) -> bool:
+    """Return True if the strongest contrasts do not overflow: black and white pixels at random, shaped as `lr`."""
+    noise = torch.rand(lr.shape, generator=torch.Generator().manual_seed(0)).round().to(lr.device)
+    return bool(form(noise).isfinite().all())
+
+
+@torch.inference_mode()
+def converted_form(network: nn.Module, name: str, precision: str, lr: Tensor) -> Form:
+    """Return a form whose weights are converted once; by autocast where the network's own operations need it.
+
+    Args:
+        network: It is copied.
+        name: In the table of times.
+        precision: "bfloat16" or "float16".
+        lr: An input to try.
+    """
+    converted = with_weights_in(copy.deepcopy(network), getattr(torch, precision))
+    form = Form(converted, name, precision, autocast=False)
+    try:
+        form(lr)
+    except RuntimeError:  # two operands of different precisions
+        return Form(network, name, precision)
+    return form
+
+
+def with_weights_in(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the weights of all layers in place, except those in float32; each layer then converts its input.
+
+    Buffers stay, so that the network subtracts means, and adds its skip, in float32, as it does under autocast.
+    """
+    exact = {layer for outer in network.modules() if isinstance(outer, _InFloat32) for layer in outer.modules()}
+    for layer in network.modules():
+        parameters = list(layer.parameters(recurse=False))
+        if parameters and layer not in exact:
+            for parameter in parameters:
+                parameter.data = parameter.data.to(dtype)
+            layer.register_forward_pre_hook(partial(_convert_inputs, dtype))
+    return network
+
+
+def _convert_inputs(dtype: torch.dtype, layer: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
 class _InFloat32(nn.Module):
-    """A layer computed in float32 inside a network in bfloat16."""
+    """A layer computed in float32 inside a network in a lower precision."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -153,3 +227,8 @@ def lower_precisions(device_type: str) -> list[str]:
 def has_nnpack() -> bool:
     """Return True if torch has NNPACK, and the processor no vectors wider than AVX2, for which it is written."""
     return torch.backends.cpu.get_cpu_capability() == "AVX2" and torch.backends.nnpack.is_available()
+
+
+def records_graphs(device: torch.device) -> bool:
+    """Return True if a device replays recorded programs: a GPU."""
+    return device.type == "cuda"

@@ -15,26 +15,14 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.optim import Muon
+from sr_lightning.utils.cuda_graphs import Recorder, cuda_graph
 
 if TYPE_CHECKING:
     from sr_lightning.modules.sr import SRModule
 
-Program = Callable[[], None]
-Recorder = Callable[[Program], Program]  # records a program, and returns its replay
 
 WARM_UP = 3  # steps before recording, in which libraries choose algorithms and allocate
 FUSED = (Adam, AdamW, SGD)  # the classes themselves; a subclass may have numbers of its own
-
-
-def cuda_graph(program: Program) -> Program:
-    """Record a program without running it, and return its replay."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
-            program()
-    finally:
-        torch.cuda.set_stream(stream)  # which torch leaves changed if recording fails
-    return graph.replay
 
 
 class RecordedStep:

@@ -52,7 +52,9 @@ def enlarging(name: str, scale: int) -> list[str]:
     lr = torch.rand(1, network.num_channels, SIDE, SIDE)
     fast = FastInference(network)
     fused = fuse_for_inference(network)
-    forms = {form.name: form for form in possible_forms(fused, "float32", network.num_channels, scale)}
+    forms = {
+        form.name: form for form in possible_forms(fused, torch.device("cpu"), "float32", network.num_channels, scale)
+    }
     forms["bfloat16"] = Form(fused, "bfloat16", "bfloat16")
     steps = {"eager": lambda: network(lr), "auto": lambda: fast(lr)}
     steps |= {form: lambda form=form: forms[form](lr) for form in forms}

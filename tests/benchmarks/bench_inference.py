@@ -204,7 +204,7 @@ def psnr(cases: list[str]) -> None:
         }
         fused = fuse_for_inference(network)
         with patch("sr_lightning.inference.forms.computes_in_bfloat16", return_value=True):
-            possible = possible_forms(fused, "auto", network.num_channels, scale)
+            possible = possible_forms(fused, torch.device("cpu"), "auto", network.num_channels, scale)
         forms |= {f"auto: {form.name}": form for form in possible if form.precision == "bfloat16"}
         changes: dict[str, list[float]] = {name: [] for name in forms}
         off = dict.fromkeys(forms, 0.0)
