@@ -219,6 +219,12 @@ def test_bfloat16_is_chosen_where_supported_and_precise_enough(monkeypatch, fast
     assert FastInference(Repeated(skip=True)).precision == "float32"
 
 
+@pytest.mark.usefixtures("fast_bfloat16")
+def test_a_network_without_weights_has_a_form_too():
+    lr = torch.rand(1, 1, 5, 6)
+    assert torch.equal(FastInference(Bicubic(scale=2))(lr), Bicubic(scale=2)(lr))
+
+
 class Averaged(nn.Module):
     """The centred image in 64 features, whose rounding errors average out except those of the last layer."""
 

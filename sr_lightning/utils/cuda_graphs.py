@@ -15,6 +15,8 @@ Program = Callable[[], None]
 Recorder = Callable[[Program], Program]  # records a program, and returns its replay
 Function = Callable[[Tensor], tuple[Tensor, ...]]
 
+RECORDING = threading.Lock()  # torch records one graph of a process at a time
+
 
 def cuda_graph(program: Program, **options: Any) -> Program:
     """Record a program without running it, and return its replay.
@@ -25,7 +27,7 @@ def cuda_graph(program: Program, **options: Any) -> Program:
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local", **options):  # other threads may allocate
+        with RECORDING, torch.cuda.graph(graph, capture_error_mode="thread_local", **options):  # others may allocate
             program()
     finally:
         torch.cuda.set_stream(stream)  # which torch leaves changed if recording fails
@@ -61,19 +63,26 @@ class Replays:
             function: Does not wait for the device; always the same.
             x: On the device.
         """
-        key = x.dtype, x.shape, x.stride()
         with self.lock:
-            came_before, graph = key in self.graphs, self.graphs.pop(key, None)
             try:
-                if came_before and graph is None and not self.is_refused:
-                    graph = self._recorded(function, x)
-                results = function(x) if graph is None else graph(x)
-            except BaseException:
-                self.graphs.clear()  # memory may have run out, of which they hold much
-                raise
-            self.graphs[key] = graph
-            if len(self.graphs) > self.most:
-                del self.graphs[next(iter(self.graphs))]
+                return self._computed(function, x)
+            except torch.OutOfMemoryError:
+                if not any(self.graphs.values()):
+                    raise
+            # Not in the except block: while an exception is handled, its traceback keeps tensors alive.
+            self.graphs.clear()  # they hold memory
+            torch.cuda.empty_cache()
+            return self._computed(function, x)
+
+    def _computed(self, function: Function, x: Tensor) -> tuple[Tensor, ...]:
+        key = x.dtype, x.shape, x.stride()
+        came_before, graph = key in self.graphs, self.graphs.pop(key, None)
+        if came_before and graph is None and not self.is_refused:
+            graph = self._recorded(function, x)
+        results = function(x) if graph is None else graph(x)
+        self.graphs[key] = graph
+        if len(self.graphs) > self.most:
+            del self.graphs[next(iter(self.graphs))]
         return results
 
     def _recorded(self, function: Function, x: Tensor) -> "_Graph | None":

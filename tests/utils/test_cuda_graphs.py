@@ -78,14 +78,18 @@ def test_a_function_that_cannot_be_recorded_is_computed_directly_and_says_so_onc
     )
 
 
-def test_graphs_are_released_when_memory_runs_out(function):
+def test_graphs_are_released_where_there_is_too_little_memory_beside_them():
     replays = Replays(CPU, FakeGraph)
-    for _ in range(3):
-        replays(function, torch.ones(3))
 
-    def fails(x):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def enlarge(x):
+        if len(x) > 3 and (len(x) > 4 or any(replays.graphs.values())):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (2 * x,)
 
+    for _ in range(2):
+        replays(enlarge, torch.ones(3))
+    assert any(replays.graphs.values())
+    assert replays(enlarge, torch.ones(4))[0].tolist() == [2] * 4
+    assert [shape for _, shape, _ in replays.graphs] == [(4,)]
     with pytest.raises(torch.OutOfMemoryError):
-        replays(fails, torch.ones(4))
-    assert not replays.graphs
+        replays(enlarge, torch.ones(5))
