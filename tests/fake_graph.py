@@ -43,7 +43,10 @@ class FakeGraph(TorchDispatchMode):
         with torch.no_grad(), torch.autocast("cpu", enabled=False):  # recorded below both
             for operation, args, kwargs, new in self.calls:
                 known = set(map(place, tensors((args, kwargs))))
-                again = [tensor for tensor in tensors(operation(*args, **kwargs)) if place(tensor) not in known]
+                result = operation(*args, **kwargs)
+                if operation.namespace == "c10d":
+                    torch.distributed.Work.unbox(result[-1]).wait()
+                again = [tensor for tensor in tensors(result) if place(tensor) not in known]
                 for tensor, value in zip(new, again, strict=True):
                     tensor.copy_(value)
 
