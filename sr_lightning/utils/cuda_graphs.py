@@ -89,7 +89,8 @@ class Replays:
         try:
             return _Graph(function, x, self.record)
         except Exception as error:  # whatever stops the recording, the function can be computed directly
-            log.info("computed without a CUDA graph, since recording it fails: %s: %s", type(error).__name__, error)
+            message = str(error).partition("\n")[0]
+            log.info("computed without a CUDA graph, since recording it fails: %s: %s", type(error).__name__, message)
             self.is_refused = True
             return None
 

@@ -25,6 +25,20 @@ def setting(request):
     torch.set_float32_matmul_precision("highest")
 
 
+def test_blocks_of_several_threads_end_in_any_order():
+    first, second, third = exact_float32(), exact_float32(), exact_float32()
+    before = settings()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert "tf32" not in settings()
+    third.__enter__()
+    second.__exit__(None, None, None)
+    assert "tf32" not in settings()
+    third.__exit__(None, None, None)
+    assert settings() == before
+
+
 @pytest.mark.parametrize("error", [None, ValueError])
 def test_tf32_is_off_in_the_block_and_the_setting_is_restored(setting, error):
     before = settings()
