@@ -324,7 +324,7 @@ def test_nnpack_is_used_where_it_is_measured_to_be_faster(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_converted_weights_compute_the_bits_of_autocast(name):
+def test_converted_weights_compute_the_bits_of_autocast_and_can_be_recorded(name):
     network = fuse_for_inference(small(name, 2)).to(memory_format=torch.channels_last)
     if next(network.parameters(), None) is None:
         return
@@ -335,6 +335,9 @@ def test_converted_weights_compute_the_bits_of_autocast(name):
     with torch.inference_mode():
         exact, sr, expected = network(lr), converted(lr), forms.Form(network, "bfloat16", "bfloat16")(lr)
     assert sr.dtype == torch.float32
+    replays = Replays(CPU, FakeGraph)
+    assert all(torch.equal(replays(lambda lr: (converted(lr),), lr)[0], sr) for _ in range(3))
+    assert all(replays.graphs.values())
     if {nn.LayerNorm, nn.GroupNorm, ChannelNorm} & {type(module) for module in network.modules()}:
         # autocast computes norms in float32, and so do these, but for their input and output
         assert (sr - exact).square().mean() < 1.5 * (expected - exact).square().mean()
