@@ -5,7 +5,7 @@ of a loop written by hand, network, L1, backward pass and fused Adam in one CUDA
 a GAN: of its generator alone). Before them the ceilings of the device: bfloat16 matrix products, copies in memory.
 --through-train adds those of train.py graph=true with all that surrounds a step, and the patches per second aimed at.
 Then milliseconds of an image of 1920x1080, 8 bits: from array to array, and of the network alone, launched in float32
-and as a float16 graph written by hand.
+and as a float16 graph written by hand; and frames of a video per second.
 --try-on-cpu runs the program without a GPU and a graph, with small batches; its figures mean nothing.
 """
 
@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from sr_lightning.network_costs import MultiplyAdds
 from sr_lightning.networks import EDSR, ESPCN, SRResNet
 from sr_lightning.training.choices import autocast, optimizers_of
 from sr_lightning.upscale.upscaler import Upscaler
+from sr_lightning.upscale.video import upscale_video
 from sr_lightning.utils.exact_float32 import exact_float32
 from tests.helpers import ROOT, compose, rows_of, run_in_new_interpreter
 
@@ -153,6 +156,39 @@ def enlarging_of(network: nn.Module, device: torch.device, record: Callable) -> 
     }
 
 
+def frames_per_second(device: torch.device) -> dict[str, float]:
+    """Enlarge a video with ESPCN x2 to HEIGHT x WIDTH, and decode and encode the same frames alone."""
+    import av
+
+    net = Upscaler(ESPCN(scale=2, global_skip=True), "", device=device.type, precision="auto")
+    random, frames, seconds = np.random.default_rng(0), [], {}
+    still = random.integers(0, 256, (HEIGHT // 20, WIDTH // 20, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+
+    def keeping(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        frames.append(net.upscale(rgb))
+        return frames[-1]
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
+        source, target = Path(folder, "a.mp4"), Path(folder, "b.mp4")
+        with av.open(str(source), "w") as made:
+            video = made.add_stream("libx264", rate=25)
+            video.height, video.width, video.pix_fmt = *still.shape[:2], "yuv420p"
+            for number in range(4 * STEPS):
+                moved = np.roll(still, (number, 2 * number), axis=(0, 1))
+                made.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(moved), format="rgb24")))
+            made.mux(video.encode(None))
+        ways = {  # the first one prepares the others
+            "prepared": (keeping, None),
+            "alone": (lambda rgb, size: next(stored), None),
+            "enlarged": (lambda rgb, size: net.upscale(rgb), pool if device.type == "cuda" else None),
+        }
+        for name, (enlarge, beside) in ways.items():
+            stored, start = iter(frames), time.perf_counter()
+            upscale_video(enlarge, lambda width, height: (2 * width, 2 * height), source, target, pool=beside)
+            seconds[name] = time.perf_counter() - start
+    return {name: len(frames) / each for name, each in seconds.items()}
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -200,7 +236,7 @@ def main() -> None:
     if not on_gpu and not options.try_on_cpu:
         sys.exit("there is no GPU here: python -m tests.benchmarks.bench_gpu on a machine with one")
     if not on_gpu:
-        globals().update(PRECISION="32-true", BATCH=1, ROUNDS=1, STEPS=1, HEIGHT=96, WIDTH=128, LOW=torch.float32)
+        globals().update(PRECISION="32-true", BATCH=1, ROUNDS=1, STEPS=1, HEIGHT=80, WIDTH=160, LOW=torch.float32)
     os.chdir(ROOT)
     device = torch.device("cuda" if on_gpu else "cpu")
     print(torch.cuda.get_device_name() if on_gpu else "the CPU, which says nothing", "torch", torch.__version__)
@@ -223,6 +259,12 @@ def main() -> None:
     for name, (build, aim) in ENLARGING.items():
         times = milliseconds(enlarging_of(build().eval(), device, record), device)
         print(f"{name:34}" + "".join(f"{times[way]:9.2f}" for way in times) + f"  {aim}", flush=True)
+    if find_spec("av"):
+        rates = frames_per_second(device)
+        print(
+            f"video to {WIDTH}x{HEIGHT} by ESPCN x2: {rates['enlarged']:.1f} frames/s, decoder and encoder alone "
+            f"{rates['alone']:.1f}: {rates['enlarged'] / rates['alone']:.2f}, aim 0.9"
+        )
 
 
 def multiply_adds(words: str) -> float:
