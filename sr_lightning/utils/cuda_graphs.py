@@ -53,6 +53,7 @@ class Replays:
         )
         self.most, self.is_refused = most, False
         self.graphs: dict[Any, _Graph | None] = {}  # None: the shape came once
+        self.stream: torch.cuda.Stream | None = None  # of the latest replay
         self.lock = threading.Lock()
 
     @torch.inference_mode()
@@ -79,11 +80,19 @@ class Replays:
         came_before, graph = key in self.graphs, self.graphs.pop(key, None)
         if came_before and graph is None and not self.is_refused:
             graph = self._recorded(function, x)
-        results = function(x) if graph is None else graph(x)
+        results = function(x) if graph is None else self._replayed(graph, x)
         self.graphs[key] = graph
         if len(self.graphs) > self.most:
             del self.graphs[next(iter(self.graphs))]
         return results
+
+    def _replayed(self, graph: "_Graph", x: Tensor) -> tuple[Tensor, ...]:
+        if x.is_cuda:  # graphs share memory, and threads may have streams of their own
+            stream = torch.cuda.current_stream(x.device)
+            if self.stream is not None and self.stream != stream:
+                stream.wait_stream(self.stream)
+            self.stream = stream
+        return graph(x)
 
     def _recorded(self, function: Function, x: Tensor) -> "_Graph | None":
         try:

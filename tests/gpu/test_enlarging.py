@@ -110,7 +110,7 @@ def test_beginning_a_tile_does_not_wait_for_the_gpu(chosen):
     assert sr.is_pinned() and sr.stride(0) == 1  # channels of a pixel side by side, as in the image
 
 
-def test_several_threads_share_an_upscaler(chosen):
+def test_several_threads_and_streams_share_an_upscaler(chosen):
     chosen("float32 as a graph")
     net = Upscaler(ESPCN(scale=2), "", device="cuda", precision="float32", tile=40)
     images = [RNG.integers(0, 256, (120, 160, 3), dtype=np.uint8) for _ in range(4)]
@@ -118,7 +118,8 @@ def test_several_threads_share_an_upscaler(chosen):
     wrong = []
 
     def enlarge(image, result):
-        wrong.extend(() for _ in range(20) if (net.upscale(image) != result).any())
+        with torch.cuda.stream(torch.cuda.Stream()):
+            wrong.extend(() for _ in range(20) if (net.upscale(image) != result).any())
 
     threads = [threading.Thread(target=enlarge, args=pair) for pair in zip(images, expected, strict=True)]
     for thread in threads:
