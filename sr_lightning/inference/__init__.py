@@ -206,4 +206,4 @@ class FastInference(nn.Module):
         lr = torch.full((1, self.num_channels, side, side), 0.5, device=self.device)
         form(lr) if replays is None else replays(lambda lr: (form(lr),), lr)
         if self.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)

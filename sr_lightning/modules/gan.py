@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sr_lightning.errors import InputError
 from sr_lightning.losses import Adversarial
-from sr_lightning.modules.recorded_step import parameters_of
+from sr_lightning.modules.recorded_step import average_over_processes, parameters_of
 from sr_lightning.modules.sr import SRModule, with_scheduler
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER
 
@@ -154,6 +154,7 @@ class GANModule(SRModule):
         return [generator, discriminator]
 
     def finish_gradients(self, optimizer: Optimizer) -> Tensor:
+        average_over_processes(optimizer)
         norm = get_total_norm([p.grad for p in parameters_of(optimizer) if p.grad is not None])
         self.clip_and_record(optimizer, norm)
         return norm[None]

@@ -6,6 +6,7 @@ for each batch (learning rates, bias corrections, the weight of the average) arr
 does not wait for a step: it is the device that leaves out a batch whose gradients are not finite.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,14 +31,14 @@ FUSED = (Adam, AdamW, SGD)  # the classes themselves; a subclass may have number
 class RecordedStep:
     """The step of a module on a batch: gradients, clipping and update of each optimizer in turn, moving average.
 
-    Building one leaves the module, the optimizers and the random state as they were; each replay is a step. Of several
-    processes, each has a part of the batch, and the step takes the mean of their gradients.
+    Building one leaves the module, the optimizers and the random state as they were; each replay is a step.
 
     Args:
         module: In training mode.
         optimizers: Those of the losses in `module.losses_of`: Muon, or one of FUSED, whose fused form is used.
         batch: lr and hr (N, 3, h, w) in [0, 1] on the module's device. Later batches have the same shapes.
-        finish: Clips the gradients of an optimizer, which its parameters hold; returns their norms before that, (K,).
+        finish: Averages the gradients of an optimizer, which its parameters hold, over processes, and clips them;
+            returns their norms before that, (K,).
         record: `cuda_graph`, or what computes the same.
 
     Attributes:
@@ -55,9 +56,10 @@ class RecordedStep:
         record: Recorder = cuda_graph,
     ) -> None:
         self.module, self.optimizers, self.finish = module, optimizers, finish or module.noted_norms_of
+        reader = weakref.ref(self)  # which the optimizers, that the step refers to, do not keep alive
         for optimizer in optimizers:
             optimizer._opt_called = True  # noqa: SLF001  schedules of torch warn if there was no step before theirs
-            optimizer.register_state_dict_pre_hook(lambda _: self.bad_batches())  # its count of steps depends on them
+            optimizer.register_state_dict_pre_hook(lambda _: (step := reader()) and step.bad_batches())
         self.rules = [each if isinstance(each, Muon) else FusedRule(each) for each in optimizers]
         self.plans: list[Any] = [None] * len(optimizers)
         self.images = {name: image.clone() for name, image in batch.items()}
@@ -70,43 +72,48 @@ class RecordedStep:
         free = max(0, module.max_skipped_batches - len(skipped)) + 1
         self.bad = torch.tensor([*skipped, *[0] * free], device=module.device)
         self.num_bad = torch.tensor([len(skipped)], device=module.device)
-        self.known = len(skipped)  # bad batches that the host has read
-        with _kept(module, optimizers), _side_stream(module.device):
-            for _ in range(WARM_UP):
-                self._compute()
-        self.sizes = [len(rule.numbers(plan)) for rule, plan in zip(self.rules, self.plans, strict=True)]
-        self.numbers = self._on_device(self._numbers_of_the_host())
-        self.replay = record(partial(self._compute, replayed=True))
+        self.untaken = torch.zeros(len(optimizers), dtype=torch.int64, device=module.device)  # steps of each optimizer
+        self.read = self.untaken.clone()  # of these, those that the host has read
+        self.unread = 0  # batches since
+        with _side_stream(module.device):
+            with _kept(module, optimizers):
+                for _ in range(WARM_UP):
+                    self._compute()
+            self.untaken.zero_()
+            self.sizes = [len(rule.numbers(plan)) for rule, plan in zip(self.rules, self.plans, strict=True)]
+            self.numbers = self._on_device([self._numbers_of_the_host(0)] * free)
+            self.replay = record(partial(self._compute, replayed=True))
 
     def __call__(self, batch: Mapping[str, Tensor], done: int = 0) -> None:
         """Take the step of the batch after `done` others."""
         for name, image in self.images.items():
+            if batch[name].shape != image.shape:
+                raise ValueError(f"{name} {tuple(batch[name].shape)}: the step was recorded for {tuple(image.shape)}")
             image.copy_(batch[name])
         for rule, plan in zip(self.rules, self.plans, strict=True):
             rule.advance(plan)
-        self.numbers.copy_(self._on_device(self._numbers_of_the_host(done)), non_blocking=True)
+        # Only the device knows how many steps were not taken since the host has read it: a row for each possible number
+        rows = [self._numbers_of_the_host(done, count) for count in range(min(len(self.numbers), self.unread + 1))]
+        self.numbers[: len(rows)].copy_(self._on_device(rows), non_blocking=True)
         self.replay()
+        self.unread += 1
 
     def bad_batches(self) -> list[int]:
         """Wait for the device, and return the numbers of the batches whose gradients were NaN or infinite.
 
         Those of earlier parts of the run included; at most one more than may be skipped.
         """
-        numbers = self.bad[: int(self.num_bad)].tolist()
-        for rule, plan in zip(self.rules, self.plans, strict=True):
-            rule.advance(plan, self.known - len(numbers))  # steps that were not taken
-        self.known = len(numbers)
-        return numbers
+        for rule, plan, untaken in zip(self.rules, self.plans, (self.untaken - self.read).tolist(), strict=True):
+            rule.advance(plan, -untaken)
+        self.read.copy_(self.untaken)
+        self.unread = 0
+        return self.bad[: int(self.num_bad)].tolist()
 
-    def _numbers_of_the_host(self, done: int = 0) -> list[list[float]]:
-        """Return all that the host computes for the next step: one row, or one for each number of bad batches so far.
-
-        How many there are is known to the device only, but the count of an optimizer's steps depends on it.
-        """
-        first = [done, 0.0 if self.module.averaged is None else self.module.average_weight()]
-        rules = list(zip(self.rules, self.plans, strict=True))
-        unread = [max(0, count - self.known) for count in range(len(self.bad))]
-        return [[*first, *(number for rule, plan in rules for number in rule.numbers(plan, steps))] for steps in unread]
+    def _numbers_of_the_host(self, done: int, untaken: int = 0) -> list[float]:
+        """Return what the host computes for the step after `done` batches, if some counted steps were not taken."""
+        average = 0.0 if self.module.averaged is None else self.module.average_weight()
+        rules = zip(self.rules, self.plans, strict=True)
+        return [done, average, *(number for rule, plan in rules for number in rule.numbers(plan, untaken))]
 
     def _on_device(self, numbers: list[list[float]]) -> Tensor:
         """Return numbers of the host on the device, float64."""
@@ -127,7 +134,6 @@ class RecordedStep:
                 loss = loss_of()  # in the precision around it
                 with torch.autocast(module.device.type, enabled=False):
                     loss.backward()
-                    average_over_processes([p.grad for p in parameters_of(optimizer) if p.grad is not None])
                     ok = ok & self.finish(optimizer).sum().isfinite()
                     self._update(i, numbers[i] if replayed else self._first_numbers(i), ok)
             self._undo_unless(ok, buffers)
@@ -154,11 +160,15 @@ class RecordedStep:
         before = self._copies(state_of(self.optimizers[i]))
         self.rules[i].update(self.plans[i], numbers)
         self._undo_unless(ok, before)
+        if before:
+            self.untaken[i] += ~ok
 
-    def _selected(self) -> tuple[Tensor, ...]:
+    def _selected(self) -> list[Tensor]:
         """Return the number of batches before, the weight of the average, and the numbers of each rule, each (K,)."""
-        row = self.numbers.index_select(0, self.num_bad.clamp(max=len(self.numbers) - 1))[0]
-        return row.split([1, 1, *self.sizes])
+        columns = self.numbers.split([1, 1, *self.sizes], dim=1)
+        rows = (self.untaken - self.read).clamp(max=len(self.numbers) - 1)
+        of_rules = [each.index_select(0, row)[0] for each, row in zip(columns[2:], rows.split(1), strict=True)]
+        return [columns[0][0], columns[1][0], *of_rules]
 
     def _note(self, ok: Tensor) -> None:
         """Note the number of a bad batch, from 1, unless there are already more than may be skipped."""
@@ -185,10 +195,11 @@ class RecordedStep:
         return {name: torch.where(ok, value, 0.0) if self._may_skip else value for name, value in values.items()}
 
 
-def average_over_processes(gradients: Sequence[Tensor]) -> None:
+def average_over_processes(optimizer: Optimizer) -> None:
     """Replace gradients by their means over all processes: one sum of all, rounded as by DistributedDataParallel."""
     if not distributed.is_initialized():
         return
+    gradients = [parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     flat.mul_(1 / distributed.get_world_size())
     distributed.all_reduce(flat)

@@ -21,7 +21,7 @@ from sr_lightning.losses import WeightedSum
 from sr_lightning.losses.weighted_sum import needs_average
 from sr_lightning.metrics.per_image import Score
 from sr_lightning.metrics.protocol import Protocol, report_left_out
-from sr_lightning.modules.recorded_step import RecordedStep, Recorder, parameters_of
+from sr_lightning.modules.recorded_step import RecordedStep, Recorder, average_over_processes, parameters_of
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.modules.teacher import Teacher
 from sr_lightning.utils.exact_float32 import exact_float32
@@ -247,7 +247,8 @@ class SRModule(pl.LightningModule):
         return [partial(self.loss_of, batch, step)]
 
     def finish_gradients(self, optimizer: Optimizer) -> Tensor:
-        """Clip the gradients of an optimizer, note their norm before that, and return the norms of all, (K,)."""
+        """Average the gradients of an optimizer over processes and clip them; return all norms before that, (K,)."""
+        average_over_processes(optimizer)
         norms = self.noted_norms_of(optimizer)
         limit = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
         self.configure_gradient_clipping(optimizer, *limit)
@@ -281,6 +282,9 @@ class SRModule(pl.LightningModule):
         self.latest |= metrics
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)
+
+    def on_fit_start(self) -> None:
+        self.recorded = None  # of an earlier training, whose optimizers have ended
 
     def on_train_start(self) -> None:
         """Set the learning rates of the next batch: those in a checkpoint are of the schedule before an extension."""
@@ -321,7 +325,7 @@ class SRModule(pl.LightningModule):
         norms = self.gradient_norms_of(optimizer)
         self.judge_gradients(optimizer, norms.sum())
         if self.batches_done + 1 not in self.skipped_batches:
-            self.gradient_norms.add({"train/gradient": norms.norm().nan_to_num(0, 0, 0)})
+            self.note_norm(norms)
             self.gradient_norms.end_batch()
 
     def gradient_norms_of(self, optimizer: Optimizer) -> Tensor:
@@ -331,8 +335,11 @@ class SRModule(pl.LightningModule):
     def noted_norms_of(self, optimizer: Optimizer) -> Tensor:
         """Return the norm of the gradient of each parameter, (K,), and note that of all as train/gradient."""
         norms = self.gradient_norms_of(optimizer)
-        self.gradient_norms.add({"train/gradient": norms.norm().nan_to_num(0, 0, 0)})
+        self.note_norm(norms)
         return norms
+
+    def note_norm(self, norms: Tensor) -> None:
+        self.gradient_norms.add({"train/gradient": norms.norm().nan_to_num(0, 0, 0)})
 
     def keep_buffers(self) -> None:
         """Keep a copy of the buffers: the next optimizer step may be skipped."""

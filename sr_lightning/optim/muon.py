@@ -235,7 +235,7 @@ class Muon(Optimizer):
             plan: Of `plan`.
             untaken: Steps that were counted but not taken.
         """
-        numbers = []
+        numbers, corrections = [], {}  # the powers of a step are the same for all parameters
         for part in plan:
             group = part.group
             if part.is_matrices:
@@ -245,8 +245,10 @@ class Muon(Optimizer):
             rate, (beta1, beta2) = group["lr"] * group["adam_lr_ratio"], group["adam_betas"]
             numbers.append(1 - rate * group["weight_decay"])
             for parameter in part.parameters:
-                step = max(1, self.state[parameter]["step"] - untaken)  # 1: of numbers that nobody uses
-                numbers += [sqrt(1 - beta2**step), -rate / (1 - beta1**step)]
+                key = max(1, self.state[parameter]["step"] - untaken), rate, beta1, beta2  # 1: numbers that nobody uses
+                if key not in corrections:
+                    corrections[key] = sqrt(1 - beta2 ** key[0]), -rate / (1 - beta1 ** key[0])
+                numbers += corrections[key]
         return numbers
 
     @torch.no_grad()

@@ -94,7 +94,7 @@ def check_directory(cfg: DictConfig) -> None:
         return
     if cfg.get("debug") and run.config.is_file() and not read_config(run.config).get("debug"):
         raise InputError(f"debug={cfg.debug}: {cfg.run_dir} is the directory of a run; leave hydra.run.dir out")
-    if not cfg.get("debug") and run.last.is_file():
+    if not cfg.get("debug") and (run.last.is_file() or run.best.is_file()):
         go_on = f"{command('train.py')} {resume_override(cfg.run_dir)}"
         raise InputError(f"{cfg.run_dir} has the checkpoints of a run: go on with {go_on}, or name another directory")
 

@@ -173,12 +173,13 @@ def reason_against_graph(cfg: DictConfig, module: SRModule, precision: str) -> s
     partials = [getattr(module, name, None) for name in OPTIMIZERS]
     classes = [getattr(optimizer, "func", None) for optimizer in partials if optimizer is not None]
     others = [getattr(each, "__name__", str(each)) for each in classes if each not in (Muon, *FUSED)]
-    strategy = cfg.trainer.get("strategy", "auto")
+    strategy = str(cfg.trainer.get("strategy", "auto"))
+    known = strategy.startswith(("auto", "ddp", "single_device")) and "spawn" not in strategy
     reasons = {
         "the CPU": device_of(cfg).type != "cuda",
         f"{type(module).__name__}, which has steps of its own": type(module) not in (SRModule, GANModule),
         "model.accumulate": getattr(module, "accumulate", 1) != 1,
-        f"trainer.strategy={strategy}": not str(strategy).startswith(("auto", "ddp")) or "spawn" in str(strategy),
+        f"trainer.strategy={strategy}": not known,
         "trainer.accumulate_grad_batches": cfg.trainer.get("accumulate_grad_batches", 1) != 1,
         f"trainer.precision={precision}, which scales the loss": precision.startswith("16"),
         "trainer.profiler": cfg.trainer.get("profiler") is not None,

@@ -19,10 +19,8 @@ from sr_lightning.modules import SRModule
 from sr_lightning.utils.stopwatch import DATA
 
 GROUP_SECONDS = 0.05  # a signal waits for the end of the group
-BATCH_HOOKS = (
-    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
-    *("on_before_optimizer_step", "on_train_batch_end"),
-)
+HOOKS_WITHIN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+BATCH_HOOKS = ("on_train_batch_start", *HOOKS_WITHIN_A_STEP, "on_train_batch_end")
 CALLED_PER_GROUP = (Progress, BestCheckpoint, LastCheckpoint)  # their hooks need no other batch than the last
 
 

@@ -110,8 +110,11 @@ def train(cfg: DictConfig) -> float:
         )
         log_costs(cfg, run_loggers(loggers))
         if not trained:
-            with postponed(), named_loss(cfg.trainer.get("timeout")), named_shortage(cfg, module):
-                trainer.fit(module, datamodule, ckpt_path=run.last if cfg.resume else None)
+            try:
+                with postponed(), named_loss(cfg.trainer.get("timeout")), named_shortage(cfg, module):
+                    trainer.fit(module, datamodule, ckpt_path=run.last if cfg.resume else None)
+            finally:
+                module.recorded = None  # its graph holds memory, and NCCL waits at exit until it is released
         if not trainer.is_global_zero:
             best_score = trainer.checkpoint_callback.best_model_score  # None if the latest is the best
             return module.latest["val/psnr"] if best_score is None else best_score.item()

@@ -26,7 +26,7 @@ from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from sr_lightning.errors import InputError
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
-from sr_lightning.training.epoch_loop import GroupedEpochLoop
+from sr_lightning.training.epoch_loop import HOOKS_WITHIN_A_STEP, GroupedEpochLoop
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.devices import best_device
 
@@ -59,7 +59,6 @@ class FirstSteps(PyTorchProfiler):
     STEP_FUNCTIONS = {"training_step"}  # noqa: RUF012  as in Lightning
 
 
-HOOKS_WITHIN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": FirstSteps}
 
 

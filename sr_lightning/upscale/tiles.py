@@ -91,7 +91,7 @@ def tile_map(
     margin, which are discarded.
 
     Args:
-        compute: Called with the box to upscale and the same box with its margin; returns any result, on the CPU.
+        compute: Called with the box to upscale and the same box with its margin; returns any result.
         height: Of the LR image.
         width: Of the LR image.
         margin: LR pixels around a box that its output depends on.
@@ -137,10 +137,10 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in OOM_MESSAGES)
 
 
-# In messages of RuntimeError from torch's CPU allocator, NNPACK, oneDNN, C++, cuDNN and cuBLAS
+# In messages of RuntimeError from torch's CPU allocator, NNPACK, oneDNN, C++, cuDNN, cuBLAS and CUDA's pinned memory
 OOM_MESSAGES = (
     *("can't allocate memory", "Cannot allocate memory", "not enough memory"),
-    *("could not create a", "bad_alloc", "ALLOC_FAILED"),
+    *("could not create a", "bad_alloc", "ALLOC_FAILED", "CUDA error: out of memory"),
 )
 
 

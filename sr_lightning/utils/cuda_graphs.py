@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,9 +24,11 @@ def cuda_graph(program: Program, **options: Any) -> Program:
 
     Args:
         program: Has run before, so that libraries have chosen algorithms.
-        **options: Of `torch.cuda.graph`.
+        **options: Of `torch.cuda.graph`. It records on the current stream, unless that is the default one.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    if stream != torch.cuda.default_stream():
+        options.setdefault("stream", stream)
     try:
         with RECORDING, torch.cuda.graph(graph, capture_error_mode="thread_local", **options):  # others may allocate
             program()
@@ -37,8 +40,8 @@ def cuda_graph(program: Program, **options: Any) -> Program:
 class Replays:
     """Replays of a function of a tensor, a graph for each shape, recorded when the shape comes for the second time.
 
-    The first time the function is computed directly, which prepares libraries; a shape that comes once, as those of
-    photos, costs nothing more. A function that cannot be recorded is computed directly each time.
+    Before that it is computed directly, so that a shape that comes once, as those of photos, costs nothing more. A
+    function that cannot be recorded is always computed directly.
 
     Args:
         device: Of the tensors.
@@ -96,7 +99,10 @@ class Replays:
 
     def _recorded(self, function: Function, x: Tensor) -> "_Graph | None":
         try:
-            return _Graph(function, x, self.record)
+            with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+                return _Graph(function, x, self.record)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever stops the recording, the function can be computed directly
             message = str(error).partition("\n")[0]
             log.info("computed without a CUDA graph, since recording it fails: %s: %s", type(error).__name__, message)
@@ -109,6 +115,7 @@ class _Graph:
 
     def __init__(self, function: Function, x: Tensor, record: Recorder) -> None:
         self.x, self.results = x.clone(), ()
+        function(self.x)  # prepares the libraries, which torch opens for each thread
 
         def program() -> None:
             self.results = function(self.x)

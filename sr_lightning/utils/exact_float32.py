@@ -18,7 +18,8 @@ def exact_float32() -> Iterator[None]:
     TF32 has the ten mantissa bits of float16. torch allows it for convolutions by default, and many programs for matrix
     products. The setting is one of the process: it is restored when no thread is in such a block any more. Only the
     settings of each operation are used: torch refuses to read the older `allow_tf32` and
-    `set_float32_matmul_precision` if the program has used both.
+    `set_float32_matmul_precision` if the program has used both. So they cannot be read within the block; and where the
+    program has set `torch.backends.fp32_precision`, each operation has a setting of its own after it.
     """
     with _lock:
         operations = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)

@@ -118,6 +118,8 @@ def by_hand(module, batch, record: Callable) -> Callable[[], None]:
         optimizer.step()
 
     stream = torch.cuda.Stream() if lr.is_cuda else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()

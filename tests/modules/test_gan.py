@@ -13,6 +13,7 @@ from sr_lightning.checkpoints.checkpoint import network_weights
 from sr_lightning.errors import InputError
 from sr_lightning.losses import LeastSquares, RelativisticAverage, Vanilla, WeightedSum
 from sr_lightning.modules import GANModule
+from sr_lightning.modules.recorded_step import RecordedStep
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.networks import EDSR, Bicubic
 from sr_lightning.optim import Muon, warmup_cosine
@@ -120,6 +121,25 @@ def test_replayed_steps_train_both_networks_to_the_same_bits(fit, data, monkeypa
     assert not list(differences(*runs, "run"))
     assert len(runs[0][2]) == 2
     assert len(runs[0][3]) == (sharpen_hr is not None)
+
+
+def test_batch_that_is_bad_for_the_discriminator_alone_is_a_step_of_the_generator():
+    muon = partial(Muon, lr=1e-3)
+    module = gan(optimizer=muon, discriminator_optimizer=muon, max_skipped_batches=2)
+    optimizers = [each["optimizer"] for each in module.configure_optimizers()]
+    is_bad = []
+
+    def finish(optimizer):
+        return module.gradient_norms_of(optimizer) * (torch.nan if optimizer is optimizers[1] and is_bad else 1)
+
+    batch = {"lr": torch.rand(2, 3, 8, 8), "hr": torch.rand(2, 3, 16, 16)}
+    step = RecordedStep(module.train(), optimizers, batch, finish, record=lambda program: program)
+    for number in range(3):
+        is_bad[:] = [1] if number == 1 else []
+        step(batch, number)
+    assert step.bad_batches() == [2]
+    states = [optimizer.state_dict()["state"].values() for optimizer in optimizers]
+    assert [{state["step"] for state in each if "step" in state} for each in states] == [{3}, {2}]
 
 
 def spectral_norms(network: nn.Module) -> nn.Module:

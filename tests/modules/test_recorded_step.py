@@ -1,6 +1,7 @@
 """Recorded steps change weights and state as the same steps computed directly; see also training/test_epoch_loop.py."""
 
 import copy
+import weakref
 from functools import partial
 
 import pytest
@@ -39,7 +40,8 @@ def batches(count, channels=3, scale=2):
 
 def built(network, optimizer=OPTIMIZERS["Muon"], **options):
     torch.manual_seed(0)
-    module = SRModule(network, nn.L1Loss(), optimizer, **options).train()
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    module = SRModule(network, nn.L1Loss(), optimizer, **options).to(device).train()
     return module, module.configure_optimizers()["optimizer"]
 
 
@@ -114,7 +116,24 @@ def test_bad_batches_are_noted_up_to_the_first_that_may_not_be_skipped():
         step(batch, done)
         state = copy.deepcopy(optimizer.state_dict()["state"])
         noted.append((step.bad_batches(), {each["step"] for each in state.values() if "step" in each}))
-    assert noted == [([3], {1}), ([3, 5], {1}), ([3, 5], {2}), ([3, 5, 7], {2}), ([3, 5, 7], {3})]
+    assert noted == [([3], {1}), ([3, 5], {1}), ([3, 5], {2}), ([3, 5, 7], {2}), ([3, 5, 7], {2})]
+
+
+def test_step_ends_with_its_module_not_with_its_optimizer():
+    """A CUDA graph of several processes must be gone before NCCL ends."""
+    module, optimizer = built(ESPCN(scale=2))
+    module.recorded = RecordedStep(module, [optimizer], batches(1)[0], record=lambda program: lambda: None)
+    step = weakref.ref(module.recorded)
+    module.recorded = None
+    assert step() is None
+    optimizer.state_dict()
+
+
+def test_batch_of_another_size_is_refused():
+    module, optimizer = built(ESPCN(scale=2))
+    step = RecordedStep(module, [optimizer], batches(1)[0], record=directly)
+    with pytest.raises(ValueError, match=r"lr \(1, 3, 16, 16\): the step was recorded for \(2, 3, 16, 16\)"):
+        step({name: image[:1] for name, image in batches(1)[0].items()})
 
 
 def test_number_of_the_host_that_is_not_renewed_is_found(monkeypatch):

@@ -214,6 +214,21 @@ class EachBatch(pl.Callback):
         self.count += 1
 
 
+def test_second_training_of_a_module_is_recorded_with_its_own_optimizer(fit, monkeypatch):
+    modules, build = [], epoch_loop.GroupedEpochLoop.install
+    monkeypatch.setattr(
+        epoch_loop.GroupedEpochLoop,
+        "install",
+        lambda trainer, *every: modules.append(trainer) or build(trainer, *every),
+    )
+    fit("first", LONGEST, record=FakeGraph)
+    (trainer,) = modules
+    module, data, first = trainer.lightning_module, trainer.datamodule, trainer.optimizers
+    again = pl.Trainer(max_steps=2, logger=False, enable_checkpointing=False, limit_val_batches=0, accelerator="cpu")
+    again.fit(module, data)
+    assert module.recorded.optimizers is again.optimizers and again.optimizers is not first
+
+
 def test_hook_within_a_step_ends_recording(fit, caplog):
     callback = EachBatch()
     recorded = fit("recorded", LONGEST, callbacks=(callback,), record=FakeGraph)

@@ -29,7 +29,7 @@ def function(calls):
 
 def test_a_shape_is_recorded_when_it_comes_for_the_second_time(function, calls):
     replays = Replays(CPU, FakeGraph)
-    for number, recorded in enumerate([1, 2, 2, 2]):
+    for number, recorded in enumerate([1, 3, 3, 3]):
         x = torch.full((3, 4), number, dtype=torch.uint8)
         y, finite = replays(function, x)
         assert torch.equal(y, 2 * x + 1) and finite
@@ -46,7 +46,7 @@ def test_another_kind_of_tensor_has_a_graph_of_its_own(other, function, calls):
     for x in (torch.ones(3, 4), other) * 3:
         y, _ = replays(function, x)
         assert y.dtype == x.dtype and y.stride() == x.stride() and torch.equal(y, 2 * x + 1)
-    assert len(calls) == 4
+    assert len(calls) == 6  # each directly, and before and while it is recorded
 
 
 def test_results_and_inputs_are_not_overwritten_by_later_replays(function):
@@ -93,3 +93,16 @@ def test_graphs_are_released_where_there_is_too_little_memory_beside_them():
     assert [shape for _, shape, _ in replays.graphs] == [(4,)]
     with pytest.raises(torch.OutOfMemoryError):
         replays(enlarge, torch.ones(5))
+
+
+def test_too_little_memory_for_a_recording_releases_the_others():
+    def record(program):
+        if any(replays.graphs.values()):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return FakeGraph(program)
+
+    replays = Replays(CPU, record)
+    for side in (3, 3, 4, 4, 4):
+        assert replays(lambda x: (2 * x,), torch.ones(side))[0].tolist() == [2] * side
+    assert [shape for (_, shape, _), graph in replays.graphs.items() if graph] == [(4,)]
+    assert not replays.is_refused
