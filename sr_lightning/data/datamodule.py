@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from sr_lightning.data.augmentation import Augmentation, augment
 from sr_lightning.data.findings import TRAINING, VALIDATION, quick_findings
 from sr_lightning.data.lr_origin import MATLAB, origin
+from sr_lightning.data.pair_images import Degradation
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, folder_pairs
-from sr_lightning.data.store import Degradation, ImageStore, verify
+from sr_lightning.data.store import ImageStore, verify
 from sr_lightning.degradations import Bicubic, RandomDegradation, sharpen
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size

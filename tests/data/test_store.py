@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from sr_lightning.data import file_digests, store_build
 from sr_lightning.data import store as store_module
 from sr_lightning.data.datamodule import SRDataModule, TrainBatches
 from sr_lightning.data.patches import PatchSampler
@@ -213,8 +214,8 @@ def test_degradation_of_the_wrong_size_is_an_error(tmp_path):
 def test_too_little_space_is_an_error_before_decoding(tmp_path, monkeypatch):
     pairs, _ = images(tmp_path / "hr", (8, 8))
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda folder: usage._replace(free=239))
-    monkeypatch.setattr(store_module, "_load", None)
+    monkeypatch.setattr(store_build.shutil, "disk_usage", lambda folder: usage._replace(free=239))
+    monkeypatch.setattr(store_build, "load_pair", None)
     with pytest.raises(InputError, match="240 bytes needed, 239 free"):
         ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     assert stores(tmp_path / "cache") == []
@@ -225,7 +226,7 @@ def test_store_is_built_once_for_the_same_files_in_any_folder(tmp_path, monkeypa
     ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     shutil.copytree(tmp_path / "hr", tmp_path / "other")
     os.rename(tmp_path / "other" / "000.png", tmp_path / "other" / "renamed.png")
-    monkeypatch.setattr(store_module, "_build", None)
+    monkeypatch.setattr(store_module, "build", None)
     files = (tmp_path / "other" / "renamed.png", tmp_path / "other" / "001.png")
     store = ImageStore.open([Pair(file.stem, file) for file in files], 2, FirstPixel(), tmp_path / "cache")
     assert store.names == ("renamed", "001")
@@ -266,8 +267,8 @@ def test_files_are_hashed_once_and_again_after_a_change(tmp_path, monkeypatch):
     pairs, planes = images(tmp_path / "hr", (8, 8), (8, 8))
     age(tmp_path / "hr")
     read = []
-    digest = store_module._digest
-    monkeypatch.setattr(store_module, "_digest", lambda file: (read.append(file.name), digest(file))[1])
+    digest = file_digests._digest
+    monkeypatch.setattr(file_digests, "_digest", lambda file: (read.append(file.name), digest(file))[1])
 
     def opened():
         read.clear()
@@ -290,8 +291,8 @@ def open_at_once(barrier, results, folder, cache):
     """Open the store in this process; report how many images it decoded and the sum of all pixels."""
     torch.set_num_threads(1)
     decoded = []
-    load = store_module._load
-    store_module._load = lambda *args: (decoded.append(1), load(*args))[1]
+    load = store_build.load_pair
+    store_build.load_pair = lambda *args: (decoded.append(1), load(*args))[1]
     pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
     barrier.wait()
     store = ImageStore.open(pairs, 2, FirstPixel(), cache)
@@ -331,7 +332,7 @@ def build_on_host(host, barrier, results, folder, cache):
     """Open the store in this process as on another machine, whose locks this one does not see."""
     torch.set_num_threads(1)
     store_module.one_at_a_time = lambda *_: contextlib.nullcontext()
-    store_module.socket.gethostname = lambda: host
+    store_build.socket.gethostname = lambda: host
     pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
     store = ImageStore.open(pairs, 2, Meeting(barrier), cache)
     results.put(hashlib.sha256(store.pixels).hexdigest())
@@ -357,10 +358,10 @@ def test_machines_that_locks_do_not_reach_build_one_whole_store(tmp_path, slow_i
 def test_unfinished_store_of_another_machine_is_kept_for_an_hour_if_space_is_short(tmp_path, slow_images, monkeypatch):
     pairs, _ = slow_images
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.socket, "gethostname", lambda: "other")
+        patch.setattr(store_build.socket, "gethostname", lambda: "other")
         unfinished = stop_builder(pairs, tmp_path)
     free = shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(store_build.shutil, "disk_usage", lambda path: free)
     for age, is_kept in ((60, True), (7200, False)):
         for path in (unfinished, unfinished / "pixels"):
             os.utime(path, (time.time() - age,) * 2)
@@ -430,7 +431,7 @@ def kill_builder(folder, cache):
 
 def stop_builder(pairs, cache):
     """Interrupt a builder in this process before its last image; return the folder of its unfinished store."""
-    load = store_module._load
+    load = store_build.load_pair
 
     def stopping(pair, *rest):
         if pair is pairs[-1]:
@@ -438,7 +439,7 @@ def stop_builder(pairs, cache):
         return load(pair, *rest)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store_module, "_load", stopping)
+        patch.setattr(store_build, "load_pair", stopping)
         ImageStore.open(pairs, 2, Quick(), cache)
     (unfinished,) = cache.glob("*.partial")
     return unfinished
@@ -446,8 +447,8 @@ def stop_builder(pairs, cache):
 
 def counted_loads(monkeypatch):
     """Return the list to which the name of each decoded image is added."""
-    loaded, load = [], store_module._load
-    monkeypatch.setattr(store_module, "_load", lambda pair, *rest: (loaded.append(pair.name), load(pair, *rest))[1])
+    loaded, load = [], store_build.load_pair
+    monkeypatch.setattr(store_build, "load_pair", lambda pair, *rest: (loaded.append(pair.name), load(pair, *rest))[1])
     return loaded
 
 
@@ -502,16 +503,16 @@ def test_whole_images_of_a_damaged_unfinished_store_are_kept(tmp_path, slow_imag
 def test_a_bad_image_in_a_continued_store_leaves_nothing(tmp_path, slow_images, monkeypatch):
     pairs, _ = slow_images
     unfinished = stop_builder(pairs, tmp_path / "cache")
-    load = store_module._load
+    load = store_build.load_pair
 
     def failing(*arguments):
         raise InputError("cannot be decoded")
 
-    monkeypatch.setattr(store_module, "_load", failing)
+    monkeypatch.setattr(store_build, "load_pair", failing)
     with pytest.raises(InputError, match="cannot be decoded"):
         ImageStore.open(pairs, 2, Quick(), tmp_path / "cache")
     assert not unfinished.exists()
-    monkeypatch.setattr(store_module, "_load", load)
+    monkeypatch.setattr(store_build, "load_pair", load)
     assert len(ImageStore.open(pairs, 2, Quick(), tmp_path / "cache")) == 4
 
 
@@ -519,7 +520,7 @@ def test_unfinished_stores_are_removed_after_a_week_or_if_space_is_short(tmp_pat
     pairs, _ = slow_images
     cache = tmp_path / "cache"
     unfinished = stop_builder(pairs, cache)
-    week = store_module.UNFINISHED_DAYS * 86400
+    week = store_build.UNFINISHED_DAYS * 86400
     for path in (unfinished / "pixels", unfinished):
         os.utime(path, (path.stat().st_mtime - week - 9,) * 2)
     ImageStore.open(pairs[:1], 2, Quick(), cache)
@@ -527,7 +528,7 @@ def test_unfinished_stores_are_removed_after_a_week_or_if_space_is_short(tmp_pat
     unfinished = stop_builder(pairs, cache)
     usage = shutil.disk_usage(tmp_path)
     free = lambda folder: usage._replace(free=100 if unfinished.exists() else 1000)  # noqa: E731
-    monkeypatch.setattr(store_module.shutil, "disk_usage", free)
+    monkeypatch.setattr(store_build.shutil, "disk_usage", free)
     ImageStore.open(pairs[:2], 2, Quick(), cache)
     assert not unfinished.exists()
 
@@ -535,15 +536,15 @@ def test_unfinished_stores_are_removed_after_a_week_or_if_space_is_short(tmp_pat
 def test_digests_are_saved_while_files_are_hashed(tmp_path, monkeypatch):
     pairs, _ = images(tmp_path / "hr", *[(8, 8)] * 5)
     age(tmp_path / "hr")
-    monkeypatch.setattr(store_module, "SAVED_TOGETHER", 2)
-    digest = store_module._digest
+    monkeypatch.setattr(file_digests, "SAVED_TOGETHER", 2)
+    digest = file_digests._digest
 
     def stopping(file):
         if file.name == "004.png":
             raise KeyboardInterrupt
         return digest(file)
 
-    monkeypatch.setattr(store_module, "_digest", stopping)
+    monkeypatch.setattr(file_digests, "_digest", stopping)
     with pytest.raises(KeyboardInterrupt):
         ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     assert len(json.loads((tmp_path / "cache" / "digests.json").read_text())) == 4
@@ -689,7 +690,7 @@ def test_store_of_an_earlier_version_is_used_until_verified(tmp_path, caplog, mo
     (index,) = (tmp_path / "cache").glob("*/index.json")
     index.write_text('{"scale": 2, "bytes": 240, "hr_sizes": [[8, 8]]}')
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_build", None)
+        patch.setattr(store_module, "build", None)
         np.testing.assert_array_equal(ImageStore.open(*arguments).hr(0), planes[0])
     assert "WARNING" not in caplog.text
     assert not verify(*arguments)
