@@ -1,4 +1,4 @@
-"""Pairs of HR and LR as they are stored: read, checked against each other, cropped."""
+"""HR and LR of a pair: read, checked against each other, cropped."""
 
 import logging
 from collections.abc import Iterator, Sequence

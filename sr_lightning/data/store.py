@@ -15,10 +15,11 @@ from sr_lightning.data.file_digests import file_digests
 from sr_lightning.data.pair_images import Degradation, naming_all
 from sr_lightning.data.sources import Pair
 from sr_lightning.data.store_build import build, remove_abandoned
-from sr_lightning.data.store_index import layout, read_index
+from sr_lightning.data.store_index import image_digest, layout, read_index
 from sr_lightning.errors import InputError
 from sr_lightning.utils.atomic_files import delete, one_at_a_time
 from sr_lightning.utils.messages import listing
+from sr_lightning.utils.threads import in_threads
 
 FORMAT = 1  # increase it when image files are decoded or stored in another way
 RESIDENCES = ("mmap", "memory")
@@ -63,8 +64,8 @@ class ImageStore:
     ) -> "ImageStore":
         """Open the store of these images; build it if it is not in the cache.
 
-        Its key is the content of the files and the settings, whatever the paths of the files. One process builds while
-        others wait; the store of a killed process is continued after its last whole image.
+        Its key is the content of the files and the settings, whatever the paths of the files. All processes that open
+        it while it is missing build it together; what killed ones have decoded is used.
 
         Args:
             pairs: The images. Of HR that is no multiple of the scale, the part that both show is stored (`crop_lr`).
@@ -90,10 +91,8 @@ class ImageStore:
             index = read_index(folder, len(pairs), scale)
             if index is None:
                 remove_abandoned(cache_dir)
-                with one_at_a_time(f"{folder}.lock", f"the decoded images in {folder}"):
-                    index = read_index(folder, len(pairs), scale)  # another process may have built it meanwhile
-                    if index is None:
-                        index = build(folder, pairs, scale, degradation)
+                _remove_damaged(folder, len(pairs), scale)
+                index = build(folder, pairs, scale, degradation)
         except OSError as error:
             raise InputError(
                 f"{error.filename or cache_dir}: the decoded images cannot be stored ({error.strerror}); make space or "
@@ -169,13 +168,31 @@ def verify(pairs: Sequence[Pair], scale: int, degradation: Degradation | None, c
         return True
     with one_at_a_time(f"{folder}.lock", f"the decoded images in {folder}"):
         index = read_index(folder, len(pairs), scale)
-        if index is not None and "sha256" in index:
-            with (folder / "pixels").open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == index["sha256"]:
-                    return True
+        if index is not None and _has_checksum(folder / "pixels", index, scale):
+            return True
         log.warning("%s is damaged or has no checksum: it is removed, and the images are decoded again", folder)
         delete(folder)
     return False
+
+
+def _has_checksum(file: Path, index: dict[str, Any], scale: int) -> bool:
+    """Compare the pixels of a store with their checksums: one of each image, or, of an earlier version, of all."""
+    expected = index.get("sha256")
+    if isinstance(expected, list):
+        starts, _, total = layout(np.array(index["hr_sizes"]), scale)
+        places = zip(starts.tolist(), [*starts[1:].tolist(), total], strict=True)
+        found = in_threads(lambda place: image_digest(file, *place), places)
+        return all(digest == other for digest, other in zip(found, expected, strict=True))
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == expected
+
+
+def _remove_damaged(folder: Path, images: int, scale: int) -> None:
+    """Remove a store that cannot be opened, with a line in the log."""
+    with one_at_a_time(f"{folder}.lock", f"the decoded images in {folder}"):
+        if os.path.lexists(folder) and read_index(folder, images, scale) is None:
+            log.warning("%s is damaged: the images are decoded again", folder)
+            delete(folder)
 
 
 def _map(file: Path) -> np.ndarray:

@@ -1,145 +1,288 @@
-"""Building of image stores."""
+"""Building of an image store by any number of processes, also of several machines that share the folder.
+
+    KEY.partial/store/pixels   of its full size from the beginning, since headers tell the place of each image
+    KEY.partial/0-104/         a part, images 0 to 103; one process at a time holds it, and decodes its images
+        digests                SHA-256 of each image that is written, a line for each
+        done                   the same of all its images, once they are on the disk
+
+When all parts are done, KEY.partial/store gets its index and is renamed to KEY, by whichever process comes first. A
+process that was suspended, and whose part another one has taken meanwhile, writes the same bytes.
+"""
 
 import hashlib
 import json
 import logging
 import os
-import re
+import secrets
 import shutil
-import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from sr_lightning.data.pair_images import Degradation, hr_size, load_pair, naming_all
 from sr_lightning.data.sources import Pair
-from sr_lightning.data.store_index import checksum, layout, read_index
+from sr_lightning.data.store_index import checksum, image_digest, layout, read_index
 from sr_lightning.errors import InputError
 from sr_lightning.utils.atomic_files import delete, replacing
+from sr_lightning.utils.held_folder import FolderInUseError, held, holder
 from sr_lightning.utils.progress import tracked
 from sr_lightning.utils.threads import in_threads
 
-UNFINISHED_DAYS = 7  # after which the store of a killed builder is removed
+UNFINISHED_DAYS = 7  # after which an unfinished store that no process builds is removed
+PART = 2**30  # bytes of a part, rounded to whole images
+PAUSE = 0.2  # seconds between two looks at the parts of other processes
 
 log = logging.getLogger(__name__)
 
 
 def build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degradation | None) -> dict[str, Any]:
-    """Decode all images into `folder`; the caller holds its lock. Returns the index."""
-    if os.path.lexists(folder):
-        log.warning("%s is damaged: the images are decoded again", folder)
+    """Decode the images, together with all processes that build the same store, and return its index.
+
+    Args:
+        folder: Place of the finished store, which does not exist.
+        pairs: The images.
+        scale: The factor.
+        degradation: Makes LR of pairs without it.
+
+    Raises:
+        InputError: Bad files, of which all are named, or too little space.
+        OSError: The store cannot be written.
+    """
     with naming_all(pairs, scale):
         sizes = np.array(list(in_threads(lambda pair: hr_size(pair, scale), pairs)), dtype=np.int64)
-    starts, _, total = layout(sizes, scale)
-    ends = [*starts[1:].tolist(), total]
-    unfinished = folder.with_name(f"{folder.name}.{_host()}.partial")
-    done, digest = _continue(unfinished, ends)
-    _need_space(folder, total - (ends[done - 1] if done else 0))
-    earlier = f"; {done} were decoded by a run that was stopped" if done else ""
-    log.info("decoding %d images into %s, %.2f GB%s", len(pairs), folder, total / 1e9, earlier)
-
-    def load(job: tuple[Pair, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        return load_pair(*job, scale, degradation)
-
+    work = UnfinishedStore(folder, pairs, scale, degradation, sizes)
+    work.need_space()
     try:
-        unfinished.mkdir(exist_ok=True)
-        with (unfinished / "pixels").open("ab") as pixels, (unfinished / "digests").open("a") as digests:
-            images = in_threads(load, zip(pairs[done:], sizes[done:], strict=True))
-            for pair_of_images in tracked(images, len(pairs) - done, "decoding images"):
-                for image in pair_of_images:  # HR, LR
-                    interleaved = np.ascontiguousarray(image.transpose(1, 2, 0)).data
-                    pixels.write(interleaved)
-                    digest.update(interleaved)
-                pixels.flush()
-                print(digest.hexdigest(), file=digests, flush=True)
-            os.fsync(pixels.fileno())
-        index = {"scale": scale, "bytes": total, "hr_sizes": sizes.tolist(), "sha256": digest.hexdigest()}
-        index["checksum"] = checksum(folder.name, index)
-        with replacing(unfinished / "index.json") as temporary:
-            temporary.write_text(json.dumps(index))
-        _publish(unfinished, folder, len(pairs), scale)
+        work.prepare()
+        work.decode()
+        index = work.publish()
     except Exception:  # of a process that is stopped, the images remain
-        delete(unfinished)
-        raise
+        index = read_index(folder, len(pairs), scale)  # another process may have published it meanwhile
+        if index is None:
+            if not in_use(work.unfinished):
+                delete(work.unfinished)
+            raise
+    delete(work.unfinished)
     return index
 
 
-def _host() -> str:
-    """Return this machine in the name of an unfinished store: locks on shared storage may not reach other machines."""
-    return re.sub(r"\W", "-", socket.gethostname())
+@dataclass(frozen=True)
+class Part:
+    """Consecutive images of an unfinished store.
+
+    Attributes:
+        folder: Held by the process that decodes them.
+        images: Their indices.
+    """
+
+    folder: Path
+    images: range
+
+    @property
+    def digests(self) -> Path:
+        return self.folder / "digests"
+
+    @property
+    def done(self) -> Path:
+        return self.folder / "done"
 
 
-def _publish(unfinished: Path, folder: Path, images: int, scale: int) -> None:
-    """Put a finished store in its place, unless a machine that locks do not reach has put the same there meanwhile."""
-    try:
-        unfinished.replace(folder)
-    except OSError:  # there is one
-        if read_index(folder, images, scale) is None:
-            delete(folder)  # a damaged one
-            unfinished.replace(folder)
-    delete(unfinished)
-    (folder / "digests").unlink(missing_ok=True)
+@dataclass(frozen=True)
+class UnfinishedStore:
+    """A store while processes build it.
+
+    Attributes:
+        folder: Place of the finished store.
+        pairs, scale, degradation: As for `ImageStore.open`.
+        sizes: (N, 2) int64, height and width of cropped HR.
+    """
+
+    folder: Path
+    pairs: Sequence[Pair]
+    scale: int
+    degradation: Degradation | None
+    sizes: np.ndarray
+
+    @property
+    def unfinished(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    @property
+    def pixels(self) -> Path:
+        return self.unfinished / "store" / "pixels"
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """First byte of each image, and the size of all."""
+        starts, _, total = layout(self.sizes, self.scale)
+        return [*starts.tolist(), total]
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        numbers = np.array(self.starts[:-1]) // PART
+        firsts = [*np.flatnonzero(np.diff(numbers, prepend=-1)).tolist(), len(self.pairs)]
+        return [Part(self.unfinished / f"{first}-{end}", range(first, end)) for first, end in pairwise(firsts)]
+
+    def need_space(self) -> None:
+        """Check that there is space for what is not written yet, if need be without other unfinished stores.
+
+        Raises:
+            InputError: There is not.
+        """
+        cache_dir = self.folder.parent
+        written = getattr(self.pixels.stat(), "st_blocks", 0) * 512 if self.pixels.is_file() else 0
+        size = max(0, self.starts[-1] - written)
+        if size > shutil.disk_usage(cache_dir).free:
+            remove_abandoned(cache_dir, days=0, but=self.unfinished)
+        if size > (free := shutil.disk_usage(cache_dir).free):
+            raise InputError(f"{cache_dir}: {size:,} bytes needed, {free:,} free; make space or set another cache_dir")
+
+    def prepare(self) -> None:
+        """Create the file of the pixels.
+
+        Its full size keeps NFS from filling the page at which two parts meet with zeros.
+        """
+        if not self.unfinished.is_dir():
+            delete(self.unfinished)
+        self.pixels.parent.mkdir(parents=True, exist_ok=True)
+        with self.pixels.open("ab") as file:
+            file.truncate(self.starts[-1])
+
+    def decode(self) -> None:
+        """Decode all parts that no other process decodes, until all are done."""
+        left = [part for part in self.parts if not part.done.is_file()]
+        images = sum(len(part.images) for part in left)
+        done = f"; {len(self.pairs) - images} are there" if images < len(self.pairs) else ""
+        log.info("decoding %d images into %s, %.2f GB%s", len(self.pairs), self.folder, self.starts[-1] / 1e9, done)
+        with closing(self._decode(left)) as decoded:
+            for _ in tracked(decoded, images, "decoding images"):
+                pass
+
+    def _decode(self, left: list[Part]) -> Iterator[int]:
+        """Yield each image of some parts when it is stored, by this process or another one."""
+        begin = secrets.randbelow(len(left)) if left else 0  # processes that start together do not meet
+        left, waits = left[begin:] + left[:begin], False
+        while left:
+            before = len(left)
+            for part in tuple(left):
+                if (self.folder / "index.json").is_file():
+                    return  # published after this process had looked for it
+                if part.done.is_file():
+                    yield from part.images
+                elif not (yield from self._decode_unless_held(part)):
+                    continue
+                left.remove(part)
+            if len(left) == before:
+                if not waits:
+                    log.info("another process is making the decoded images in %s: waiting for it", self.folder)
+                waits = True
+                time.sleep(PAUSE)
+
+    def _decode_unless_held(self, part: Part) -> Generator[int, None, bool]:
+        """Decode a part unless another process holds it; return True if it is done."""
+        if holder(part.folder):
+            return False
+        try:
+            with held(part.folder, patience=0, vital=False):
+                yield from part.images if part.done.is_file() else self._decode_part(part)
+        except FolderInUseError:
+            return False
+        return True
+
+    def _decode_part(self, part: Part) -> Iterator[int]:
+        """Decode the images of a part that are not written yet."""
+        digests = self._written(part)
+        rest = part.images[len(digests) :]
+        with (
+            naming_all(self.pairs, self.scale),
+            open(self.pixels, "wb", opener=_open_existing) as pixels,
+            part.digests.open("w") as lines,
+        ):
+            lines.writelines(f"{digest}\n" for digest in digests)
+            yield from part.images[: len(digests)]
+            for i, (image, digest) in zip(rest, in_threads(self._load, rest), strict=True):
+                pixels.seek(self.starts[i])
+                pixels.writelines(image)
+                pixels.flush()
+                print(digest, file=lines, flush=True)
+                digests.append(digest)
+                yield i
+            os.fsync(pixels.fileno())
+        with replacing(part.done) as temporary:
+            temporary.write_text("\n".join(digests))
+
+    def _written(self, part: Part) -> list[str]:
+        """Return the digests of the first images of a part, up to the first one that is not written as they say."""
+        try:
+            lines = part.digests.read_text().splitlines()
+        except (OSError, ValueError):
+            return []
+
+        def is_written(line_and_image: tuple[str, int]) -> bool:
+            line, i = line_and_image
+            return image_digest(self.pixels, self.starts[i], self.starts[i + 1]) == line
+
+        images = zip(lines, part.images, strict=False)
+        return [line for line, _ in takewhile(is_written, images)]
+
+    def _load(self, i: int) -> tuple[list[np.ndarray], str]:
+        """Load the bytes of an image in their order, HR and LR, and their SHA-256."""
+        digest, image = hashlib.sha256(), []
+        for planes in load_pair(self.pairs[i], self.sizes[i], self.scale, self.degradation):
+            image.append(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+            digest.update(image[-1])
+        return image, digest.hexdigest()
+
+    def publish(self) -> dict[str, Any]:
+        """Put the store, whose parts are done, in its place; return its index.
+
+        Raises:
+            OSError, InputError: Another process has been faster, or the disk is full.
+        """
+        digests = [line for part in self.parts for line in part.done.read_text().split()]
+        index = {"scale": self.scale, "bytes": self.starts[-1], "hr_sizes": self.sizes.tolist(), "sha256": digests}
+        index["checksum"] = checksum(self.folder.name, index)
+        place = self.unfinished / "index.json"
+        with replacing(place) as temporary:
+            temporary.write_text(json.dumps(index))
+        place.replace(self.pixels.with_name("index.json"))
+        self.pixels.parent.replace(self.folder)
+        return index
 
 
-def _continue(unfinished: Path, ends: Sequence[int]) -> tuple[int, Any]:
-    """Cut the unfinished store of a killed builder after its last whole image; remove one without any.
+def _open_existing(path: str, flags: int) -> int:
+    """Open a file to write into it; unlike "r+b", NFS then reads no page of it, which may be outdated."""
+    return os.open(path, flags & ~(os.O_CREAT | os.O_TRUNC))
 
-    Line k of its file `digests` is the SHA-256 of all pixels up to the end of image k.
+
+def in_use(unfinished: Path) -> bool:
+    """Return True if a process decodes a part of an unfinished store."""
+    return any(holder(owner.parent) for owner in unfinished.glob("*/.owner"))
+
+
+def remove_abandoned(cache_dir: Path, days: float = UNFINISHED_DAYS, but: Path | None = None) -> None:
+    """Delete the unfinished stores that no process builds and that were last written to some days ago.
 
     Args:
-        unfinished: The folder.
-        ends: Number of bytes up to the end of each image.
-
-    Returns:
-        Number of whole images, and the hash of their pixels.
-    """
-    done, digest = 0, hashlib.sha256()
-    try:
-        lines = (unfinished / "digests").read_text().splitlines()
-        with (unfinished / "pixels").open("r+b") as pixels:
-            for line, end in zip(lines, ends, strict=False):
-                longer = digest.copy()
-                longer.update(pixels.read(end - pixels.tell()))
-                if longer.hexdigest() != line:
-                    break
-                done, digest = done + 1, longer
-            pixels.truncate(ends[done - 1] if done else 0)
-        (unfinished / "digests").write_text("".join(f"{line}\n" for line in lines[:done]))
-    except (OSError, ValueError):
-        done, digest = 0, hashlib.sha256()
-    if not done:
-        delete(unfinished)
-    return done, digest
-
-
-def _need_space(folder: Path, size: int) -> None:
-    """Check that `size` bytes are free, if need be without the unfinished stores of killed processes.
-
-    Raises:
-        InputError: They are not.
-    """
-    if size > shutil.disk_usage(folder.parent).free:
-        remove_abandoned(folder.parent, days=0)
-    if size > (free := shutil.disk_usage(folder.parent).free):
-        raise InputError(f"{folder.parent}: {size:,} bytes needed, {free:,} free; make space or set another cache_dir")
-
-
-def remove_abandoned(cache_dir: Path, days: float = UNFINISHED_DAYS) -> None:
-    """Delete the unfinished stores of killed processes that were last written to some days ago.
-
-    Those of other machines must be an hour old at least: their builders may hold locks that do not reach this one.
+        cache_dir: Folder of the stores.
+        days: Those of earlier versions, in which nothing tells of a process, stay for a week in any case.
+        but: Stays.
     """
     for unfinished in cache_dir.glob("*.partial"):
-        key, _, host = unfinished.stem.partition(".")
         try:
-            with FileLock(cache_dir / f"{key}.lock", timeout=0):
-                patience = days if host in ("", _host()) else max(days, 1 / 24)
-                written = [path.stat().st_mtime for path in (unfinished, *unfinished.glob("pixels"))]
-                if max(written) < time.time() - patience * 86400:
-                    delete(unfinished)
-        except (Timeout, OSError):  # still being built, or its lock is damaged
+            files = [path for path in (unfinished, unfinished / "store/pixels", unfinished / "pixels") if path.exists()]
+            patience = days if (unfinished / "store").exists() else UNFINISHED_DAYS
+            if unfinished.with_suffix("").exists():  # its builder was killed after it had published the store
+                patience = 0
+            old = max(path.stat().st_mtime for path in files) < time.time() - patience * 86400
+            if unfinished != but and old and not in_use(unfinished):
+                delete(unfinished)
+        except (OSError, ValueError):  # removed meanwhile
             continue

@@ -35,3 +35,8 @@ def checksum(key: str, index: dict[str, Any]) -> str:
     """Hash an index, with the key of its store."""
     content = [key, *(index[name] for name in ("scale", "bytes", "hr_sizes", "sha256"))]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def image_digest(file: Path, start: int, end: int) -> str:
+    """SHA-256 of the bytes of one image, HR and LR, in the file of the pixels."""
+    return hashlib.sha256(np.fromfile(file, np.uint8, end - start, offset=start)).hexdigest()
