@@ -210,7 +210,7 @@ class SRDataModule(pl.LightningDataModule):
         self.device_gather: DeviceGather | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the stores of both sets. Images that are not cached yet are decoded by one process; others wait."""
+        """Open the stores of both sets. All processes decode images that are not cached yet, each a part."""
         if self.train_store is not None:
             return
         residences = ("memory" if self.residence == "memory" else "mmap", "mmap")

@@ -191,7 +191,7 @@ class UnfinishedStore:
             return False
         try:
             with held(part.folder, patience=0, vital=False):
-                yield from part.images if part.done.is_file() else self._decode_part(part)
+                yield from self._decode_part(part)
         except FolderInUseError:
             return False
         return True

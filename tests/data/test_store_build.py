@@ -119,6 +119,28 @@ def test_part_of_a_killed_process_of_another_machine_is_taken_over(tmp_path, slo
     assert verify(pairs, 2, Quick(), cache)
 
 
+class Thief(FirstPixel):
+    """Degradation in whose first call another process takes the part."""
+
+    def __init__(self, cache):
+        super().__init__()
+        self.cache = cache
+
+    def __call__(self, hr, scale):
+        for owner in self.cache.glob("*.partial/0-4/.owner"):
+            owner.write_text("process 7 on far, since 2026-01-01 00:00\nkernel word\n")
+        return super().__call__(hr, scale)
+
+
+def test_process_whose_part_another_one_has_taken_goes_on(tmp_path):
+    pairs, _ = images(tmp_path / "hr", *[(8, 8)] * 4)
+    cache, context = tmp_path / "cache", multiprocessing.get_context("fork")
+    process = context.Process(target=lambda: ImageStore.open(pairs, 2, Thief(cache), cache))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and verify(pairs, 2, FirstPixel(), cache) and len(stores(cache)) == 1
+
+
 def test_process_that_comes_when_the_store_is_just_published_decodes_nothing(tmp_path, monkeypatch):
     pairs, _ = images(tmp_path / "hr", *[(8, 8)] * 4)
     loaded, prepare = counted_loads(monkeypatch), store_build.UnfinishedStore.prepare
@@ -192,6 +214,7 @@ def start_builder(folder, cache):
     process = run_builder(folder, cache)
     process.wait_for_output("building\n")
     (pixels,) = cache.glob("*.partial/store/pixels")
+    assert pixels.stat().st_size == 4 * 240
     return process, pixels
 
 
