@@ -1,5 +1,6 @@
 """The image store: its content, its name, and builders that race, are killed or run out of space."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from sr_lightning.data.datamodule import SRDataModule, TrainBatches
 from sr_lightning.data.patches import PatchSampler
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.data.store import ImageStore, verify
+from sr_lightning.data.store_index import checksum
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.scoring import load_sample
@@ -412,6 +414,20 @@ def test_wrong_pixels_are_found_by_verify_and_decoded_again(tmp_path, caplog):
     assert f"{pixels.parent} is damaged or has no checksum: it is removed" in caplog.text
     np.testing.assert_array_equal(ImageStore.open(*arguments).hr(0), planes[0])
     assert verify(*arguments)
+
+
+def test_store_of_an_earlier_version_with_one_checksum_of_all_pixels_is_verified_by_it(tmp_path):
+    pairs, _ = images(tmp_path / "hr", (8, 8), (8, 8))
+    arguments = (pairs, 2, FirstPixel(), tmp_path / "cache")
+    folder = ImageStore.open(*arguments).file.parent
+    index = json.loads((folder / "index.json").read_text())
+    index["sha256"] = hashlib.sha256((folder / "pixels").read_bytes()).hexdigest()
+    index["checksum"] = checksum(folder.name, index)
+    (folder / "index.json").write_text(json.dumps(index))
+    assert verify(*arguments) and len(ImageStore.open(*arguments)) == 2
+    content = (folder / "pixels").read_bytes()
+    (folder / "pixels").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not verify(*arguments)
 
 
 def test_store_of_an_earlier_version_is_used_until_verified(tmp_path, caplog, monkeypatch):

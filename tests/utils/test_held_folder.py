@@ -142,9 +142,13 @@ def test_process_that_loses_a_folder_that_is_not_vital_goes_on_and_leaves_it_to_
     one.send_signal(signal.SIGCONT)
     write(one, "by one")
     assert one.stdout.readline() == "wrote\n"
+    two.kill()
+    two.wait()
+    beat = (tmp_path / ".owner").stat().st_mtime_ns
     time.sleep(0.3)  # its next heartbeats
     one.stdin.close()
     assert one.wait(10) == 0
+    assert (tmp_path / ".owner").stat().st_mtime_ns == beat
     assert read_owner(tmp_path).who.startswith(f"process {two.pid} on two")
 
 
