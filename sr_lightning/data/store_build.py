@@ -59,16 +59,18 @@ def build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degradat
         sizes = np.array(list(in_threads(lambda pair: hr_size(pair, scale), pairs)), dtype=np.int64)
     work = UnfinishedStore(folder, pairs, scale, degradation, sizes)
     work.need_space()
-    try:
-        work.prepare()
-        work.decode()
-        index = work.publish()
-    except Exception:  # of a process that is stopped, the images remain
-        index = read_index(folder, len(pairs), scale)  # another process may have published it meanwhile
-        if index is None:
-            if not in_use(work.unfinished):
-                delete(work.unfinished)
-            raise
+    index = None
+    while index is None:
+        try:
+            work.prepare()
+            work.decode()
+            index = work.publish()
+        except Exception as error:  # of a process that is stopped, the images remain
+            index = read_index(folder, len(pairs), scale)  # another process may have published it meanwhile
+            if index is None and not work.was_removed(error):
+                if not in_use(work.unfinished):
+                    delete(work.unfinished)
+                raise
     delete(work.unfinished)
     return index
 
@@ -149,11 +151,16 @@ class UnfinishedStore:
 
         Its full size keeps NFS from filling the page at which two parts meet with zeros.
         """
-        if not self.unfinished.is_dir():
+        if self.unfinished.is_file():
             delete(self.unfinished)
         self.pixels.parent.mkdir(parents=True, exist_ok=True)
         with self.pixels.open("ab") as file:
             file.truncate(self.starts[-1])
+
+    def was_removed(self, error: Exception) -> bool:
+        """Return True if an error of this process is that another one, which has failed, has removed the folder."""
+        missing = error.__cause__ or error
+        return isinstance(missing, FileNotFoundError) and Path(missing.filename).is_relative_to(self.unfinished)
 
     def decode(self) -> None:
         """Decode all parts that no other process decodes, until all are done."""

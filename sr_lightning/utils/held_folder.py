@@ -65,6 +65,11 @@ class Owner:
         _, _, details = self.content.partition("\n")
         return details.split(" ")[0] == this_kernel() if details else self.content.startswith("process ")
 
+    @property
+    def patience(self) -> float:
+        """Seconds without a heartbeat after which the process has ended; without content, it was killed in its claim."""
+        return STALE if self.content else BEAT
+
 
 def this_kernel() -> str:
     """Return what the processes have in common that one system locks files for: its start, or the host's name."""
@@ -136,7 +141,7 @@ def holder(folder: Path) -> str | None:
     beat = _modified(folder / ".owner")
     if owner is None or beat is None or (locked is False and owner.is_judged_by_lock):
         return None
-    return owner.who if time.time() - beat / 1e9 < STALE else None
+    return owner.who if time.time() - beat / 1e9 < owner.patience else None
 
 
 def is_locked(path: Path) -> bool | None:
@@ -183,12 +188,13 @@ def _claim(folder: Path, locks: bool) -> Owner:
         if other is None or beat is None:
             continue
         silent = _silence(folder, beat)
-        if (locks and other.is_judged_by_lock) or silent > STALE:
+        if (locks and other.is_judged_by_lock) or silent > other.patience:
             if _replace(folder, other, mine):
                 return mine
             raise FolderInUseError(f"{in_use(folder, read_owner(folder))}{advice}")
         if before is None:
-            log.info("%s: waiting for a sign of life of %s, for up to %.0f s", folder, other.who, STALE - silent)
+            seconds = other.patience - silent
+            log.info("%s: waiting for a sign of life of %s, for up to %.0f s", folder, other.who, seconds)
         elif before != beat:
             raise FolderInUseError(f"{in_use(folder, other)}{advice}")
         time.sleep(PAUSE)

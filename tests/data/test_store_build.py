@@ -155,6 +155,20 @@ def test_process_that_comes_when_the_store_is_just_published_decodes_nothing(tmp
     assert len(loaded) == 4 and stores(tmp_path / "cache") == [store.file.parent.name]
 
 
+def test_process_begins_again_after_a_failed_one_has_removed_the_unfinished_store(tmp_path, monkeypatch):
+    pairs, _ = images(tmp_path / "hr", *[(8, 8)] * 4)
+    prepare = store_build.UnfinishedStore.prepare
+
+    def removed(self):
+        monkeypatch.setattr(store_build.UnfinishedStore, "prepare", prepare)
+        prepare(self)
+        shutil.rmtree(self.unfinished)
+
+    monkeypatch.setattr(store_build.UnfinishedStore, "prepare", removed)
+    assert len(ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")) == 4
+    assert verify(pairs, 2, FirstPixel(), tmp_path / "cache") and len(stores(tmp_path / "cache")) == 1
+
+
 def test_failed_process_leaves_the_parts_of_others_alone(tmp_path, monkeypatch):
     """The last process that fails removes the unfinished store."""
     monkeypatch.setattr(store_build, "PART", 1)

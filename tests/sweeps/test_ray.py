@@ -87,7 +87,7 @@ def test_signal_ends_a_sweep_on_ray_with_a_table_and_the_same_command_goes_on(ap
     words, sweep = app
     launcher = Command(*words, "seed=4,1")
     trainer = trainer_of(sweep)
-    wait_for(lambda: 1 in results(sweep))
+    wait_for(lambda: "finished" in [report["status"] for report in reports(sweep)])
     os.kill(launcher.pid, signum)
     done = launcher.wait()
     assert done.returncode == 128 + signum

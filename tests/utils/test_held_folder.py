@@ -208,6 +208,16 @@ def test_process_that_this_machine_locks_for_is_judged_by_the_lock(tmp_path, con
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+def test_folder_of_a_process_that_was_killed_before_it_had_written_its_name_is_free_a_heartbeat_later(tmp_path):
+    owner = tmp_path / ".owner"
+    owner.touch()
+    assert holder(tmp_path) == "another process"
+    os.utime(owner, (time.time() - held_folder.BEAT - 1,) * 2)
+    assert holder(tmp_path) is None
+    with held(tmp_path, patience=0):
+        assert read_owner(tmp_path).who.startswith(f"process {os.getpid()} on ")
+
+
 def test_holder_on_another_machine_is_known_by_its_heartbeat(tmp_path):
     (tmp_path / ".hydra").mkdir()
     owner = tmp_path / ".owner"
