@@ -67,7 +67,7 @@ class Owner:
 
     @property
     def patience(self) -> float:
-        """Seconds without a heartbeat after which the process has ended; without content, it was killed in its claim."""
+        """Seconds without a heartbeat after which the process has ended; without content, killed in its claim."""
         return STALE if self.content else BEAT
 
 
