@@ -2,13 +2,13 @@
 
     KEY.partial/store/pixels   of its full size from the beginning, since headers tell the place of each image
     KEY.partial/0-104/         a part, images 0 to 103; one process at a time holds it, and decodes its images
-        digests                SHA-256 of each image that is written, a line for each
-        done                   the same of all its images, once they are on the disk
+        digests                SHA-256 of each image that is written, a line for each, and DONE once all are on the disk
 
 When all parts are done, KEY.partial/store gets its index and is renamed to KEY, by whichever process comes first. A
 process that was suspended, and whose part another one has taken meanwhile, writes the same bytes.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -17,12 +17,12 @@ import secrets
 import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from sr_lightning.utils.threads import in_threads
 
 UNFINISHED_DAYS = 7  # after which an unfinished store that no process builds is removed
 PART = 2**30  # bytes of a part, rounded to whole images
+DONE = "done"
 PAUSE = 0.2  # seconds between two looks at the parts of other processes
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,9 @@ def build(folder: Path, pairs: Sequence[Pair], scale: int, degradation: Degradat
             index = read_index(folder, len(pairs), scale)  # another process may have published it meanwhile
             if index is None and not work.was_removed(error):
                 if not in_use(work.unfinished):
-                    delete(work.unfinished)
+                    discard(work.unfinished)
                 raise
-    delete(work.unfinished)
+    delete(work.unfinished)  # in place, so that a process that comes late deletes what it adds
     return index
 
 
@@ -91,9 +92,13 @@ class Part:
     def digests(self) -> Path:
         return self.folder / "digests"
 
-    @property
-    def done(self) -> Path:
-        return self.folder / "done"
+    def finished(self) -> list[str] | None:
+        """Return the digests of all images; None unless all are on the disk."""
+        try:
+            *lines, last = self.digests.read_text().splitlines()
+        except (OSError, ValueError):
+            return None
+        return lines if last == DONE and len(lines) == len(self.images) else None
 
 
 @dataclass(frozen=True)
@@ -147,15 +152,32 @@ class UnfinishedStore:
             raise InputError(f"{cache_dir}: {size:,} bytes needed, {free:,} free; make space or set another cache_dir")
 
     def prepare(self) -> None:
-        """Create the file of the pixels.
+        """Create the file of the pixels, unless it is there.
 
-        Its full size keeps NFS from filling the page at which two parts meet with zeros.
+        It appears together with its folder: parts that are done never lie beside another file. Its full size keeps NFS
+        from filling the page at which two parts meet with zeros.
         """
-        if self.unfinished.is_file():
-            delete(self.unfinished)
-        self.pixels.parent.mkdir(parents=True, exist_ok=True)
-        with self.pixels.open("ab") as file:
-            file.truncate(self.starts[-1])
+        while not self._is_prepared():
+            new = scratch(self.unfinished)
+            (new / "store").mkdir(parents=True)
+            with (new / "store" / "pixels").open("xb") as file:
+                file.truncate(self.starts[-1])
+            try:
+                new.replace(self.unfinished)
+            except OSError as error:  # there is one: of another process, or a damaged one
+                delete(new)
+                if not self._is_prepared():
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise
+                    discard(self.unfinished)
+
+    def _is_prepared(self) -> bool:
+        return self.pixels.is_file() and self.pixels.stat().st_size == self.starts[-1]
+
+    def check_place(self, pixels: BinaryIO) -> None:
+        """Raise FileNotFoundError if an open file is not the file of the pixels any more."""
+        if not os.path.samestat(os.fstat(pixels.fileno()), self.pixels.stat()):
+            raise _gone(self.pixels)
 
     def was_removed(self, error: Exception) -> bool:
         """Return True if an error of this process is that another one, which has failed, has removed the folder."""
@@ -164,7 +186,7 @@ class UnfinishedStore:
 
     def decode(self) -> None:
         """Decode all parts that no other process decodes, until all are done."""
-        left = [part for part in self.parts if not part.done.is_file()]
+        left = [part for part in self.parts if part.finished() is None]
         images = sum(len(part.images) for part in left)
         done = f"; {len(self.pairs) - images} are there" if images < len(self.pairs) else ""
         log.info("decoding %d images into %s, %.2f GB%s", len(self.pairs), self.folder, self.starts[-1] / 1e9, done)
@@ -181,7 +203,7 @@ class UnfinishedStore:
             for part in tuple(left):
                 if (self.folder / "index.json").is_file():
                     return  # published after this process had looked for it
-                if part.done.is_file():
+                if part.finished() is not None:
                     yield from part.images
                 elif not (yield from self._decode_unless_held(part)):
                     continue
@@ -212,6 +234,7 @@ class UnfinishedStore:
             open(self.pixels, "wb", opener=_open_existing) as pixels,
             part.digests.open("w") as lines,
         ):
+            self.check_place(pixels)  # the file beside `lines`, unless that folder has been discarded
             lines.writelines(f"{digest}\n" for digest in digests)
             yield from part.images[: len(digests)]
             for i, (image, digest) in zip(rest, in_threads(self._load, rest), strict=True):
@@ -219,11 +242,10 @@ class UnfinishedStore:
                 pixels.writelines(image)
                 pixels.flush()
                 print(digest, file=lines, flush=True)
-                digests.append(digest)
                 yield i
             os.fsync(pixels.fileno())
-        with replacing(part.done) as temporary:
-            temporary.write_text("\n".join(digests))
+            print(DONE, file=lines, flush=True)
+            os.fsync(lines.fileno())
 
     def _written(self, part: Part) -> list[str]:
         """Return the digests of the first images of a part, up to the first one that is not written as they say."""
@@ -253,20 +275,39 @@ class UnfinishedStore:
         Raises:
             OSError, InputError: Another process has been faster, or the disk is full.
         """
-        digests = [line for part in self.parts for line in part.done.read_text().split()]
-        index = {"scale": self.scale, "bytes": self.starts[-1], "hr_sizes": self.sizes.tolist(), "sha256": digests}
-        index["checksum"] = checksum(self.folder.name, index)
-        place = self.unfinished / "index.json"
-        with replacing(place) as temporary:
-            temporary.write_text(json.dumps(index))
-        place.replace(self.pixels.with_name("index.json"))
-        self.pixels.parent.replace(self.folder)
+        with self.pixels.open("rb") as pixels:
+            digests = [line for part in self.parts for line in part.finished() or ()]
+            if len(digests) < len(self.pairs):
+                raise _gone(self.pixels)
+            index = {"scale": self.scale, "bytes": self.starts[-1], "hr_sizes": self.sizes.tolist(), "sha256": digests}
+            index["checksum"] = checksum(self.folder.name, index)
+            place = self.unfinished / "index.json"
+            with replacing(place) as temporary:
+                temporary.write_text(json.dumps(index))
+            self.check_place(pixels)
+            place.replace(self.pixels.with_name("index.json"))
+            self.pixels.parent.replace(self.folder)
         return index
+
+
+def _gone(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _open_existing(path: str, flags: int) -> int:
     """Open a file to write into it; unlike "r+b", NFS then reads no page of it, which may be outdated."""
     return os.open(path, flags & ~(os.O_CREAT | os.O_TRUNC))
+
+
+def scratch(unfinished: Path) -> Path:
+    """Return a new name for an unfinished store that nobody uses."""
+    return unfinished.with_name(f"{unfinished.stem}.{secrets.token_hex(4)}.partial")
+
+
+def discard(unfinished: Path) -> None:
+    """Delete an unfinished store, all at once for those who look at it."""
+    with suppress(FileNotFoundError):
+        delete(unfinished.replace(scratch(unfinished)))
 
 
 def in_use(unfinished: Path) -> bool:
@@ -290,6 +331,6 @@ def remove_abandoned(cache_dir: Path, days: float = UNFINISHED_DAYS, but: Path |
                 patience = 0
             old = max(path.stat().st_mtime for path in files) < time.time() - patience * 86400
             if unfinished != but and old and not in_use(unfinished):
-                delete(unfinished)
+                discard(unfinished)
         except (OSError, ValueError):  # removed meanwhile
             continue

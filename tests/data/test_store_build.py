@@ -169,6 +169,67 @@ def test_process_begins_again_after_a_failed_one_has_removed_the_unfinished_stor
     assert verify(pairs, 2, FirstPixel(), tmp_path / "cache") and len(stores(tmp_path / "cache")) == 1
 
 
+def build_again(unfinished):
+    """Discard an unfinished store of four images, as a process that has failed, and begin it, as another one."""
+    store_build.discard(unfinished)
+    (unfinished / "store").mkdir(parents=True)
+    (unfinished / PIXELS).touch()
+    os.truncate(unfinished / PIXELS, 4 * 240)
+    (unfinished / "0-1").mkdir()
+
+
+class Restarting(FirstPixel):
+    """Degradation in whose first call the unfinished store is discarded and begun again."""
+
+    def __init__(self, cache):
+        super().__init__()
+        self.cache = cache
+
+    def __call__(self, hr, scale):
+        if self.cache is not None:
+            build_again(*self.cache.glob("*.partial"))
+            self.cache = None
+        return super().__call__(hr, scale)
+
+
+def test_pixels_that_were_written_to_a_discarded_file_do_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_build, "PART", 1)
+    monkeypatch.setattr(store_build, "in_threads", lambda function, items: map(function, items))
+    pairs, _ = images(tmp_path / "hr", *[(8, 8)] * 4)
+    cache = tmp_path / "cache"
+    ImageStore.open(pairs, 2, Restarting(cache), cache)
+    assert verify(pairs, 2, FirstPixel(), cache) and len(stores(cache)) == 1
+
+
+def test_digests_are_never_written_beside_another_file_of_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_build, "PART", 1)
+    monkeypatch.setattr(store_build.secrets, "randbelow", lambda number: 0)
+    pairs, _ = images(tmp_path / "hr", *[(8, 8)] * 4)
+    cache, open_existing = tmp_path / "cache", store_build._open_existing
+
+    def opening(path, flags):
+        monkeypatch.setattr(store_build, "_open_existing", open_existing)
+        descriptor = open_existing(path, flags)
+        build_again(*cache.glob("*.partial"))
+        return descriptor
+
+    monkeypatch.setattr(store_build, "_open_existing", opening)
+    ImageStore.open(pairs, 2, FirstPixel(), cache)
+    assert verify(pairs, 2, FirstPixel(), cache) and len(stores(cache)) == 1
+
+
+def test_parts_that_are_done_do_not_count_without_the_file_of_their_pixels(tmp_path, slow_images, monkeypatch):
+    pairs, _ = slow_images
+    with monkeypatch.context() as patch:
+        patch.setattr(store_build, "PART", 1)
+        patch.setattr(store_build.secrets, "randbelow", lambda number: 0)
+        unfinished = stop_builder(pairs, tmp_path / "cache")
+        assert (unfinished / "2-3" / "digests").read_text().endswith("done\n")
+        (unfinished / PIXELS).unlink()
+        ImageStore.open(pairs, 2, Quick(), tmp_path / "cache")
+    assert verify(pairs, 2, Quick(), tmp_path / "cache")
+
+
 def test_failed_process_leaves_the_parts_of_others_alone(tmp_path, monkeypatch):
     """The last process that fails removes the unfinished store."""
     monkeypatch.setattr(store_build, "PART", 1)
