@@ -54,7 +54,7 @@ PHASES = {
 WRITE = "write"  # phase of `replacing` and of the functions below, each with the file that it writes to
 WRITERS = {
     "loggers.metrics_csv:MetricsCSV._append": "a row of metrics.csv",
-    "data.store:_build": "pixels of a store",
+    "data.store_build:UnfinishedStore.decode": "pixels of a store",
 }
 
 

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from sr_lightning.data.augmentation import Augmentation, augment
 from sr_lightning.data.findings import TRAINING, VALIDATION, quick_findings
 from sr_lightning.data.lr_origin import MATLAB, origin
+from sr_lightning.data.pair_images import Degradation
 from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, folder_pairs
-from sr_lightning.data.store import Degradation, ImageStore, verify
+from sr_lightning.data.store import ImageStore, verify
 from sr_lightning.degradations import Bicubic, RandomDegradation, sharpen
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size
@@ -209,7 +210,7 @@ class SRDataModule(pl.LightningDataModule):
         self.device_gather: DeviceGather | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the stores of both sets. Images that are not cached yet are decoded by one process; others wait."""
+        """Open the stores of both sets. All processes decode images that are not cached yet, each a part."""
         if self.train_store is not None:
             return
         residences = ("memory" if self.residence == "memory" else "mmap", "mmap")

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from sr_lightning.color import quantize, rgb_to_y
+from sr_lightning.data.pair_images import crop_lr
 from sr_lightning.data.sources import Pair
-from sr_lightning.data.store import crop_lr
 from sr_lightning.degradations.bicubic import crop_to_multiple, downscale
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.images import EvaluationImages

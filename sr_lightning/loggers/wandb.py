@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from sr_lightning.evaluation.score_table import NOT_SCORES
 from sr_lightning.loggers.base import Outcome, RunLogger
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import read_metrics
+from sr_lightning.runs.result import FAILED
 from sr_lightning.runs.wandb_record import agent_run_id, not_uploaded, run_id, sync_command
+from sr_lightning.utils.signals import Interrupted
 from sr_lightning.utils.wandb_server import connection_problem, server_problem
 
 log = logging.getLogger(__name__)
@@ -140,6 +143,8 @@ class WandbRun(RunLogger, WandbLogger):
             run.define_metric(score, step_metric="step", step_sync=True, summary="max,last")
         if mode == "online":
             log.info("Weights & Biases: %s", run.url)
+            if agent_run_id() is not None:  # from now on W&B gives the run to an agent again, unless its exit code is 0
+                run.mark_preempting()
         return run
 
     def _offline_reason(self) -> str | None:
@@ -201,11 +206,15 @@ class WandbRun(RunLogger, WandbLogger):
         """End the run. Uploads that do not finish in time stay in the directory; the command to resume them is logged.
 
         Args:
-            failed: Mark the run as failed.
+            failed: Mark the run as failed: by its exit code, or, since W&B would give it to an agent again, which then
+                fails as well, by the status in its summary.
         """
         run = self._experiment
         if run is None:
             return
+        if failed and agent_run_id() is not None and not isinstance(sys.exception(), Interrupted):
+            self.log_summary({"status": FAILED})
+            failed = False
         part = Path(run.dir).parent.name
         try:
             try:

@@ -27,6 +27,7 @@ from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.result import FINISHED, read_result
 from sr_lightning.runs.saved_config import config_to_resume, read_config
 from sr_lightning.runs.targets import allowed
+from sr_lightning.runs.wandb_record import agent_run_id
 from sr_lightning.sweeps.processes import is_cell
 from sr_lightning.utils.devices import lacks_gpu
 
@@ -102,11 +103,13 @@ def check_directory(cfg: DictConfig) -> None:
 def finished_score(cfg: DictConfig) -> float | None:
     """Return the PSNR in dB of a resumed run that has nothing left to train or to score, with a line in the log.
 
+    None for a run that an agent of W&B starts again: it was killed before W&B had the scores, which are sent now.
+
     Args:
         cfg: As returned by `checked`.
     """
     run = RunFolder(cfg.run_dir)
-    if cfg.resume is None or not (run.best.is_file() and run.results.is_file()):
+    if cfg.resume is None or agent_run_id() is not None or not (run.best.is_file() and run.results.is_file()):
         return None
     try:
         result = read_result(run.path) or {}

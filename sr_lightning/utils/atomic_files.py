@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -74,6 +75,14 @@ def check_guards(path: Path) -> None:
     for folder, guard in list(guards.items()):
         if path.resolve().is_relative_to(folder):
             guard()
+
+
+def delete(path: Path) -> None:
+    """Delete a folder or file, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

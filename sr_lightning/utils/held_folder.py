@@ -65,6 +65,11 @@ class Owner:
         _, _, details = self.content.partition("\n")
         return details.split(" ")[0] == this_kernel() if details else self.content.startswith("process ")
 
+    @property
+    def patience(self) -> float:
+        """Seconds without a heartbeat after which the process has ended; without content, killed in its claim."""
+        return STALE if self.content else BEAT
+
 
 def this_kernel() -> str:
     """Return what the processes have in common that one system locks files for: its start, or the host's name."""
@@ -75,7 +80,7 @@ def this_kernel() -> str:
 
 
 @contextmanager
-def held(folder: Path, patience: float) -> Iterator[None]:
+def held(folder: Path, patience: float, vital: bool = True) -> Iterator[None]:
     """Hold a folder during the block.
 
     The process ends at once, and writes no more file into the folder by `atomic_files.replacing`, if it loses the
@@ -84,6 +89,7 @@ def held(folder: Path, patience: float) -> Iterator[None]:
     Args:
         folder: Is made if it is missing.
         patience: Seconds to wait for a process that is about to end.
+        vital: False for work that two processes may do at the same time; it goes on if the folder is lost.
 
     Raises:
         FolderInUseError: Another process holds it; the message names it, and the way out.
@@ -100,15 +106,19 @@ def held(folder: Path, patience: float) -> Iterator[None]:
         locks = True
     try:
         owner, stopped = _claim(folder, locks), threading.Event()
-        beat = threading.Thread(target=_beat, args=[folder, owner, stopped], daemon=True)
+        beat = threading.Thread(target=_beat, args=[folder, owner, stopped, vital], daemon=True)
         beat.start()
-        guards[folder.resolve()] = lambda: end_if_lost(folder, owner)
+        if vital:
+            guards[folder.resolve()] = lambda: end_if_lost(folder, owner)
         try:
             yield
         finally:
             stopped.set()
             beat.join()  # it would take the folder that is released for lost
-            release(folder)
+            if vital:
+                release(folder)
+            elif read_owner(folder) == owner:
+                (folder / ".owner").unlink(missing_ok=True)
     finally:
         lock.release()
 
@@ -131,7 +141,7 @@ def holder(folder: Path) -> str | None:
     beat = _modified(folder / ".owner")
     if owner is None or beat is None or (locked is False and owner.is_judged_by_lock):
         return None
-    return owner.who if time.time() - beat / 1e9 < STALE else None
+    return owner.who if time.time() - beat / 1e9 < owner.patience else None
 
 
 def is_locked(path: Path) -> bool | None:
@@ -178,12 +188,13 @@ def _claim(folder: Path, locks: bool) -> Owner:
         if other is None or beat is None:
             continue
         silent = _silence(folder, beat)
-        if (locks and other.is_judged_by_lock) or silent > STALE:
+        if (locks and other.is_judged_by_lock) or silent > other.patience:
             if _replace(folder, other, mine):
                 return mine
             raise FolderInUseError(f"{in_use(folder, read_owner(folder))}{advice}")
         if before is None:
-            log.info("%s: waiting for a sign of life of %s, for up to %.0f s", folder, other.who, STALE - silent)
+            seconds = other.patience - silent
+            log.info("%s: waiting for a sign of life of %s, for up to %.0f s", folder, other.who, seconds)
         elif before != beat:
             raise FolderInUseError(f"{in_use(folder, other)}{advice}")
         time.sleep(PAUSE)
@@ -244,11 +255,14 @@ def _silence(folder: Path, beat: int) -> float:
         return (now.stat().st_mtime_ns - beat) / 1e9
 
 
-def _beat(folder: Path, owner: Owner, stopped: threading.Event) -> None:
-    """Give signs of life, and end the process if the folder is lost."""
+def _beat(folder: Path, owner: Owner, stopped: threading.Event, vital: bool) -> None:
+    """Give signs of life; once the folder is lost, end the process, or, if it is not vital, give none."""
     while not stopped.wait(BEAT):
         with suppress(OSError):  # a server that does not answer: the next beat tells
-            end_if_lost(folder, owner)
+            if vital:
+                end_if_lost(folder, owner)
+            elif read_owner(folder) != owner:
+                return
             os.utime(folder / ".owner")
 
 

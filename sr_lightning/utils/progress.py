@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -11,6 +12,7 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+tqdm.set_lock(threading.RLock())  # its own is shared by forked processes, and not released by one that is killed
 QUIET = 30  # seconds without a line, after which one is logged if there is no bar
 
 

@@ -1,29 +1,27 @@
 """The image store: its content, its name, and builders that race, are killed or run out of space."""
 
-import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
-import time
 
 import numpy as np
 import pytest
 import torch
 
+from sr_lightning.data import file_digests, store_build
 from sr_lightning.data import store as store_module
 from sr_lightning.data.datamodule import SRDataModule, TrainBatches
 from sr_lightning.data.patches import PatchSampler
 from sr_lightning.data.sources import Pair, benchmark_set
 from sr_lightning.data.store import ImageStore, verify
+from sr_lightning.data.store_index import checksum
 from sr_lightning.degradations import Bicubic
 from sr_lightning.errors import InputError
 from sr_lightning.evaluation.scoring import load_sample
 from sr_lightning.images.files import read_image, write_image
 from sr_lightning.metrics import Protocol
-from tests.helpers import Command
 
 
 class FirstPixel:
@@ -213,8 +211,8 @@ def test_degradation_of_the_wrong_size_is_an_error(tmp_path):
 def test_too_little_space_is_an_error_before_decoding(tmp_path, monkeypatch):
     pairs, _ = images(tmp_path / "hr", (8, 8))
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda folder: usage._replace(free=239))
-    monkeypatch.setattr(store_module, "_load", None)
+    monkeypatch.setattr(store_build.shutil, "disk_usage", lambda folder: usage._replace(free=239))
+    monkeypatch.setattr(store_build, "load_pair", None)
     with pytest.raises(InputError, match="240 bytes needed, 239 free"):
         ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     assert stores(tmp_path / "cache") == []
@@ -225,7 +223,7 @@ def test_store_is_built_once_for_the_same_files_in_any_folder(tmp_path, monkeypa
     ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     shutil.copytree(tmp_path / "hr", tmp_path / "other")
     os.rename(tmp_path / "other" / "000.png", tmp_path / "other" / "renamed.png")
-    monkeypatch.setattr(store_module, "_build", None)
+    monkeypatch.setattr(store_module, "build", None)
     files = (tmp_path / "other" / "renamed.png", tmp_path / "other" / "001.png")
     store = ImageStore.open([Pair(file.stem, file) for file in files], 2, FirstPixel(), tmp_path / "cache")
     assert store.names == ("renamed", "001")
@@ -266,8 +264,8 @@ def test_files_are_hashed_once_and_again_after_a_change(tmp_path, monkeypatch):
     pairs, planes = images(tmp_path / "hr", (8, 8), (8, 8))
     age(tmp_path / "hr")
     read = []
-    digest = store_module._digest
-    monkeypatch.setattr(store_module, "_digest", lambda file: (read.append(file.name), digest(file))[1])
+    digest = file_digests._digest
+    monkeypatch.setattr(file_digests, "_digest", lambda file: (read.append(file.name), digest(file))[1])
 
     def opened():
         read.clear()
@@ -286,285 +284,21 @@ def test_files_are_hashed_once_and_again_after_a_change(tmp_path, monkeypatch):
     assert opened() == ["000.png", "001.png"]
 
 
-def open_at_once(barrier, results, folder, cache):
-    """Open the store in this process; report how many images it decoded and the sum of all pixels."""
-    torch.set_num_threads(1)
-    decoded = []
-    load = store_module._load
-    store_module._load = lambda *args: (decoded.append(1), load(*args))[1]
-    pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
-    barrier.wait()
-    store = ImageStore.open(pairs, 2, FirstPixel(), cache)
-    results.put((len(decoded), int(store.pixels.astype(np.int64).sum())))
-
-
-def test_one_of_several_processes_builds_the_store(tmp_path):
-    _, planes = images(tmp_path / "hr", *[(200, 200)] * 12)
-    total = sum(int(p.astype(np.int64).sum() + p[:, ::2, ::2].astype(np.int64).sum()) for p in planes)
-    context = multiprocessing.get_context("fork")  # they have torch imported
-    barrier, results = context.Barrier(3), context.Queue()
-    args = (barrier, results, tmp_path / "hr", tmp_path / "cache")
-    processes = [context.Process(target=open_at_once, args=args) for _ in range(3)]
-    for process in processes:
-        process.start()
-    seen = [results.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join()
-    assert sorted(seen) == [(0, total), (0, total), (12, total)]
-    assert len(stores(tmp_path / "cache")) == 1
-
-
-class Meeting(FirstPixel):
-    """Degradation that waits, at the image that begins with 13, for the other processes."""
-
-    def __init__(self, barrier):
-        super().__init__()
-        self.barrier = barrier
-
-    def __call__(self, hr, scale):
-        if hr[0, 0, 0] == 13:
-            self.barrier.wait()
-        return super().__call__(hr, scale)
-
-
-def build_on_host(host, barrier, results, folder, cache):
-    """Open the store in this process as on another machine, whose locks this one does not see."""
-    torch.set_num_threads(1)
-    store_module.one_at_a_time = lambda *_: contextlib.nullcontext()
-    store_module.socket.gethostname = lambda: host
-    pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
-    store = ImageStore.open(pairs, 2, Meeting(barrier), cache)
-    results.put(hashlib.sha256(store.pixels).hexdigest())
-
-
-def test_machines_that_locks_do_not_reach_build_one_whole_store(tmp_path, slow_images, monkeypatch):
-    pairs, _ = slow_images
-    cache, context = tmp_path / "cache", multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(3), context.Queue()
-    for host in ("one.cluster", "two.cluster", "three.cluster"):
-        context.Process(
-            target=build_on_host, args=(host, barrier, results, tmp_path / "hr", cache), daemon=True
-        ).start()
-    expected = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "other")
-    digest = hashlib.sha256(expected.pixels).hexdigest()
-    assert [results.get(timeout=120) for _ in range(3)] == [digest] * 3
-    loaded = counted_loads(monkeypatch)
-    store = ImageStore.open(pairs, 2, FirstPixel(), cache)
-    assert not loaded and verify(pairs, 2, FirstPixel(), cache)
-    assert files_of(store) == files_of(expected) and stores(cache) == [store.file.parent.name]
-
-
-def test_unfinished_store_of_another_machine_is_kept_for_an_hour_if_space_is_short(tmp_path, slow_images, monkeypatch):
-    pairs, _ = slow_images
-    with monkeypatch.context() as patch:
-        patch.setattr(store_module.socket, "gethostname", lambda: "other")
-        unfinished = stop_builder(pairs, tmp_path)
-    free = shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda path: free)
-    for age, is_kept in ((60, True), (7200, False)):
-        for path in (unfinished, unfinished / "pixels"):
-            os.utime(path, (time.time() - age,) * 2)
-        with pytest.raises(InputError, match="bytes needed, 0 free"):
-            ImageStore.open(pairs[:2], 2, Quick(), tmp_path)
-        assert unfinished.exists() == is_kept
-
-
-BUILDER = """
-import sys
-import time
-from pathlib import Path
-from sr_lightning.data.sources import Pair
-from sr_lightning.data.store import ImageStore
-
-class Slow:
-    key = "slow"
-    def __call__(self, hr, scale):
-        if hr[0, 0, 0] == 13:
-            print("building", flush=True)
-            time.sleep(600)
-        return hr[:, ::scale, ::scale]
-
-folder, cache = map(Path, sys.argv[1:])
-pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
-ImageStore.open(pairs, 2, Slow(), cache)
-"""
-
-
-class Quick(FirstPixel):
-    """The key of the builder's degradation without its delay."""
-
-    def __init__(self):
-        self.key = "slow"
-
-
-def start_builder(folder, cache):
-    """Start a process and wait until it has written all but the last image."""
-    process = run_builder(folder, cache)
-    process.wait_for_output("building\n")
-    (pixels,) = cache.glob("*.partial/pixels")
-    return process, pixels
-
-
-def run_builder(folder, cache, before=""):
-    script = folder.parent / "builder.py"
-    script.write_text(before + BUILDER)
-    return Command(script, folder, cache)
-
-
-@pytest.fixture
-def slow_images(tmp_path):
-    pairs, planes = images(tmp_path / "hr", *[(8, 8)] * 4)
-    for i, image in enumerate(planes):
-        image[0, 0, 0] = 13 if i == 3 else 0
-        write_image(pairs[i].hr, image)
-    return pairs, planes
-
-
-def kill_builder(folder, cache):
-    """Kill a builder before its last image; return the folder of its unfinished store."""
-    process, pixels = start_builder(folder, cache)
-    process.kill()
-    process.wait()
-    return pixels.parent
-
-
-def stop_builder(pairs, cache):
-    """Interrupt a builder in this process before its last image; return the folder of its unfinished store."""
-    load = store_module._load
-
-    def stopping(pair, *rest):
-        if pair is pairs[-1]:
-            raise KeyboardInterrupt
-        return load(pair, *rest)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store_module, "_load", stopping)
-        ImageStore.open(pairs, 2, Quick(), cache)
-    (unfinished,) = cache.glob("*.partial")
-    return unfinished
-
-
-def counted_loads(monkeypatch):
-    """Return the list to which the name of each decoded image is added."""
-    loaded, load = [], store_module._load
-    monkeypatch.setattr(store_module, "_load", lambda pair, *rest: (loaded.append(pair.name), load(pair, *rest))[1])
-    return loaded
-
-
-def test_store_of_a_killed_builder_is_continued_to_the_same_bits(tmp_path, slow_images, monkeypatch):
-    pairs, _ = slow_images
-    cache = tmp_path / "cache"
-    kill_builder(tmp_path / "hr", cache)
-    ImageStore.open(pairs[:1], 2, Quick(), cache)  # the builder of another set leaves it alone
-    loaded = counted_loads(monkeypatch)
-    store = ImageStore.open(pairs, 2, Quick(), cache)
-    assert loaded == ["003"]
-    undisturbed = ImageStore.open(pairs, 2, Quick(), tmp_path / "other")
-    assert store.file.parent.name == undisturbed.file.parent.name
-    assert files_of(store) == files_of(undisturbed) and len(stores(cache)) == 2
-
-
-def files_of(store):
-    return {path.name: path.read_bytes() for path in store.file.parent.iterdir()}
-
-
-def flipped(file, index):
-    content = bytearray(file.read_bytes())
-    content[index] ^= 1
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("damage", "expected"),
-    [
-        (lambda folder: flipped(folder / "pixels", 250), ["001", "002", "003"]),  # in the second image of 240 bytes
-        (lambda folder: (folder / "pixels").write_bytes(bytes(100)), ["000", "001", "002", "003"]),
-        (lambda folder: (folder / "digests").unlink(), ["000", "001", "002", "003"]),  # as of an earlier version
-        (lambda folder: (folder / "digests").write_bytes(b"\xff"), ["000", "001", "002", "003"]),
-        (lambda folder: flipped(folder / "digests", 2 * 65), ["002", "003"]),
-        (lambda folder: (folder / "digests").open("a").write("f" * 20), ["003"]),  # killed within a line
-        (lambda folder: (folder / "pixels").open("ab").write(b"1" * 90), ["003"]),  # killed within an image
-        (lambda folder: (shutil.rmtree(folder), folder.touch()), ["000", "001", "002", "003"]),
-    ],
-)
-def test_whole_images_of_a_damaged_unfinished_store_are_kept(tmp_path, slow_images, monkeypatch, damage, expected):
-    pairs, planes = slow_images
-    damage(stop_builder(pairs, tmp_path / "cache"))
-    loaded = counted_loads(monkeypatch)
-    arguments = (pairs, 2, Quick(), tmp_path / "cache")
-    store = ImageStore.open(*arguments)
-    assert sorted(loaded) == expected
-    for i, image in enumerate(planes):
-        np.testing.assert_array_equal(store.hr(i), image)
-    assert verify(*arguments)
-
-
-def test_a_bad_image_in_a_continued_store_leaves_nothing(tmp_path, slow_images, monkeypatch):
-    pairs, _ = slow_images
-    unfinished = stop_builder(pairs, tmp_path / "cache")
-    load = store_module._load
-
-    def failing(*arguments):
-        raise InputError("cannot be decoded")
-
-    monkeypatch.setattr(store_module, "_load", failing)
-    with pytest.raises(InputError, match="cannot be decoded"):
-        ImageStore.open(pairs, 2, Quick(), tmp_path / "cache")
-    assert not unfinished.exists()
-    monkeypatch.setattr(store_module, "_load", load)
-    assert len(ImageStore.open(pairs, 2, Quick(), tmp_path / "cache")) == 4
-
-
-def test_unfinished_stores_are_removed_after_a_week_or_if_space_is_short(tmp_path, slow_images, monkeypatch):
-    pairs, _ = slow_images
-    cache = tmp_path / "cache"
-    unfinished = stop_builder(pairs, cache)
-    week = store_module.UNFINISHED_DAYS * 86400
-    for path in (unfinished / "pixels", unfinished):
-        os.utime(path, (path.stat().st_mtime - week - 9,) * 2)
-    ImageStore.open(pairs[:1], 2, Quick(), cache)
-    assert not unfinished.exists()
-    unfinished = stop_builder(pairs, cache)
-    usage = shutil.disk_usage(tmp_path)
-    free = lambda folder: usage._replace(free=100 if unfinished.exists() else 1000)  # noqa: E731
-    monkeypatch.setattr(store_module.shutil, "disk_usage", free)
-    ImageStore.open(pairs[:2], 2, Quick(), cache)
-    assert not unfinished.exists()
-
-
 def test_digests_are_saved_while_files_are_hashed(tmp_path, monkeypatch):
     pairs, _ = images(tmp_path / "hr", *[(8, 8)] * 5)
     age(tmp_path / "hr")
-    monkeypatch.setattr(store_module, "SAVED_TOGETHER", 2)
-    digest = store_module._digest
+    monkeypatch.setattr(file_digests, "SAVED_TOGETHER", 2)
+    digest = file_digests._digest
 
     def stopping(file):
         if file.name == "004.png":
             raise KeyboardInterrupt
         return digest(file)
 
-    monkeypatch.setattr(store_module, "_digest", stopping)
+    monkeypatch.setattr(file_digests, "_digest", stopping)
     with pytest.raises(KeyboardInterrupt):
         ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")
     assert len(json.loads((tmp_path / "cache" / "digests.json").read_text())) == 4
-
-
-def test_running_builder_is_waited_for(tmp_path, slow_images):
-    pairs, _ = slow_images
-    cache = tmp_path / "cache"
-    process, pixels = start_builder(tmp_path / "hr", cache)
-    try:
-        ImageStore.open(pairs[:1], 2, Quick(), cache)
-        assert pixels.exists()
-        waiting = run_builder(tmp_path / "hr", cache, "import logging; logging.basicConfig(level='INFO')\n")
-        try:
-            waiting.wait_for_output("another process is making the decoded images")
-        finally:
-            waiting.kill()
-            waiting.wait()
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_truncated_store_is_rebuilt(tmp_path, caplog):
@@ -682,6 +416,20 @@ def test_wrong_pixels_are_found_by_verify_and_decoded_again(tmp_path, caplog):
     assert verify(*arguments)
 
 
+def test_store_of_an_earlier_version_with_one_checksum_of_all_pixels_is_verified_by_it(tmp_path):
+    pairs, _ = images(tmp_path / "hr", (8, 8), (8, 8))
+    arguments = (pairs, 2, FirstPixel(), tmp_path / "cache")
+    folder = ImageStore.open(*arguments).file.parent
+    index = json.loads((folder / "index.json").read_text())
+    index["sha256"] = hashlib.sha256((folder / "pixels").read_bytes()).hexdigest()
+    index["checksum"] = checksum(folder.name, index)
+    (folder / "index.json").write_text(json.dumps(index))
+    assert verify(*arguments) and len(ImageStore.open(*arguments)) == 2
+    content = (folder / "pixels").read_bytes()
+    (folder / "pixels").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not verify(*arguments)
+
+
 def test_store_of_an_earlier_version_is_used_until_verified(tmp_path, caplog, monkeypatch):
     pairs, planes = images(tmp_path / "hr", (8, 8))
     arguments = (pairs, 2, FirstPixel(), tmp_path / "cache")
@@ -689,7 +437,7 @@ def test_store_of_an_earlier_version_is_used_until_verified(tmp_path, caplog, mo
     (index,) = (tmp_path / "cache").glob("*/index.json")
     index.write_text('{"scale": 2, "bytes": 240, "hr_sizes": [[8, 8]]}')
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_build", None)
+        patch.setattr(store_module, "build", None)
         np.testing.assert_array_equal(ImageStore.open(*arguments).hr(0), planes[0])
     assert "WARNING" not in caplog.text
     assert not verify(*arguments)

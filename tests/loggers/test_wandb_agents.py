@@ -1,7 +1,9 @@
 """Runs that sweep agents of Weights & Biases start."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,12 +16,17 @@ from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb.wandb_agent import Agent, run_agent
 
+from sr_lightning.checkpoints.checkpoint import read_checkpoint, steps_done
+from sr_lightning.loggers.base import closing
 from sr_lightning.loggers.wandb import WandbRun
 from sr_lightning.runs.wandb_record import AGENT
 from sr_lightning.sweeps.agents import agent_devices, place_run
 from sr_lightning.sweeps.run import cell_environment
-from tests.helpers import ROOT, Command
+from sr_lightning.utils.signals import Interrupted
+from tests.helpers import ROOT, Command, differences, metrics_of, run
 from tests.loggers.wandb_server import WANDB
+from tests.sweeps.test_ray import descendants
+from tests.sweeps.test_sweeps import wait_for
 
 SWEEP = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
 SETTINGS = {"model.optimizer.lr": 0.001, "data.batch_size": 4}
@@ -92,6 +99,20 @@ def test_id_of_the_agent_is_that_of_the_run(agent, tmp_path):
     assert len(list(tmp_path.glob("run/wandb/offline-run-*/run-wxyz5678.wandb"))) == 2
 
 
+@pytest.mark.parametrize(("error", "exit_code"), [(None, 0), (RuntimeError(), 0), (Interrupted(signal.SIGTERM), 1)])
+def test_agents_run_is_given_out_again_if_it_was_stopped_but_not_if_it_failed(
+    agent, wandb_server, tmp_path, error, exit_code
+):
+    run = WandbRun(tmp_path / "run", project="sr_lightning", offline=False)
+    with contextlib.suppress(RuntimeError, Interrupted), closing([run]):
+        run.log_metrics({"loss": 0.5}, 1)
+        if error is not None:
+            raise error
+    uploaded = wandb_server.runs["wxyz5678"]
+    assert (uploaded.preempting, uploaded.exit_code) == (True, exit_code)
+    assert json.loads(uploaded.summary).get("status") == ("failed" if isinstance(error, RuntimeError) else None)
+
+
 def test_cells_of_a_sweep_that_an_agent_starts_are_runs_of_their_own(agent):
     assert not {name for name in cell_environment() if name in AGENT}
     assert cell_environment()["WANDB_PROJECT"] == "search"
@@ -107,10 +128,12 @@ def test_command_of_an_agent_resumes_its_run_offline(agent, command, tmp_path):
     failed = Command(*words, cwd=tmp_path, environment={"SR_FAIL": "0:17"}).wait()
     resumed = Command(*words, cwd=tmp_path).wait()
     assert (failed.returncode, resumed.returncode) == (1, 0), resumed.stdout + resumed.stderr
+    again = Command(*words, cwd=tmp_path).wait()  # killed before W&B had all, it would be given out again
+    assert again.returncode == 0 and "nothing is left to train" not in again.stdout
     (run_dir,) = tmp_path.glob("multirun/abcd1234/*")
     assert run_dir.name == "wxyz5678" and json.loads((run_dir / "result.json").read_text())["steps"] == 30
     parts = sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(parts) == 2
+    assert len(parts) == 3
     for part in parts:
         done = subprocess.run([WANDB, "leet", "inspect", "--json", part], capture_output=True, check=True)
         record = next(record["run"] for record in map(json.loads, done.stdout.splitlines()) if "run" in record)
@@ -137,3 +160,85 @@ def test_agent_trains_the_runs_of_a_sweep(wandb_server, command, tmp_path, monke
     assert uploaded.config["model"]["value"]["optimizer"]["lr"] == 0.001
     result = json.loads((tmp_path / "multirun" / "abcd1234" / "wxyz5678" / "result.json").read_text())
     assert [row["psnr"] for row in uploaded.history.values() if "psnr" in row] == [result["psnr"]]
+
+
+AGENT_OF_A_MACHINE = """
+import socket, sys
+socket.gethostname = lambda: sys.argv[1]
+from wandb.wandb_agent import Agent, run_agent
+Agent.POLL_INTERVAL = 0.2
+run_agent("me/sr_lightning/abcd1234")
+"""
+
+
+@pytest.fixture
+def machine(private_wandb, monkeypatch):
+    """Start the agent of a machine, with home and temporary folder of its own, in a folder."""
+    agents = []
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def start(name: str, folder: Path, home: Path) -> subprocess.Popen:
+        home.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"HOME": str(home), "TMPDIR": str(home), "PATH": path, "PYTHONPATH": str(ROOT)}
+        words = [sys.executable, "-c", AGENT_OF_A_MACHINE, name]
+        with (home / "output").open("a") as output:
+            agents.append(subprocess.Popen(words, cwd=folder, env=environment, stdout=output, stderr=output))
+        return agents[-1]
+
+    yield start
+    for process in agents:
+        kill_machine(process)
+
+
+def kill_machine(process: subprocess.Popen) -> None:
+    """Kill an agent with all that it has started, as if its machine had lost power."""
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("shared", [True, False], ids=["a shared folder", "folders of their own"])
+def test_run_of_a_killed_machine_is_done_by_the_next_agent_and_counted_once(
+    wandb_server, machine, command, tmp_path, shared
+):
+    *words, args = SWEEP["command"]
+    settings = [*command[1:], "scale=x2", "max_steps=150", "val_every=50", "save_every=5", "log_every=5"]
+    wandb_server.sweep = yaml.safe_dump(SWEEP | {"command": [*words, *settings, args]})
+    trials = {name: SETTINGS | {"seed": seed} for seed, name in enumerate(("run0", "run1", "run2"))}
+    wandb_server.trials = {
+        name: {"program": str(ROOT / "train.py"), "args": {key: {"value": value} for key, value in trial.items()}}
+        for name, trial in trials.items()
+    }
+    folders = [tmp_path / ("shared" if shared else name) for name in ("one", "two")]
+    homes = [tmp_path / "home" / name for name in ("one", "two")]
+    one = machine("one", folders[0], homes[0])
+    last = wait_for(lambda: list(folders[0].glob("multirun/abcd1234/run0/checkpoints/last.ckpt")), 120)[0]
+    two = machine("two", folders[1], homes[1])
+    wait_for(lambda: ("two", "run1") in wandb_server.given)
+    kill_machine(one)
+    assert 0 < steps_done(read_checkpoint(last)) < 150
+    wandb_server.runs["run0"].silent = True
+    wait_for(lambda: ("two", "run0") in wandb_server.given, 120)
+    again = machine("one", folders[0], homes[0])
+    assert (two.wait(240), again.wait(240)) == (0, 0)
+
+    assert sorted(wandb_server.given) == [("one", "run0"), ("one", "run2"), ("two", "run0"), ("two", "run1")]
+    assert wandb_server.runs.keys() == trials.keys()
+    for name, uploaded in wandb_server.runs.items():
+        folder = folders[0 if name == "run2" else 1] / "multirun" / "abcd1234" / name
+        result = json.loads((folder / "result.json").read_text())
+        assert (result["status"], result["steps"], uploaded.exit_code) == ("finished", 150, 0)
+        assert [row["psnr"] for row in uploaded.history.values() if "psnr" in row] == [result["psnr"]]
+    undisturbed, killed = tmp_path / "undisturbed", folders[1] / "multirun" / "abcd1234" / "run0"
+    others = [word for word in SWEEP["command"] if word.startswith(("model=", "data=", "scale="))]
+    trial = [f"{key}={value}" for key, value in trials["run0"].items()]
+    run("train.py", *others, *settings, *trial, f"hydra.run.dir={undisturbed}")
+    assert len(json.loads((killed / "provenance.json").read_text())) == (2 if shared else 1)
+    assert metrics_of(undisturbed) == metrics_of(killed)
+    weights = [read_checkpoint(path / "checkpoints" / "best.ckpt")["state_dict"] for path in (undisturbed, killed)]
+    assert not list(differences(*weights, "weights"))

@@ -26,6 +26,8 @@ class Uploaded:
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
     summary: str = "{}"
     exit_code: int | None = None
+    preempting: bool = False
+    silent: bool = False  # set by tests: its process was killed, and W&B has noticed
 
 
 @dataclass
@@ -85,9 +87,11 @@ class WandbServer:
         self.received: list[str] = []  # paths of uploads
         self.sweep = ""  # config of a sweep, YAML
         self.commands: list[list[dict[str, Any]]] = []  # for each heartbeat of an agent
+        self.trials: dict[str, dict[str, Any]] = {}  # runs of a sweep that no agent has yet, with their command
+        self.given: list[tuple[str, str]] = []  # host of an agent, and the run that it was given
         self.status: int | None = None
         self.silent = False
-        self._closing = threading.Event()
+        self._closing, self._lock = threading.Event(), threading.Lock()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -136,8 +140,8 @@ class WandbServer:
         answers = {
             "Viewer": lambda: {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": None}},
             "SweepWithRuns": lambda: {"project": {"sweep": {"config": self.sweep, "runs": {"edges": []}}}},
-            "CreateAgent": lambda: {"createAgent": {"agent": {"id": "1"}}},
-            "Heartbeat": lambda: {"agentHeartbeat": self.heartbeat()},
+            "CreateAgent": lambda: {"createAgent": {"agent": {"id": variables["host"]}}},
+            "Heartbeat": lambda: {"agentHeartbeat": self.heartbeat(variables["id"], json.loads(variables["runState"]))},
             "GetDefaultEntity": lambda: {"viewer": {"id": "1", "entity": "me"}},
             "Run": lambda: {"project": self.public_run(variables["name"])},
             "RunResumeStatus": lambda: {"model": self.project | {"bucket": self.known(variables["name"])}},
@@ -158,9 +162,30 @@ class WandbServer:
 
     project = {"id": "p", "internalId": "p", "name": "sr_lightning", "entity": {"id": "e", "name": "me"}}  # noqa: RUF012
 
-    def heartbeat(self):
+    def heartbeat(self, agent, running):
         commands = self.commands.pop(0) if self.commands else []
-        return {"agent": {"id": "1"}, "commands": json.dumps(commands)}
+        if self.trials and not running:
+            commands = self.next_run(agent)
+        return {"agent": {"id": agent}, "commands": json.dumps(commands)}
+
+    def next_run(self, agent):
+        """Return the next run of a sweep: one that was marked as preempting and has not ended by itself, or a new one.
+
+        With W&B's server a run has ended if its exit code is 0, or five minutes after its last sign of life.
+        """
+        with self._lock:
+            for run_id, trial in self.trials.items():
+                run = self.runs.get(run_id)
+                if run is not None and run.preempting and (run.silent or run.exit_code not in (None, 0)):
+                    run.preempting, run.silent, run.exit_code = False, False, None
+                    self.given.append((agent, run_id))
+                    return [trial | {"type": "resume", "run_id": run_id}]
+            new = next((run_id for run_id in self.trials if run_id not in dict(map(reversed, self.given))), None)
+            if new is not None:
+                self.given.append((agent, new))
+                return [self.trials[new] | {"type": "run", "run_id": new}]
+        ended = all(run_id in self.runs and self.runs[run_id].exit_code == 0 for run_id in self.trials)
+        return [{"type": "exit"}] if ended else []
 
     def known(self, run_id):
         """Return the state of a run for a client that resumes it; None if unknown."""
@@ -259,6 +284,7 @@ class WandbServer:
             run.history |= {part["offset"] + i: json.loads(line) for i, line in enumerate(part["content"])}
         if part := files.get("wandb-summary.json"):
             run.summary = part["content"][-1]
+        run.preempting |= message.get("preempting", False)
         if message.get("complete"):
             run.exit_code = message["exitcode"]
         return {}

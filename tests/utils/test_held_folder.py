@@ -30,14 +30,14 @@ class NoLock:
     def acquire(self, timeout): raise OSError(37, "No locks available")
     def release(self): pass
 
-name, folder, beat, stale, clock = sys.argv[1], Path(sys.argv[2]), *map(float, sys.argv[3:])
+name, folder, beat, stale, clock, vital = sys.argv[1], Path(sys.argv[2]), *map(float, sys.argv[3:])
 held_folder.this_kernel = held_folder.socket.gethostname = lambda: name
 held_folder.FileLock = NoLock
 held_folder.BEAT, held_folder.STALE, held_folder.PAUSE = beat, stale, 0.05
 now = time.time
 time.time = lambda: now() + clock
 try:
-    with held_folder.held(folder, patience=0):
+    with held_folder.held(folder, patience=0, vital=bool(vital)):
         print("holds", flush=True)
         for line in sys.stdin:
             write_text(folder / "result", line)
@@ -52,8 +52,8 @@ def machine(tmp_path):
     """Start a process of a machine by its name."""
     processes = []
 
-    def start(name: str, *, beat: float = 0.1, stale: float = 60, clock: float = 0) -> subprocess.Popen:
-        words = [sys.executable, "-c", MACHINE, name, tmp_path, beat, stale, clock]
+    def start(name: str, *, beat: float = 0.1, stale: float = 60, clock: float = 0, vital: int = 1) -> subprocess.Popen:
+        words = [sys.executable, "-c", MACHINE, name, tmp_path, beat, stale, clock, vital]
         pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
         processes.append(
             subprocess.Popen(map(str, words), env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
@@ -133,6 +133,25 @@ def test_suspended_process_that_wakes_after_its_folder_was_taken_ends_without_a_
     assert sorted(path.name for path in tmp_path.iterdir()) == [".owner", "result"]
 
 
+def test_process_that_loses_a_folder_that_is_not_vital_goes_on_and_leaves_it_to_its_new_owner(machine, tmp_path):
+    one = machine("one", vital=0)
+    assert one.stdout.readline() == "holds\n"
+    one.send_signal(signal.SIGSTOP)
+    two = machine("two", stale=0.5)
+    assert two.stdout.readline() == "holds\n"
+    one.send_signal(signal.SIGCONT)
+    write(one, "by one")
+    assert one.stdout.readline() == "wrote\n"
+    two.kill()
+    two.wait()
+    beat = (tmp_path / ".owner").stat().st_mtime_ns
+    time.sleep(0.3)  # its next heartbeats
+    one.stdin.close()
+    assert one.wait(10) == 0
+    assert (tmp_path / ".owner").stat().st_mtime_ns == beat
+    assert read_owner(tmp_path).who.startswith(f"process {two.pid} on two")
+
+
 def test_owner_that_cannot_be_written_is_one_line_and_leaves_no_file(tmp_path, monkeypatch):
     class Unwritable:
         @property
@@ -187,6 +206,16 @@ def test_process_that_this_machine_locks_for_is_judged_by_the_lock(tmp_path, con
         with pytest.raises(FolderInUseError, match=f"is in use by process {os.getpid()} on "), held(tmp_path, 0):
             pass
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_folder_of_a_process_that_was_killed_before_it_had_written_its_name_is_free_a_heartbeat_later(tmp_path):
+    owner = tmp_path / ".owner"
+    owner.touch()
+    assert holder(tmp_path) == "another process"
+    os.utime(owner, (time.time() - held_folder.BEAT - 1,) * 2)
+    assert holder(tmp_path) is None
+    with held(tmp_path, patience=0):
+        assert read_owner(tmp_path).who.startswith(f"process {os.getpid()} on ")
 
 
 def test_holder_on_another_machine_is_known_by_its_heartbeat(tmp_path):

@@ -1,6 +1,11 @@
 """Long loops are never silent for long."""
 
+import multiprocessing
+import os
+import signal
 import sys
+
+from tqdm import tqdm
 
 from sr_lightning.utils import progress
 from sr_lightning.utils.progress import tracked
@@ -20,3 +25,15 @@ def test_a_terminal_gets_a_bar_and_no_lines(caplog, monkeypatch, capsys):
     assert list(tracked(iter("ab"), 2, "decoding images")) == ["a", "b"]
     assert "decoding images" in capsys.readouterr().err
     assert not caplog.messages
+
+
+def test_process_that_is_killed_while_it_draws_a_bar_does_not_block_others():
+    def die():
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=die)
+    process.start()
+    process.join()
+    assert tqdm.get_lock().acquire(True, 1)
+    tqdm.get_lock().release()
