@@ -3,15 +3,17 @@
 import copy
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from skimage.data import astronaut
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from sr_lightning.data import bundled_photos
 from sr_lightning.inference import to_channels
 from sr_lightning.modules.sr import center_crop
 from sr_lightning.networks import Bicubic
@@ -187,7 +189,8 @@ def test_it_overfits_four_patches(name):
     network = small(name, 2).train()
     if not any(True for _ in network.parameters()):
         pytest.skip("nothing to train")
-    photo = torch.from_numpy(astronaut()).permute(2, 0, 1) / 255
+    (astronaut,) = bundled_photos("astronaut")
+    photo = torch.from_numpy(np.array(Image.open(astronaut.hr))).permute(2, 0, 1) / 255
     places = [(80, 200), (100, 240), (300, 100), (400, 300)]
     hr = torch.stack([photo[:, top : top + 16, left : left + 16] for top, left in places])
     lr = F.interpolate(hr, scale_factor=0.5, mode="bicubic", antialias=True)
