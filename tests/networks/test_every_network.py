@@ -76,12 +76,12 @@ def config(choice: str, scale: int) -> DictConfig:
     return cfg.model
 
 
-def small(name: str, scale: int) -> nn.Module:
+def small(name: str, scale: int, **sizes: int) -> nn.Module:
     """Build a small network of a config (see SMALL) in evaluation mode, with perturbed weights."""
-    description = copy.deepcopy(config(name, scale).network)
-    for key in SMALL.keys() & description.keys():
+    description, sizes = copy.deepcopy(config(name, scale).network), SMALL | sizes
+    for key in sizes.keys() & description.keys():
         if isinstance(description[key], int):
-            description[key] = SMALL[key]
+            description[key] = sizes[key]
     torch.manual_seed(0)
     network = instantiate(description).eval()
     for parameter in network.parameters():  # some are initialised with zeros, which would hide other layers
