@@ -34,7 +34,7 @@ from sr_lightning.export.converted import Converted
 from sr_lightning.inference import super_resolve
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN, SAFMN, SPAN, SRCNN, Compact, RRDBNet, SwinIR
 from tests.helpers import CONF, ROOT, slow_except
-from tests.networks.test_every_network import FORMS, NAMES, small
+from tests.networks.test_every_network import CHOICES, FORMS, NAMES, small
 from tests.networks.test_published_networks import SMALL as PUBLISHED
 from tests.networks.test_published_networks import perturbed
 
@@ -110,7 +110,7 @@ def assert_same_on_any_shape(network, run):
         torch.testing.assert_close(run(pixel), network(pixel), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", slow_except([*CLASSES, *FORMS]))
+@pytest.mark.parametrize("name", slow_except(sorted(set(CHOICES) - OF_SIZES)))
 def test_every_network_is_exported_by_torch_export(name, tmp_path):
     source = trained(name)
     assert_same_on_any_shape(source.network, write_torch_export(source, tmp_path / "a.pt2"))

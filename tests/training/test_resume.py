@@ -78,7 +78,7 @@ def stop_in_step(words: list, run_dir: Path, number: int, signum: int = signal.S
         (ADVERSARIAL, (signal.SIGKILL, signal.SIGTERM), 2),
         (REAL_ESRGAN, (signal.SIGKILL,), 1),
         pytest.param(
-            [*OFTEN, "compile=true"],
+            [*OFTEN, "compile=true", "model.network.num_features=[4]", "model.network.kernel_sizes=[3,3]"],
             (signal.SIGKILL,),
             1,
             marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler"),
