@@ -93,7 +93,7 @@ def prepare_command(about: str, name: str) -> None:
     bound_spinning()
     escape_messages()
     handle_signals()
-    sys.argv[1:] = for_hydra(sys.argv[1:])
+    sys.argv[1:] = name_directory(for_hydra(sys.argv[1:]))
     if name == "train":
         sys.argv[1:] = place_run(sys.argv[1:])
     check_resume(sys.argv[1:])
@@ -177,6 +177,26 @@ def name_run(argument: str) -> str:
     path = Path(unquoted(argument.removeprefix("resume=")))
     is_last = argument.startswith("resume=") and path.parts[-2:] == ("checkpoints", "last.ckpt")
     return f"resume={hydra_value(str(path.parents[1]))}" if is_last else argument
+
+
+def name_directory(arguments: Sequence[str]) -> list[str]:
+    """Replace `run_dir=` by Hydra's key, so that Hydra writes there as well; exit if it names no directory of one run.
+
+    >>> name_directory(["model=edsr", "run_dir=mine"])
+    ['model=edsr', 'hydra.run.dir=mine']
+    """
+    named = []
+    for argument in arguments:
+        key, is_set, value = argument.partition("=")
+        if not is_set or key.lstrip("+") not in ("run_dir", "hydra.run.dir"):
+            named.append(argument)
+            continue
+        if unquoted(value) in ("", "null", "???"):
+            sys.exit(f"error: {argument} names no directory: give one, or leave it out for outputs/NAME/TIME")
+        if key.lstrip("+") == "run_dir" and {"-m", "--multirun"} & set(arguments):
+            sys.exit(f"error: {argument} is the directory of one run: name that of a sweep by hydra.sweep.dir={value}")
+        named.append(f"hydra.run.dir={value}")
+    return named
 
 
 def name_folder(argument: str) -> list[str]:

@@ -26,7 +26,7 @@ class FakeGraph(TorchDispatchMode):
                 storage.copy_(before)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if operation is torch.ops.aten._local_scalar_dense.default:
+        if operation in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
             raise RuntimeError("the host waits for a value, which a graph cannot record")
         kwargs = kwargs or {}
         for tensor in tensors((args, kwargs)):
@@ -43,7 +43,10 @@ class FakeGraph(TorchDispatchMode):
         with torch.no_grad(), torch.autocast("cpu", enabled=False):  # recorded below both
             for operation, args, kwargs, new in self.calls:
                 known = set(map(place, tensors((args, kwargs))))
-                again = [tensor for tensor in tensors(operation(*args, **kwargs)) if place(tensor) not in known]
+                result = operation(*args, **kwargs)
+                if operation.namespace == "c10d":
+                    torch.distributed.Work.unbox(result[-1]).wait()
+                again = [tensor for tensor in tensors(result) if place(tensor) not in known]
                 for tensor, value in zip(new, again, strict=True):
                     tensor.copy_(value)
 

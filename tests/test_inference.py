@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,14 +12,21 @@ from sr_lightning.errors import InputError
 from sr_lightning.inference import (
     FastInference,
     SelfEnsemble,
+    forms,
     fuse_for_inference,
-    mse_budget,
     super_resolve,
     to_channels,
 )
+from sr_lightning.inference.forms import mse_budget
 from sr_lightning.networks import EDSR, EDSRBN, ESPCN, FSRCNN, RCAN, VDSR, WDSR, Bicubic, SRResNet
-from sr_lightning.networks.layers import FoldedUpsampler
+from sr_lightning.networks.layers import ChannelNorm, FoldedUpsampler
+from sr_lightning.utils.cuda_graphs import Replays
+from tests.fake_graph import FakeGraph
 from tests.helpers import use_times
+from tests.networks.test_every_network import CHOICES, small
+
+CPU = torch.device("cpu")
+NNPACK = {"float32 by NNPACK": 1.0, "float32 by NNPACK as a graph": 1.0}
 
 
 class Colour(nn.Module):
@@ -190,13 +198,13 @@ class Repeated(nn.Module):
 @pytest.fixture
 def fast_bfloat16(monkeypatch):
     """A processor on which bfloat16 is measured to be twice as fast as float32."""
-    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(forms, "computes_in_bfloat16", lambda device: True)
     use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": 1.0, "bfloat16": 0.5})
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.85, "bfloat16"), (0.95, "float32"), (2.0, "float32")])
 def test_the_fastest_precision_is_chosen_by_measurement(seconds, expected, monkeypatch):
-    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(forms, "computes_in_bfloat16", lambda device: True)
     use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": 1.0, "bfloat16": seconds})
     assert FastInference(ESPCN(scale=3, global_skip=True).eval()).precision == expected
     assert FastInference(ESPCN(scale=3, global_skip=True).eval(), precision="float32").precision == "float32"
@@ -207,8 +215,14 @@ def test_bfloat16_is_chosen_where_supported_and_precise_enough(monkeypatch, fast
     assert FastInference(Repeated(skip=False)).precision == "float32"
     assert FastInference(untrained(ESPCN, global_skip=False)).precision == "float32"
     assert FastInference(ESPCN(scale=3, global_skip=True).eval()).precision == "bfloat16"
-    monkeypatch.setattr(inference, "computes_in_bfloat16", lambda device: False)
+    monkeypatch.setattr(forms, "computes_in_bfloat16", lambda device: False)
     assert FastInference(Repeated(skip=True)).precision == "float32"
+
+
+@pytest.mark.usefixtures("fast_bfloat16")
+def test_a_network_without_weights_has_a_form_too():
+    lr = torch.rand(1, 1, 5, 6)
+    assert torch.equal(FastInference(Bicubic(scale=2))(lr), Bicubic(scale=2)(lr))
 
 
 class Averaged(nn.Module):
@@ -252,7 +266,7 @@ def test_imprecise_sums_put_the_first_layer_in_float32_too():
     nn.init.zeros_(network.tail.bias)
     form = FastInference(network)
     assert form.precision == "bfloat16"
-    assert isinstance(form.form.network.head, inference._InFloat32)
+    assert isinstance(form.form.network.head, forms._InFloat32)
     chosen, rounded = (level_error(network, precision) for precision in ("auto", "bfloat16"))
     assert chosen < 0.1 * rounded
 
@@ -283,11 +297,11 @@ WIDE = {
 @needs_nnpack
 @pytest.mark.parametrize("cls", WIDE)
 def test_nnpack_convolutions_are_equal_on_any_shape(cls, monkeypatch):
-    monkeypatch.setattr(inference, "has_nnpack", lambda: True)
+    monkeypatch.setattr(forms, "has_nnpack", lambda: True)
     use_times(monkeypatch, {"float32": 2.0, "float32 by NNPACK": 1.0})
     network = untrained(cls, **WIDE[cls])
     fast = FastInference(network, precision="float32")
-    assert any(isinstance(m, inference._Nnpack) for m in fast.modules())
+    assert any(isinstance(m, forms._Nnpack) for m in fast.modules())
     for shape in [(1, 1), (7, 2), (21, 34)]:
         lr = torch.rand(2, network.num_channels, *shape)
         with torch.inference_mode():
@@ -299,16 +313,111 @@ def test_nnpack_convolutions_are_equal_on_any_shape(cls, monkeypatch):
 def test_nnpack_is_used_where_it_is_measured_to_be_faster(monkeypatch):
     for capability, expected in [("DEFAULT", False), ("AVX512", False), ("AVX2", True)]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
-        assert inference.has_nnpack() == expected
+        assert forms.has_nnpack() == expected
     for seconds, expected in [(0.8, True), (1.2, False)]:
         use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": seconds})
         form = FastInference(EDSR(scale=2, num_blocks=1), precision="float32")
-        assert any(isinstance(m, inference._Nnpack) for m in form.modules()) == expected
+        assert any(isinstance(m, forms._Nnpack) for m in form.modules()) == expected
     for network, precision in [(ESPCN(scale=2), "bfloat16"), (FSRCNN(scale=2), "float32")]:
         form = FastInference(network, precision=precision)
-        assert not any(isinstance(m, inference._Nnpack) for m in form.modules())
+        assert not any(isinstance(m, forms._Nnpack) for m in form.modules())
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_converted_weights_compute_the_bits_of_autocast_and_can_be_recorded(name):
+    network = fuse_for_inference(small(name, 2)).to(memory_format=torch.channels_last)
+    if next(network.parameters(), None) is None:
+        return
+    lr = torch.rand(1, network.num_channels, 9, 7)
+    converted = forms.converted_form(network, "bfloat16", "bfloat16", lr)
+    assert not converted.autocast and {p.dtype for p in converted.network.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    with torch.inference_mode():
+        exact, sr, expected = network(lr), converted(lr), forms.Form(network, "bfloat16", "bfloat16")(lr)
+    assert sr.dtype == torch.float32
+    replays = Replays(CPU, FakeGraph)
+    assert all(torch.equal(replays(lambda lr: (converted(lr),), lr)[0], sr) for _ in range(3))
+    assert all(replays.graphs.values())
+    if {nn.LayerNorm, nn.GroupNorm, ChannelNorm} & {type(module) for module in network.modules()}:
+        # autocast computes norms in float32, and so do these, but for their input and output
+        assert (sr - exact).square().mean() < 1.5 * (expected - exact).square().mean()
+    else:
+        assert torch.equal(sr, expected)
+
+
+class Mixing(Repeated):
+    """Multiplies features by a table of its own, which autocast would convert."""
+
+    def forward(self, lr):
+        sr = super().forward(lr)
+        return torch.matmul(sr, torch.eye(sr.shape[-1], dtype=self.conv.weight.dtype))
+
+
+def test_a_network_that_needs_autocast_keeps_it():
+    network, lr = Mixing(skip=True), torch.rand(1, 1, 6, 6)
+    form = forms.converted_form(network, "bfloat16", "bfloat16", lr)
+    assert form.autocast and form.network is network
+    assert form(lr).shape == (1, 1, 12, 12)
+
+
+def test_layers_in_float32_are_not_converted():
+    network = Averaged().eval()
+    (form,) = forms.accurate_forms(
+        forms.Form(network, "float32"), CPU, "bfloat16", 1, 2, partial(forms.converted_form, lr=forms.ramp(CPU, 1))
+    )
+    assert (form.name, form.autocast) == ("bfloat16, tail in float32", False)
+    assert [p.dtype for p in form.network.parameters()] == [torch.bfloat16, torch.float32, torch.float32]
+
+
+class Loud(Repeated):
+    """Exceeds the largest number of float16 on contrasts, but not on smooth images."""
+
+    def forward(self, lr):
+        contrast = (lr[..., 1:] - lr[..., :-1]).abs().amax() * 60000
+        return super().forward(lr) + (self.conv(contrast.expand(1, 1, 1, 1)) * 200 * 0).float()
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (Repeated(skip=True), ["float32", "float32 contiguous", "float16"]),
+        (Loud(skip=True), ["float32", "float32 contiguous", "bfloat16"]),
+        (Repeated(skip=False), ["float32", "float32 contiguous", "float16"]),
+    ],
+)
+def test_a_gpu_has_float16_or_else_bfloat16(network, expected, monkeypatch):
+    monkeypatch.setattr(forms, "computes_in_bfloat16", lambda device: True)
+    found = forms.gpu_forms(network.eval(), CPU, "auto", 1, 2)
+    assert [form.name for form in found] == expected
+    assert [form.autocast for form in found] == [False] * 3
+    assert [form.name for form in forms.gpu_forms(network, CPU, "float32", 1, 2)] == expected[:2]
+    assert [form.name for form in forms.gpu_forms(network, CPU, "bfloat16", 1, 2)] == ["bfloat16"]
+
+
+@pytest.mark.parametrize(("seconds", "as_graph"), [(0.5, True), (0.95, False)])
+def test_a_graph_is_used_where_it_is_measured_to_be_faster(seconds, as_graph, monkeypatch):
+    monkeypatch.setattr(inference, "records_graphs", lambda device: True)
+    keys = use_times(monkeypatch, {"float32": 1.0, "float32 as a graph": seconds, **NNPACK})
+    assert FastInference(ESPCN(scale=2), precision="float32").as_graph == as_graph
+    assert keys
+
+
+def test_graphs_are_measured_as_replays(monkeypatch, tmp_path):
+    monkeypatch.setenv("SR_CACHE_DIR", str(tmp_path))
+    recorded = []
+
+    def record(program):
+        recorded.append(program)
+        return FakeGraph(program)
+
+    monkeypatch.setattr(inference, "records_graphs", lambda device: True)
+    monkeypatch.setattr(inference, "Replays", partial(Replays, record=record))
+    FastInference(ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3]), precision="float32")
+    assert len(recorded) == 1
+    FastInference(ESPCN(scale=2, num_features=[4], kernel_sizes=[3, 3]), precision="float32")
+    assert len(recorded) == 1  # the times are kept
 
 
 def test_float16_is_a_candidate_on_gpus_only():
-    assert inference.lower_precisions("cuda")[0] == "float16"
-    assert "float16" not in inference.lower_precisions("cpu")
+    assert forms.lower_precisions("cuda")[0] == "float16"
+    assert "float16" not in forms.lower_precisions("cpu")

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
+from sr_lightning import inference, network_costs
 from sr_lightning.models import main, networks
 from sr_lightning.network_costs import MultiplyAdds, build, count, lr_size, measure, measure_in_subprocess
-from tests.helpers import CONF, ROOT, slow_except
+from sr_lightning.utils.cuda_graphs import Replays
+from tests.fake_graph import FakeGraph
+from tests.helpers import CONF, ROOT, slow_except, use_times
 
 # Multiply-adds for a 1280x720 output in units of 1e9, from the tables of CARN (arXiv 1803.08664, section 4.3), of its
 # followers for EDSR and RCAN, and for SRCNN 9-1-5 its weights times the pixels
@@ -105,6 +109,21 @@ def test_network_is_measured_unless_over_budget():
     features = 64 * (2 * 64) * (2 * 96) * 4 / 2**20  # MiB of one layer's output at high resolution
     assert features < cost.mebibytes < 100 * features
     assert measure(edsr, 64, 96, budget=0) is None
+
+
+def test_a_network_that_is_fastest_as_a_graph_is_measured_as_one(monkeypatch):
+    replays = []
+
+    def record(program):
+        replay = FakeGraph(program)
+        return lambda: replays.append(replay) or replay()
+
+    names = ["float32", "float32 by NNPACK", "float32 by NNPACK as a graph"]
+    use_times(monkeypatch, {"float32 as a graph": 0.5} | dict.fromkeys(names, 1.0))
+    monkeypatch.setattr(inference, "records_graphs", lambda device: True)
+    monkeypatch.setattr(network_costs, "Replays", partial(Replays, record=record))
+    assert measure(networks(2, ["espcn"])["espcn"], 16, 20, budget=600, fastest=True).milliseconds > 0
+    assert len(set(replays)) == 2 and len(replays) == 1 + 4  # a small image, then the one that is measured
 
 
 def test_help_has_an_example_and_imports_no_torch():

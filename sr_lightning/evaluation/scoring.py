@@ -25,6 +25,7 @@ from sr_lightning.metrics.perceptual import FID_MIN_IMAGES
 from sr_lightning.metrics.protocol import Protocol, differs_from_bicubic, report_left_out, score
 from sr_lightning.networks import Bicubic
 from sr_lightning.utils.devices import best_device
+from sr_lightning.utils.exact_float32 import exact_float32
 from sr_lightning.utils.progress import tracked
 
 Row = dict[str, Any]
@@ -168,6 +169,7 @@ class Scorer:
                 "out of measures, or score other sets"
             )
 
+    @exact_float32()
     def score_sets(
         self,
         models: Sequence[ScoredModel],

@@ -93,7 +93,7 @@ class GANModule(SRModule):
         self.stopwatch.enter(FORWARD_AND_BACKWARD)
         optimizer, discriminator_optimizer = self.optimizers()
         if self.record is not None:
-            self.replay(batch, batch_idx)
+            self.replay_both(batch, batch_idx)
             return
         self.keep_buffers()
         # Otherwise Lightning adds the second optimizer's steps to global_step.
@@ -130,24 +130,22 @@ class GANModule(SRModule):
             configured.scheduler.step()
         self.end_of_step(batch_idx)
 
-    def replay(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def replay_both(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Take the steps of both networks as they were recorded at the first batch."""
         generator_optimizer = self.optimizers()[0]
         generator_optimizer._on_before_step()  # as its step does, by which Lightning counts batches
-        recorded = self.replayed(batch)
+        self.replayed(batch)
         generator_optimizer._on_after_step()
-        for optimizer, norms in zip(recorded.optimizers, recorded.norms, strict=True):
-            self.judge_gradients(optimizer, norms.sum())
         self.end_of_both_steps(batch_idx)
 
-    def losses_of(self, batch: dict[str, Tensor]) -> list[Callable[[], Tensor]]:
+    def losses_of(self, batch: dict[str, Tensor], step: Tensor) -> list[Callable[[], Tensor]]:
         images: list[Tensor] = []
 
         def generator() -> Tensor:
             self.discriminator.requires_grad_(False)
             sr, hr, real = self.sr_target_and_real(batch)
             images[:] = sr.detach(), real
-            return self.generator_loss(sr, hr, real, batch["lr"])
+            return self.with_teacher(self.generator_loss(sr, hr, real, batch["lr"]), sr, batch["lr"], step)
 
         def discriminator() -> Tensor:
             self.discriminator.requires_grad_(True)
@@ -160,7 +158,7 @@ class GANModule(SRModule):
         self.clip_and_record(optimizer, norm)
         return norm[None]
 
-    def loss_of(self, batch: dict[str, Tensor], step: int = 0) -> Tensor:
+    def loss_of(self, batch: dict[str, Tensor], step: int | Tensor = 0) -> Tensor:
         """Compute the generator's plus the discriminator's loss: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]."""
         sr, hr, real = self.sr_target_and_real(batch)
         generator_loss = self.with_teacher(self.generator_loss(sr, hr, real, batch["lr"]), sr, batch["lr"], step)

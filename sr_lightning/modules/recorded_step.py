@@ -2,45 +2,36 @@
 
 Launching the hundreds of kernels of a step takes the host longer than a GPU computes them; a graph is launched at once.
 What it computes is fixed when it is recorded, down to the addresses of its tensors. Hence all that the host computes
-for each batch (learning rates, bias corrections, the weight of the average) arrives in small tensors.
+for each batch (learning rates, bias corrections, the weight of the average) arrives in a small tensor. And the host
+does not wait for a step: it is the device that leaves out a batch whose gradients are not finite.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.optim import Muon
+from sr_lightning.utils.cuda_graphs import Recorder, cuda_graph
 
 if TYPE_CHECKING:
     from sr_lightning.modules.sr import SRModule
 
-Program = Callable[[], None]
-Recorder = Callable[[Program], Program]  # records a program, and returns its replay
 
 WARM_UP = 3  # steps before recording, in which libraries choose algorithms and allocate
 FUSED = (Adam, AdamW, SGD)  # the classes themselves; a subclass may have numbers of its own
 
 
-def cuda_graph(program: Program) -> Program:
-    """Record a program without running it, and return its replay."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
-            program()
-    finally:
-        torch.cuda.set_stream(stream)  # which torch leaves changed if recording fails
-    return graph.replay
-
-
 class RecordedStep:
     """The step of a module on a batch: gradients, clipping and update of each optimizer in turn, moving average.
 
-    Building one leaves the module, the optimizers and the random state as they were; each replay is a step.
+    Building one leaves the module, the optimizers and the random state as they were; each replay is a step. Of several
+    processes, each has a part of the batch, and the step takes the mean of their gradients.
 
     Args:
         module: In training mode.
@@ -50,8 +41,9 @@ class RecordedStep:
         record: `cuda_graph`, or what computes the same.
 
     Attributes:
-        terms: Losses and their terms of the latest batch by logged name, 0-dimensional.
-        norms: What `finish` has returned for each optimizer.
+        losses: Losses and their terms of the latest batch by logged name, 0-dimensional; 0 if the batch is skipped.
+        gradients: Norms of the gradients of the latest batch by logged name, in the same form.
+        counted: 0 for a skipped batch, else 1; a tensor () if batches may be skipped.
     """
 
     def __init__(
@@ -62,57 +54,146 @@ class RecordedStep:
         finish: Callable[[Optimizer], Tensor] | None = None,
         record: Recorder = cuda_graph,
     ) -> None:
-        self.module, self.optimizers, self.finish = module, optimizers, finish or module.gradient_norms_of
+        self.module, self.optimizers, self.finish = module, optimizers, finish or module.noted_norms_of
         for optimizer in optimizers:
             optimizer._opt_called = True  # noqa: SLF001  schedules of torch warn if there was no step before theirs
+            optimizer.register_state_dict_pre_hook(lambda _: self.bad_batches())  # its count of steps depends on them
         self.rules = [each if isinstance(each, Muon) else FusedRule(each) for each in optimizers]
         self.plans: list[Any] = [None] * len(optimizers)
         self.images = {name: image.clone() for name, image in batch.items()}
-        self.losses = module.losses_of(self.images)
-        self.terms: dict[str, Tensor] = {}
-        self.norms = [torch.empty(0)] * len(optimizers)
-        self.numbers = [torch.empty(0)] * len(optimizers)
-        self.weight = self._number(0.0)
+        self.done = torch.zeros((), dtype=torch.float64, device=module.device)  # batches before
+        self.losses_of = module.losses_of(self.images, self.done)
+        self.losses: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        self.counted: Tensor | int = 1
+        self._may_skip, skipped = module.max_skipped_batches > 0, module.skipped_batches
+        free = max(0, module.max_skipped_batches - len(skipped)) + 1
+        self.bad = torch.tensor([*skipped, *[0] * free], device=module.device)
+        self.num_bad = torch.tensor([len(skipped)], device=module.device)
+        self.known = len(skipped)  # bad batches that the host has read
         with _kept(module, optimizers), _side_stream(module.device):
             for _ in range(WARM_UP):
-                self._compute(plan=True)
-        self.replay = record(self._compute)
+                self._compute()
+        self.sizes = [len(rule.numbers(plan)) for rule, plan in zip(self.rules, self.plans, strict=True)]
+        self.numbers = self._on_device(self._numbers_of_the_host())
+        self.replay = record(partial(self._compute, replayed=True))
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> None:
-        """Take the step of a batch."""
+    def __call__(self, batch: Mapping[str, Tensor], done: int = 0) -> None:
+        """Take the step of the batch after `done` others."""
         for name, image in self.images.items():
             image.copy_(batch[name])
-        for numbers, rule, plan in zip(self.numbers, self.rules, self.plans, strict=True):
-            numbers.copy_(self._number(rule.advance(plan)), non_blocking=True)
-        if self.module.averaged is not None:
-            self.weight.copy_(self._number(self.module.average_weight()), non_blocking=True)
+        for rule, plan in zip(self.rules, self.plans, strict=True):
+            rule.advance(plan)
+        self.numbers.copy_(self._on_device(self._numbers_of_the_host(done)), non_blocking=True)
         self.replay()
 
-    def _number(self, value: float | list[float]) -> Tensor:
+    def bad_batches(self) -> list[int]:
+        """Wait for the device, and return the numbers of the batches whose gradients were NaN or infinite.
+
+        Those of earlier parts of the run included; at most one more than may be skipped.
+        """
+        numbers = self.bad[: int(self.num_bad)].tolist()
+        for rule, plan in zip(self.rules, self.plans, strict=True):
+            rule.advance(plan, self.known - len(numbers))  # steps that were not taken
+        self.known = len(numbers)
+        return numbers
+
+    def _numbers_of_the_host(self, done: int = 0) -> list[list[float]]:
+        """Return all that the host computes for the next step: one row, or one for each number of bad batches so far.
+
+        How many there are is known to the device only, but the count of an optimizer's steps depends on it.
+        """
+        first = [done, 0.0 if self.module.averaged is None else self.module.average_weight()]
+        rules = list(zip(self.rules, self.plans, strict=True))
+        unread = [max(0, count - self.known) for count in range(len(self.bad))]
+        return [[*first, *(number for rule, plan in rules for number in rule.numbers(plan, steps))] for steps in unread]
+
+    def _on_device(self, numbers: list[list[float]]) -> Tensor:
         """Return numbers of the host on the device, float64."""
         on_gpu = self.module.device.type == "cuda"  # pinned: the copy does not wait for the device
-        return torch.tensor(value, dtype=torch.float64, pin_memory=on_gpu).to(self.module.device, non_blocking=True)
+        return torch.tensor(numbers, dtype=torch.float64, pin_memory=on_gpu).to(self.module.device, non_blocking=True)
 
-    def _compute(self, plan: bool = False) -> None:
-        """Take a step; `plan`: find out the parameters and the numbers of the updates, which needs gradients."""
-        module = self.module
-        means, module.running_means = module.running_means, RunningMeans()
+    def _compute(self, replayed: bool = False) -> None:
+        """Take a step; before it is recorded, find out which parameters have gradients, and what the updates need."""
+        module, ok = self.module, torch.ones((), dtype=torch.bool, device=self.module.device)
+        means = module.running_means, module.gradient_norms
+        module.running_means, module.gradient_norms = RunningMeans(), RunningMeans()
         try:
-            for i, (optimizer, rule, loss_of) in enumerate(zip(self.optimizers, self.rules, self.losses, strict=True)):
+            done, weight, *numbers = self._selected() if replayed else torch.zeros(2, 1, device=module.device)
+            self.done.copy_(done[0])
+            buffers = self._copies(module.buffers())
+            for i, (optimizer, loss_of) in enumerate(zip(self.optimizers, self.losses_of, strict=True)):
                 optimizer.zero_grad()
                 loss = loss_of()  # in the precision around it
                 with torch.autocast(module.device.type, enabled=False):
                     loss.backward()
-                    self.norms[i] = self.finish(optimizer)
-                    if plan:
-                        self.plans[i] = rule.plan()
-                        self.numbers[i] = self._number(rule.advance(self.plans[i]))
-                    rule.update(self.plans[i], self.numbers[i])
-            self.terms = dict(module.running_means.sums)
+                    average_over_processes([p.grad for p in parameters_of(optimizer) if p.grad is not None])
+                    ok = ok & self.finish(optimizer).sum().isfinite()
+                    self._update(i, numbers[i] if replayed else self._first_numbers(i), ok)
+            self._undo_unless(ok, buffers)
+            if module.averaged is not None:
+                before = self._copies(module.averaged.parameters())
+                module.update_average(weight[0])
+                self._undo_unless(ok, before)
+            if replayed:
+                self._note(ok)
+                self.counted = ok if self._may_skip else 1
+            self.losses = self._masked(module.running_means.sums, ok)
+            self.gradients = self._masked(module.gradient_norms.sums, ok)
         finally:
-            module.running_means = means
-        if module.averaged is not None:
-            module.update_average(self.weight)
+            module.running_means, module.gradient_norms = means
+
+    def _first_numbers(self, i: int) -> Tensor:
+        """Plan the updates of an optimizer, whose parameters hold gradients, and return the numbers of its next one."""
+        self.plans[i] = self.rules[i].plan()
+        self.rules[i].advance(self.plans[i])
+        return self._on_device([self.rules[i].numbers(self.plans[i])])[0]
+
+    def _update(self, i: int, numbers: Tensor, ok: Tensor) -> None:
+        """Update the parameters of an optimizer, if the gradients are finite."""
+        before = self._copies(state_of(self.optimizers[i]))
+        self.rules[i].update(self.plans[i], numbers)
+        self._undo_unless(ok, before)
+
+    def _selected(self) -> tuple[Tensor, ...]:
+        """Return the number of batches before, the weight of the average, and the numbers of each rule, each (K,)."""
+        row = self.numbers.index_select(0, self.num_bad.clamp(max=len(self.numbers) - 1))[0]
+        return row.split([1, 1, *self.sizes])
+
+    def _note(self, ok: Tensor) -> None:
+        """Note the number of a bad batch, from 1, unless there are already more than may be skipped."""
+        last = len(self.bad) - 1
+        slot, is_new = self.num_bad.clamp(max=last), ~ok & (self.num_bad <= last)
+        self.bad.scatter_(0, slot, torch.where(is_new, self.done.long() + 1, self.bad.gather(0, slot)))
+        self.num_bad += is_new
+
+    def _copies(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Pair tensors with copies of them, if batches may be skipped."""
+        if not self._may_skip or not (tensors := [tensor.detach() for tensor in tensors]):
+            return []
+        copies = [torch.empty_like(tensor) for tensor in tensors]
+        torch._foreach_copy_(copies, tensors)
+        return list(zip(tensors, copies, strict=True))
+
+    def _undo_unless(self, ok: Tensor, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Restore tensors from copies, unless the gradients are finite."""
+        for tensor, before in pairs:
+            torch.where(ok, tensor, before, out=tensor)
+
+    def _masked(self, values: Mapping[str, Tensor], ok: Tensor) -> dict[str, Tensor]:
+        """Return 0 instead of the values of a skipped batch."""
+        return {name: torch.where(ok, value, 0.0) if self._may_skip else value for name, value in values.items()}
+
+
+def average_over_processes(gradients: Sequence[Tensor]) -> None:
+    """Replace gradients by their means over all processes: one sum of all, rounded as by DistributedDataParallel."""
+    if not distributed.is_initialized():
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat.mul_(1 / distributed.get_world_size())
+    distributed.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)])
 
 
 class FusedRule:
@@ -134,7 +215,10 @@ class FusedRule:
     def plan(self) -> None:
         """Return nothing: torch's optimizers group their parameters at each step."""
 
-    def advance(self, plan: None) -> list[float]:
+    def advance(self, plan: None, steps: int = 1) -> None:
+        """Do nothing: the steps are counted on the device."""
+
+    def numbers(self, plan: None, untaken: int = 0) -> list[float]:
         """Return the learning rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
@@ -182,6 +266,12 @@ def _kept(module: "SRModule", optimizers: Sequence[Optimizer]) -> Iterator[None]
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """List the parameters of an optimizer."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def state_of(optimizer: Optimizer) -> list[Tensor]:
+    """List the tensors that a step of an optimizer changes: parameters and state."""
+    states = (value for state in optimizer.state.values() for value in state.values())
+    return [*parameters_of(optimizer), *(value for value in states if isinstance(value, Tensor))]
 
 
 def _copy(value: Any) -> Any:

@@ -30,19 +30,25 @@ class RunningMeans:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
         self._sums_of_counted: dict[str, Tensor | float] = {}
-        self._batches = 0
+        self._batches: Tensor | int = 0
 
     def add(self, values: Mapping[str, Tensor], share: float = 1.0) -> None:
         """Add scalars that were computed on a share of the batch."""
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + share * value.detach()
+            part = value.detach()
+            self.sums[name] = self.sums.get(name, 0.0) + (part if share == 1 else share * part)
 
-    def end_batch(self, *, only_finite: bool = False) -> None:
-        """Count a batch; `only_finite`: subtract it instead if one of its values is NaN or infinite."""
+    def end_batch(self, *, only_finite: bool = False, counted: Tensor | int = 1) -> None:
+        """Count a batch.
+
+        Args:
+            only_finite: Subtract it instead if one of its values is NaN or infinite.
+            counted: 0 or 1: whether it counts, which a device may decide.
+        """
         if only_finite and not all(math.isfinite(total) for total in self.sums.values()):
             self.sums = {name: self._sums_of_counted.get(name, 0.0) for name in self.sums}
         else:
-            self._batches += 1
+            self._batches = self._batches + counted
         self._sums_of_counted = dict(self.sums)
 
     def take(self, gather: Gather) -> dict[str, float]:
@@ -59,7 +65,7 @@ class RunningMeans:
         A resumed run continues with the sums of each process: added to their mean, later values round differently.
         """
         sums, counts = self._gathered(gather)
-        state = {"count": self._batches, "sums": self._over_processes(sums)}
+        state = {"count": int(self._batches), "sums": self._over_processes(sums)}
         return state | ({"of_processes": sums.tolist(), "counts": counts} if len(sums) > 1 else {})
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:

@@ -24,6 +24,7 @@ from sr_lightning.metrics.protocol import Protocol, report_left_out
 from sr_lightning.modules.recorded_step import RecordedStep, Recorder, parameters_of
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.modules.teacher import Teacher
+from sr_lightning.utils.exact_float32 import exact_float32
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER, OTHER, Stopwatch
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class SRModule(pl.LightningModule):
             the run is resumed.
         max_skipped_batches: Number of batches with NaN or infinite gradients that the run may skip, without an update
             of weights, average, buffers and optimizer; the run stops at the next one. None or 0: at the first. Costs a
-            GPU a wait for each step. With fp16 loss scaling, the scaler skips such steps, without a limit.
+            GPU a wait for each step that is not recorded. With fp16 loss scaling, the scaler skips such steps, without
+            a limit.
         teacher: Run, checkpoint or file of another project with a network whose SR is a target beside hr, or None.
         teacher_weight: Weight of the loss to that SR; None: 1.
         teacher_steps: Number of steps over which this weight falls linearly to 0; None: it stays the same.
@@ -162,7 +164,7 @@ class SRModule(pl.LightningModule):
             self.teacher.network._apply(*args, **kwargs)
         return super()._apply(*args, **kwargs)
 
-    def loss_of(self, batch: dict[str, Tensor], step: int = 0) -> Tensor:
+    def loss_of(self, batch: dict[str, Tensor], step: int | Tensor = 0) -> Tensor:
         """Compute the loss of a batch: lr (N, 3, h, w), hr (N, 3, H, W) in [0, 1]; `step` is the number before it."""
         sr, hr = self.sr_and_target(batch["lr"], batch["hr"])
         return self.with_teacher(self.image_loss(sr, hr, batch["lr"]), sr, batch["lr"], step)
@@ -196,48 +198,57 @@ class SRModule(pl.LightningModule):
         lr = to_channels(lr, self.network.num_channels).contiguous(memory_format=self.memory_format)
         return self.matching(self.averaged.eval()(lr).float(), sr)
 
-    def with_teacher(self, loss: Tensor, sr: Tensor, lr: Tensor, step: int, share: float = 1.0) -> Tensor:
+    def with_teacher(self, loss: Tensor, sr: Tensor, lr: Tensor, step: int | Tensor, share: float = 1.0) -> Tensor:
         """Add the weighted loss to the teacher's SR, if there is a teacher, and record it as train/teacher."""
         if self.teacher is None:
             return loss
-        if weight := self.teacher.weight_at(step):
+        weight = self.teacher.weight_at(step)
+        if isinstance(weight, Tensor) or weight:
             term = weight * self.loss(sr, center_crop(self.teacher(lr), *sr.shape[-2:]))
         else:
             term = torch.zeros_like(loss)
         self.running_means.add({"train/teacher": term}, share)
         return loss + term
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.stopwatch.enter(FORWARD_AND_BACKWARD)
         if self.record is not None:
-            self.replay(batch, batch_idx)
-            return None
+            return self.replay(batch, batch_idx)
         self.keep_buffers()
         loss = self.loss_of(batch, batch_idx)
         self.end_of_step(batch_idx)
         return loss
 
-    def replay(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Take the whole step of a batch, optimizer and average included, as it was recorded at the first batch."""
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.record is None:  # else the recorded step, in `training_step`
+            super().backward(loss, *args, **kwargs)
+
+    def replay(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Take the step of a batch, optimizer and average included, as recorded at the first batch; return its loss."""
         recorded = self.replayed(batch)
         self.end_of_step(batch_idx)
-        self.judge_norms(*recorded.optimizers, *recorded.norms)
+        self.gradient_norms.add(recorded.gradients)
+        self.gradient_norms.end_batch(counted=recorded.counted)
+        return recorded.losses["train/loss"]
 
     def replayed(self, batch: dict[str, Tensor]) -> RecordedStep:
         """Take the recorded step of a batch, add its losses to the running means, and return it."""
         if self.recorded is None:
             self.recorded = RecordedStep(self, self.trainer.optimizers, batch, self.finish_gradients, self.record)
-        self.recorded(batch)
-        self.running_means.add(self.recorded.terms)
+        self.recorded(batch, self.batches_done)
+        self.running_means.add(self.recorded.losses)
         return self.recorded
 
-    def losses_of(self, batch: dict[str, Tensor]) -> list[Callable[[], Tensor]]:
-        """Return functions that compute the losses of a batch for the step of each optimizer, called in turn."""
-        return [partial(self.loss_of, batch)]
+    def losses_of(self, batch: dict[str, Tensor], step: Tensor) -> list[Callable[[], Tensor]]:
+        """Return functions that compute the losses of a batch for the step of each optimizer, called in turn.
+
+        Later calls compute those of other batches if lr and hr (N, 3, h, w) and `step`, as in `loss_of`, are changed.
+        """
+        return [partial(self.loss_of, batch, step)]
 
     def finish_gradients(self, optimizer: Optimizer) -> Tensor:
-        """Clip the gradients of an optimizer, and return their norms before that, (K,)."""
-        norms = self.gradient_norms_of(optimizer)
+        """Clip the gradients of an optimizer, note their norm before that, and return the norms of all, (K,)."""
+        norms = self.noted_norms_of(optimizer)
         limit = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
         self.configure_gradient_clipping(optimizer, *limit)
         return norms
@@ -248,7 +259,10 @@ class SRModule(pl.LightningModule):
         Raises:
             DivergedError: A mean is NaN or infinite.
         """
-        self.running_means.end_batch(only_finite=self.may_skip())
+        if self.recorded is None:
+            self.running_means.end_batch(only_finite=self.may_skip())
+        else:
+            self.running_means.end_batch(counted=self.recorded.counted)
         if (batch_idx + 1) % self.log_every:
             return
         self.check_gradients()
@@ -287,6 +301,7 @@ class SRModule(pl.LightningModule):
             self.score = Score(num_images, self.network.scale, self.protocol).to(self.device)
         self.score.reset()
 
+    @exact_float32()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):  # score in float32
             sr = self(batch["lr"])
@@ -303,18 +318,21 @@ class SRModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.stopwatch.enter(OPTIMIZER)
-        self.judge_norms(optimizer, self.gradient_norms_of(optimizer))
+        norms = self.gradient_norms_of(optimizer)
+        self.judge_gradients(optimizer, norms.sum())
+        if self.batches_done + 1 not in self.skipped_batches:
+            self.gradient_norms.add({"train/gradient": norms.norm().nan_to_num(0, 0, 0)})
+            self.gradient_norms.end_batch()
 
     def gradient_norms_of(self, optimizer: Optimizer) -> Tensor:
         """Return the norm of the gradient of each parameter that has one, (K,)."""
         return torch.stack(torch._foreach_norm([p.grad for p in parameters_of(optimizer) if p.grad is not None]))
 
-    def judge_norms(self, optimizer: Optimizer, norms: Tensor) -> None:
-        """Judge the gradients of a batch by their norms (K,), and record them as train/gradient."""
-        self.judge_gradients(optimizer, norms.sum())
-        if self.batches_done + 1 not in self.skipped_batches:
-            self.gradient_norms.add({"train/gradient": norms.norm().nan_to_num(0, 0, 0)})
-            self.gradient_norms.end_batch()
+    def noted_norms_of(self, optimizer: Optimizer) -> Tensor:
+        """Return the norm of the gradient of each parameter, (K,), and note that of all as train/gradient."""
+        norms = self.gradient_norms_of(optimizer)
+        self.gradient_norms.add({"train/gradient": norms.norm().nan_to_num(0, 0, 0)})
+        return norms
 
     def keep_buffers(self) -> None:
         """Keep a copy of the buffers: the next optimizer step may be skipped."""
@@ -331,10 +349,7 @@ class SRModule(pl.LightningModule):
             return
         step = self.batches_done + 1
         if self.may_skip() and step not in self.skipped_batches and not math.isfinite(norm.item()):
-            self.skipped_batches.append(step)
-            if self.trainer.is_global_zero:
-                count = f"{len(self.skipped_batches)} of at most {self.max_skipped_batches}"
-                _log.warning("batch %d is skipped: its gradients are NaN or infinite (%s)", step, count)
+            self.note_skipped(step)
         if step in self.skipped_batches:
             for parameter in parameters_of(optimizer):
                 parameter.grad = None  # optimizers leave such parameters and their state alone
@@ -342,6 +357,12 @@ class SRModule(pl.LightningModule):
                 buffer.copy_(before)
         else:
             self.note_gradients(norm)
+
+    def note_skipped(self, step: int) -> None:
+        self.skipped_batches.append(step)
+        if self.trainer.is_global_zero:
+            count = f"{len(self.skipped_batches)} of at most {self.max_skipped_batches}"
+            _log.warning("batch %d is skipped: its gradients are NaN or infinite (%s)", step, count)
 
     def may_skip(self) -> bool:
         """Return True if the batch in progress is skipped when its gradients are not finite, or is already."""
@@ -364,11 +385,17 @@ class SRModule(pl.LightningModule):
             self.check_gradients()
 
     def check_gradients(self) -> None:
-        """Stop the run if gradients were not finite.
+        """Stop the run if gradients were not finite, of a batch that may not be skipped.
 
         Raises:
             DivergedError: Names the first such batch.
         """
+        if self.recorded is not None:
+            bad = self.recorded.bad_batches()
+            for step in bad[len(self.skipped_batches) : self.max_skipped_batches]:
+                self.note_skipped(step)
+            if len(bad) > self.max_skipped_batches:
+                self.diverged_at = torch.tensor(bad[-1])
         if self.diverged_at is not None and (step := int(self.diverged_at)):
             sums = self.running_means.sums
             terms = [f"{name} is {float(total)}" for name, total in sums.items() if not math.isfinite(total)]

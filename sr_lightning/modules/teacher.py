@@ -64,9 +64,13 @@ class Teacher:
             )
         return cls(network.to(torch.get_default_device()), weight, steps)
 
-    def weight_at(self, step: int) -> float:
-        """Return the weight of the loss in the batch after `step` others."""
-        return self.weight if self.steps is None else self.weight * max(0.0, 1 - step / self.steps)
+    def weight_at(self, step: int | Tensor) -> float | Tensor:
+        """Return the weight of the loss in the batch after `step` others; float32 () for a tensor float64 ()."""
+        if self.steps is None:
+            return self.weight
+        if isinstance(step, Tensor):
+            return (self.weight * (1 - step / self.steps).clamp(min=0)).float()
+        return self.weight * max(0.0, 1 - step / self.steps)
 
     @torch.no_grad()
     def __call__(self, lr: Tensor) -> Tensor:

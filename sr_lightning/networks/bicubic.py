@@ -14,7 +14,7 @@ class Bicubic(nn.Module):
     The scale*scale outputs inside one LR pixel are weighted sums of the 5x5 LR pixels around it, so the network is one
     fixed convolution and a pixel shuffle. It always runs in float32, also under autocast or after `.half()`, because
     bfloat16 would be off by half a grey level. TF32, which torch allows for convolutions on CUDA by default, is
-    controlled by `torch.backends.cudnn.allow_tf32`.
+    controlled by `torch.backends.cudnn.conv.fp32_precision`.
 
     Args:
         scale: Super-resolution factor.

@@ -156,7 +156,7 @@ class _Block(nn.Module):
         y, mask = self.norm1(x), None
         if self.shift:
             y = y.roll((-self.shift, -self.shift), dims=(1, 2))
-            mask = shifted_mask(height, width, side, self.shift).to(x.device)
+            mask = shifted_mask(height, width, side, self.shift, x.device)
         y = y.view(n, rows, side, columns, side, features).transpose(2, 3).reshape(n, rows * columns, side**2, features)
         y = self.attn(y, mask)  # (N, windows, pixels, F)
         y = y.view(n, rows, columns, side, side, features).transpose(2, 3).reshape(n, height, width, features)
@@ -210,7 +210,7 @@ def relative_positions(window: int) -> Tensor:
     return down * (2 * window - 1) + right
 
 
-def shifted_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+def shifted_mask(height: int, width: int, window: int, shift: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the mask of the windows of a rolled image, in which pixels of opposite borders become neighbours.
 
     Args:
@@ -218,19 +218,20 @@ def shifted_mask(height: int, width: int, window: int, shift: int) -> Tensor:
         width: Of the image, a multiple of `window`.
         window: Side of a window.
         shift: Pixels by which the image is rolled.
+        device: On which the mask is made; a CUDA graph has no copies from the host.
 
     Returns:
         (windows, window**2, window**2): 0 for two pixels that may see each other, -100 for others.
     """
-    part_of_row, part_of_column = (_parts(side, window, shift) for side in (height, width))
+    part_of_row, part_of_column = (_parts(side, window, shift, device) for side in (height, width))
     part = 3 * part_of_row[:, None] + part_of_column  # (H, W)
     part = part.view(height // window, window, width // window, window).transpose(1, 2).flatten(2).flatten(0, 1)
     return (part[:, :, None] != part[:, None]).float() * -100
 
 
-def _parts(side: int, window: int, shift: int) -> Tensor:
+def _parts(side: int, window: int, shift: int, device: torch.device | str) -> Tensor:
     """Number the parts of a rolled side: 0, and 1 and 2 for the two that share the last window."""
-    place = torch.arange(side)
+    place = torch.arange(side, device=device)
     return (place >= side - window).long() + (place >= side - shift)
 
 

@@ -183,7 +183,8 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plan = self.plan()
-        self.update(plan, torch.tensor(self.advance(plan), dtype=torch.float64))
+        self.advance(plan)
+        self.update(plan, torch.tensor(self.numbers(plan), dtype=torch.float64))
         return loss
 
     def plan(self) -> list[Part]:
@@ -220,10 +221,19 @@ class Muon(Optimizer):
             parts += [Part(group, False, parameters) for parameters in others.values()]
         return parts
 
-    def advance(self, plan: Sequence[Part]) -> list[float]:
-        """Count a step, and return the numbers that `update` needs of it: all that the host computes.
+    def advance(self, plan: Sequence[Part], steps: int = 1) -> None:
+        """Count steps before they are taken, or less than 0 that were not."""
+        for state in (self.state[parameter] for part in plan if not part.is_matrices for parameter in part.parameters):
+            state["step"] += steps
+
+    def numbers(self, plan: Sequence[Part], untaken: int = 0) -> list[float]:
+        """Return the numbers that `update` needs of a step: all that the host computes.
 
         They are tensors there, so that an update can be recorded once and replayed with other numbers.
+
+        Args:
+            plan: Of `plan`.
+            untaken: Steps that were counted but not taken.
         """
         numbers = []
         for part in plan:
@@ -234,9 +244,9 @@ class Muon(Optimizer):
                 continue
             rate, (beta1, beta2) = group["lr"] * group["adam_lr_ratio"], group["adam_betas"]
             numbers.append(1 - rate * group["weight_decay"])
-            for state in map(self.state.__getitem__, part.parameters):
-                state["step"] += 1
-                numbers += [sqrt(1 - beta2 ** state["step"]), -rate / (1 - beta1 ** state["step"])]
+            for parameter in part.parameters:
+                step = max(1, self.state[parameter]["step"] - untaken)  # 1: of numbers that nobody uses
+                numbers += [sqrt(1 - beta2**step), -rate / (1 - beta1**step)]
         return numbers
 
     @torch.no_grad()
@@ -245,7 +255,7 @@ class Muon(Optimizer):
 
         Args:
             plan: Of `plan`.
-            numbers: (K,) float64, of `advance`.
+            numbers: (K,) float64, of `numbers`.
         """
         start, converted = 0, {}
         for part in plan:

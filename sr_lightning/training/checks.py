@@ -27,6 +27,7 @@ from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.result import FINISHED, read_result
 from sr_lightning.runs.saved_config import config_to_resume, read_config
 from sr_lightning.runs.targets import allowed
+from sr_lightning.sweeps.processes import is_cell
 from sr_lightning.utils.devices import lacks_gpu
 
 log = logging.getLogger(__name__)
@@ -78,19 +79,24 @@ def checked(cfg: DictConfig) -> DictConfig:
     if cfg.resume is not None:
         cfg = config_to_resume(cfg, HydraConfig.get().overrides.task)
     check_settings(cfg)
-    check_trial(cfg)
+    check_directory(cfg)
     return cfg
 
 
-def check_trial(cfg: DictConfig) -> None:
-    """Check that a trial (`debug=`) does not overwrite a run.
+def check_directory(cfg: DictConfig) -> None:
+    """Check that a new run, also a trial (`debug=`), does not overwrite another.
 
     Raises:
         InputError: Its directory has the files of a run.
     """
-    config = RunFolder(cfg.run_dir).config
-    if cfg.get("debug") and cfg.resume is None and config.is_file() and not read_config(config).get("debug"):
+    run = RunFolder(cfg.run_dir)
+    if cfg.resume is not None or is_cell():  # a sweep decides itself which cells begin again
+        return
+    if cfg.get("debug") and run.config.is_file() and not read_config(run.config).get("debug"):
         raise InputError(f"debug={cfg.debug}: {cfg.run_dir} is the directory of a run; leave hydra.run.dir out")
+    if not cfg.get("debug") and run.last.is_file():
+        go_on = f"{command('train.py')} {resume_override(cfg.run_dir)}"
+        raise InputError(f"{cfg.run_dir} has the checkpoints of a run: go on with {go_on}, or name another directory")
 
 
 def finished_score(cfg: DictConfig) -> float | None:

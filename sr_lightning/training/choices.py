@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sr_lightning.errors import InputError
-from sr_lightning.inference import computes_in_bfloat16
+from sr_lightning.inference.forms import computes_in_bfloat16
 from sr_lightning.modules import GANModule, SRModule
 from sr_lightning.modules.recorded_step import FUSED, RecordedStep, Recorder, cuda_graph
 from sr_lightning.optim import Muon
@@ -173,16 +173,15 @@ def reason_against_graph(cfg: DictConfig, module: SRModule, precision: str) -> s
     partials = [getattr(module, name, None) for name in OPTIMIZERS]
     classes = [getattr(optimizer, "func", None) for optimizer in partials if optimizer is not None]
     others = [getattr(each, "__name__", str(each)) for each in classes if each not in (Muon, *FUSED)]
+    strategy = cfg.trainer.get("strategy", "auto")
     reasons = {
         "the CPU": device_of(cfg).type != "cuda",
         f"{type(module).__name__}, which has steps of its own": type(module) not in (SRModule, GANModule),
         "model.accumulate": getattr(module, "accumulate", 1) != 1,
-        "several processes": processes_of(cfg) > 1 or cfg.trainer.get("num_nodes", 1) > 1,
+        f"trainer.strategy={strategy}": not str(strategy).startswith(("auto", "ddp")) or "spawn" in str(strategy),
         "trainer.accumulate_grad_batches": cfg.trainer.get("accumulate_grad_batches", 1) != 1,
         f"trainer.precision={precision}, which scales the loss": precision.startswith("16"),
         "trainer.profiler": cfg.trainer.get("profiler") is not None,
-        "model.max_skipped_batches": module.max_skipped_batches > 0,
-        "model.teacher": module.teacher is not None,
         f"the optimizer {', '.join(others)}": bool(others),
         "dampening": any(getattr(each, "keywords", {}).get("dampening") for each in partials),
     }

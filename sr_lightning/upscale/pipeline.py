@@ -203,7 +203,7 @@ def prefetch(
 
 
 def upscale_videos(net: Upscaler, jobs: Sequence[Job], size_of: SizeOf, progress: Progress) -> list[str]:
-    """Upscale videos, one at a time, since the codecs have threads of their own.
+    """Upscale videos, one at a time, since the codecs have threads of their own; a GPU computes beside them.
 
     Returns:
         One line per failure.
@@ -215,12 +215,15 @@ def upscale_videos(net: Upscaler, jobs: Sequence[Job], size_of: SizeOf, progress
     def enlarge(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return net.upscale(frame, size=size)
 
-    for job in jobs:
-        progress.begin(job)
-        with collecting_failures(failures, job):
-            size, new_size = upscale_video(enlarge, size_of, job.source, job.target, partial(progress.advance, job))
-            log.info("%s -> %s, %s", job.source, job.target, description(size, new_size, net.scale))
-        progress.end(job)
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool if net.device.type == "cuda" else None
+        for job in jobs:
+            progress.begin(job)
+            with collecting_failures(failures, job):
+                advance = partial(progress.advance, job)
+                size, new_size = upscale_video(enlarge, size_of, job.source, job.target, advance, beside)
+                log.info("%s -> %s, %s", job.source, job.target, description(size, new_size, net.scale))
+            progress.end(job)
     return failures
 
 

@@ -21,10 +21,14 @@ from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.upscale.options import check_options
 from sr_lightning.upscale.size import passes
 from sr_lightning.upscale.tiles import Box, automatic_pixels, automatic_tile, tile_map
+from sr_lightning.upscale.transfers import Transfers
+from sr_lightning.utils.cuda_graphs import Replays
 from sr_lightning.utils.devices import select_device
+from sr_lightning.utils.exact_float32 import exact_float32
 
 log = logging.getLogger(__name__)
 
+WHOLE = slice(None), slice(None)
 GLOBAL_MARGIN = 32  # LR pixels around a tile of a network that depends on the whole image
 ALPHA_BLEED = 4  # LR pixels: distance to which visible colour is spread into transparent pixels
 
@@ -81,6 +85,8 @@ class Upscaler:
         self._architecture = type(network).__name__
         fast = FastInference(network, self.device, precision)
         self.precision = fast.precision
+        self._replays = Replays(self.device) if fast.as_graph else None
+        self._transfers = Transfers(self.device)
         self.network = SelfEnsemble(fast) if self_ensemble else fast
         self.self_ensemble = self_ensemble
         self.scale: int = network.scale
@@ -232,18 +238,30 @@ class Upscaler:
             write(rows, columns, part)
 
     def _parts(self, planes: Tensor, progress: Progress) -> Iterator[Part]:
-        """Upscale planes (C, H, W) by the network's scale; only tiles are moved to the device."""
+        """Upscale planes (C, H, W) by the network's scale; only tiles are moved to the device.
+
+        Raises:
+            InputError: The output is not finite.
+        """
         height, width = planes.shape[-2:]
         if len(planes) in (2, 4):
             planes = bleed_colour_into_transparent(planes)
 
-        def compute(box: Box, around: Box) -> Tensor:
-            lr = planes[:, around.top : around.bottom, around.left : around.right].to(self.device)
-            return self._enlarge_tile(lr, box.slices_in(around, self.scale)).to(planes.device)
+        def begin(box: Box, around: Box) -> Callable[[], tuple[Tensor, Tensor]]:
+            part = planes[:, around.top : around.bottom, around.left : around.right]
+            sr, finite = self._compute(self._transfers.upload(part), box.slices_in(around, self.scale))
+            return self._transfers.download(sr, finite, part)
 
         scale, share = self.scale, 1 / (height * width)
         alignment = getattr(self.network, "alignment", 1)
-        for box, sr in tile_map(compute, height, width, self.margin, self._tile_for(height, width), alignment):
+        tiles = tile_map(begin, height, width, self.margin, self._tile_for(height, width), alignment)
+        for box, result in self._transfers.ahead(tiles):
+            sr, finite = result()
+            if not finite:
+                raise InputError(
+                    f"{self.name}: the output in {self.precision} is not finite (NaN or infinite): its training "
+                    "diverged, or it needs precision float32"
+                )
             if self.sees_whole_image and box.top == box.left == 0 and box != Box(0, height, 0, width):
                 log.warning(
                     "%s depends on the whole image, but is applied to tiles: the result changes, and brightness may "
@@ -254,24 +272,31 @@ class Upscaler:
             yield rows, slice(box.left * scale, box.right * scale), sr  # (C, h, w)
             progress(box.height * box.width * share)
 
+    def _compute(self, lr: Tensor, inside: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
+        """Compute `_enlarge_tile`; a graph computes the whole tile, and serves wherever tiles have its shape."""
+        if self._replays is None:
+            return self._enlarge_tile(lr, inside)
+        sr, finite = self._replays(self._enlarge_tile, lr)
+        return sr[:, inside[0], inside[1]], finite
+
     @torch.inference_mode()
-    def _enlarge_tile(self, lr: Tensor, inside: tuple[slice, slice]) -> Tensor:
-        """Upscale planes (C, h, w); return the rows and columns `inside` of the result, in the same depth."""
+    def _enlarge_tile(self, lr: Tensor, inside: tuple[slice, slice] = WHOLE) -> tuple[Tensor, Tensor]:
+        """Upscale planes (C, h, w) on the device, without waiting for it.
+
+        Returns:
+            The rows and columns `inside` of the result (C, H, W), in the same depth; () whether it is finite.
+        """
         dtype, levels = lr.dtype, {torch.uint8: 255, torch.uint16: 65535}.get(lr.dtype, 1)
         lr = lr[None].to(torch.float32) / levels
         colours = lr.shape[1] - (lr.shape[1] in (2, 4))
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # for chroma and alpha
+        with exact_float32():  # for chroma and alpha
             sr = super_resolve(self.network, lr[:, :colours])
             if colours < lr.shape[1]:
                 sr = torch.cat([sr, self._bicubic(lr[:, colours:])], dim=1)
         sr = sr[0, :, inside[0], inside[1]]
-        if not sr.isfinite().all():
-            raise InputError(
-                f"{self.name}: the output in {self.precision} is not finite (NaN or infinite): its training diverged, "
-                "or it needs precision float32"
-            )
+        finite = sr.isfinite().all()
         sr = sr.clamp(0, 1)
-        return (sr.mul_(levels).add_(0.5).floor_() if levels > 1 else sr).to(dtype)
+        return (sr.mul_(levels).add_(0.5).floor_() if levels > 1 else sr).to(dtype), finite
 
     @property
     def margin(self) -> int:

@@ -1,8 +1,11 @@
 """Upscaling of videos frame by frame; sound and timestamps are unchanged."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +35,7 @@ def upscale_video(
     source: Path,
     target: Path,
     progress: Callable[[float], Any] = lambda share: None,
+    pool: Executor | None = None,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Upscale the frames of a video, one at a time, and copy sound and subtitles.
 
@@ -45,6 +49,7 @@ def upscale_video(
         source: A file with a video stream; of several, the one that FFmpeg ranks best is upscaled.
         target: Its suffix, one of CONTAINERS, chooses the container. Written completely or not at all.
         progress: Called after each frame with its share of the work.
+        pool: Enlarges a frame while the next one is decoded and the one before is encoded. None: one after the other.
 
     Returns:
         Width and height of the frames, and of the enlarged ones.
@@ -52,6 +57,10 @@ def upscale_video(
     Raises:
         InputError: PyAV is missing; no video stream, a damaged file, or streams that the container does not support.
     """
+
+    def begin(*frame: Any) -> Callable[[], np.ndarray]:
+        return partial(enlarge, *frame) if pool is None else pool.submit(enlarge, *frame).result
+
     av = _av()
     with (
         _explained(av, source, target),
@@ -62,7 +71,7 @@ def upscale_video(
     ):
         video = given.streams.best("video")
         video.thread_type = "AUTO"
-        recoder = _Recoder(av, enlarge, _stored_size(size_of, first), first, target)
+        recoder = _Recoder(av, begin, _stored_size(size_of, first), first, target, 0 if pool is None else 1)
         copies = {}
         for stream in given.streams:
             if stream is video:
@@ -119,14 +128,18 @@ class _Recoder:
 
     Args:
         av: PyAV.
-        enlarge: As for `upscale_video`.
+        begin: Takes what `enlarge` of `upscale_video` does, and returns a function that waits for the enlarged frame.
         size: Width and height of enlarged frames.
         first: The stream's first frame; all others must have its size and pixel format.
         target: Its suffix chooses the codec.
+        ahead: Frames that are begun before an earlier one is waited for.
     """
 
-    def __init__(self, av: ModuleType, enlarge: Callable, size: tuple[int, int], first: Any, target: Path) -> None:
-        self.av, self.enlarge, self.size, self.first = av, enlarge, size, first
+    def __init__(
+        self, av: ModuleType, begin: Callable, size: tuple[int, int], first: Any, target: Path, ahead: int
+    ) -> None:
+        self.av, self.begin, self.size, self.first, self.ahead = av, begin, size, first, ahead
+        self.begun: deque[tuple[Any, Callable[[], np.ndarray]]] = deque()  # frames that are being enlarged
         deep = any(component.bits > 8 for component in first.format.components)
         self.rgb = "rgb48le" if deep else "rgb24"
         # Halved chroma is still finer than the input's; an odd side cannot be halved.
@@ -169,7 +182,16 @@ class _Recoder:
 
     def packets(self, frame: Any | None) -> list:
         """Encode a frame and return the packets that are ready; None: the remaining ones, after the last frame."""
-        sr = None if frame is None else self.enlarged(frame)
+        if frame is not None:
+            self.begun.append((frame, self.begin(self.pixels(frame), self.size)))
+        packets = []
+        while len(self.begun) > (0 if frame is None else self.ahead):
+            earlier, enlarged = self.begun.popleft()
+            packets += self.encoded(self.recoded(earlier, enlarged()))
+        return packets + (self.encoded(None) if frame is None else [])
+
+    def encoded(self, sr: Any | None) -> list:
+        """Encode an enlarged frame; None: end the stream."""
         if sr is not None:
             self.durations[sr.pts] = sr.duration
         packets = self.stream.encode(sr)
@@ -177,7 +199,8 @@ class _Recoder:
             packet.duration = self.durations.pop(packet.pts, None) or packet.duration
         return packets
 
-    def enlarged(self, frame: Any) -> Any:
+    def pixels(self, frame: Any) -> np.ndarray:
+        """Return a frame as RGB (H, W, 3)."""
         first = self.first
         if (frame.width, frame.height, frame.format.name) != (first.width, first.height, first.format.name):
             raise InputError(
@@ -185,8 +208,11 @@ class _Recoder:
                 f"{frame.width}x{frame.height} {frame.format.name}; convert them to one format first"
             )
         frame.colorspace = self.matrix
-        rgb = frame.to_ndarray(format=self.rgb, interpolation=self.exact)  # (H, W, 3)
-        sr = self.av.VideoFrame.from_ndarray(self.enlarge(rgb, self.size), format=self.rgb).reformat(
+        return frame.to_ndarray(format=self.rgb, interpolation=self.exact)
+
+    def recoded(self, frame: Any, enlarged: np.ndarray) -> Any:
+        """Return an enlarged RGB image as the frame to encode, with the properties of the one it was made of."""
+        sr = self.av.VideoFrame.from_ndarray(enlarged, format=self.rgb).reformat(
             format=self.pixel_format,
             dst_colorspace=MATRICES[self.matrix],
             dst_color_range=self.range,

@@ -17,7 +17,8 @@ import torch
 from hydra.utils import instantiate
 
 from sr_lightning.checkpoints.checkpoint import build_network
-from sr_lightning.inference import FastInference, Form, fuse_for_inference, possible_forms
+from sr_lightning.inference import FastInference, fuse_for_inference
+from sr_lightning.inference.forms import Form, possible_forms
 from sr_lightning.training.choices import Trial
 from sr_lightning.utils import timings
 from sr_lightning.utils.malloc import keep_freed_memory
@@ -51,7 +52,9 @@ def enlarging(name: str, scale: int) -> list[str]:
     lr = torch.rand(1, network.num_channels, SIDE, SIDE)
     fast = FastInference(network)
     fused = fuse_for_inference(network)
-    forms = {form.name: form for form in possible_forms(fused, "float32", network.num_channels, scale)}
+    forms = {
+        form.name: form for form in possible_forms(fused, torch.device("cpu"), "float32", network.num_channels, scale)
+    }
     forms["bfloat16"] = Form(fused, "bfloat16", "bfloat16")
     steps = {"eager": lambda: network(lr), "auto": lambda: fast(lr)}
     steps |= {form: lambda form=form: forms[form](lr) for form in forms}

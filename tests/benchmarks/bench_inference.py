@@ -30,7 +30,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from sr_lightning.checkpoints.checkpoint import Trained, load_network
 from sr_lightning.export import ONNX_PACKAGES, write_onnx
-from sr_lightning.inference import FastInference, fuse_for_inference, possible_forms, to_channels
+from sr_lightning.inference import FastInference, fuse_for_inference, to_channels
+from sr_lightning.inference.forms import possible_forms
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN
 from sr_lightning.networks.layers import pixel_shuffle
 from sr_lightning.utils.malloc import keep_freed_memory
@@ -202,8 +203,8 @@ def psnr(cases: list[str]) -> None:
             "bfloat16": FastInference(network, precision="bfloat16"),
         }
         fused = fuse_for_inference(network)
-        with patch("sr_lightning.inference.computes_in_bfloat16", return_value=True):
-            possible = possible_forms(fused, "auto", network.num_channels, scale)
+        with patch("sr_lightning.inference.forms.computes_in_bfloat16", return_value=True):
+            possible = possible_forms(fused, torch.device("cpu"), "auto", network.num_channels, scale)
         forms |= {f"auto: {form.name}": form for form in possible if form.precision == "bfloat16"}
         changes: dict[str, list[float]] = {name: [] for name in forms}
         off = dict.fromkeys(forms, 0.0)

@@ -42,7 +42,7 @@ GLIBC = ("1", "2010", "2014", *(f"_2_{minor}" for minor in (17, 24, 26, 27, 28))
 MINUTES = (2.5, 3.5, 2.5)  # with installation and scores below the ten of a call
 SCORING = 1  # minutes
 COPY_EVERY, GRACE = 45, 30  # seconds between copies of the training; from SIGTERM to SIGKILL
-TAIL = 12  # lines of each part's output in summary.md
+TAIL = 24  # lines of each part's output in summary.md
 TRAINING = [
     *("data=t91_bsds", "data.train.hr=[${data_root}/T91,${data_root}/BSDS500/train]", "data.patch_size=48"),
     *("graph=true", "max_steps=100000", "val_every=2000", "save_every=1000"),

@@ -107,6 +107,25 @@ def test_a_measure_that_is_not_defined_is_refused_with_its_image(root):
         scorer.score_sets([ScoredModel("b", Bicubic(scale=2))], {"Mine": benchmark_set(root, "Mine", 2)})
 
 
+def test_networks_and_measures_are_computed_without_tf32(root):
+    seen = []
+
+    def convolves(*_):
+        seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+        return torch.ones(1)
+
+    network = EDSR(scale=2, num_features=8, num_blocks=1)
+    network.register_forward_hook(lambda *_: convolves() and None)
+    scorer = Scorer(Protocol(), Degradation(), {"one": convolves})
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        scorer.score_sets([ScoredModel("edsr", network)], {"Mine": benchmark_set(root, "Mine", 2)})
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+    assert seen == [("ieee", "ieee")] * 3  # the network, and the measure of bicubic and of the network
+
+
 def test_several_published_files_are_named_by_file(root, published):
     path = published[1]
     other = shutil.copy(path, path.with_name("mine.pt"))

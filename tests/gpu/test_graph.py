@@ -14,9 +14,9 @@ from tests.networks.test_every_network import CHOICES, small
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
-def trained(record, network, optimizer, precision="32-true"):
+def trained(record, network, optimizer, precision="32-true", **options):
     """Take steps with falling learning rates, without waiting for the device; return all state on the CPU."""
-    module, optimizer = built(network.to("cuda"), optimizer, ema=0.9)
+    module, optimizer = built(network.to("cuda"), optimizer, ema=0.9, **options)
     module.setup("fit")
     module.average_weight = lambda: 0.1
     first, *others = [{name: image.cuda() for name, image in b.items()} for b in batches(4, scale=network.scale)]
@@ -31,7 +31,7 @@ def trained(record, network, optimizer, precision="32-true"):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     weights = {key: value.cpu() for key, value in module.state_dict().items()}
-    return weights, copy.deepcopy(optimizer.state_dict()), step.norms[0].cpu()
+    return weights, copy.deepcopy(optimizer.state_dict()), {name: norm.cpu() for name, norm in step.gradients.items()}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -63,6 +63,23 @@ def test_steps_without_a_graph_do_not_wait_for_the_device():
 def test_replay_of_every_optimizer_is_its_direct_step(optimizer):
     runs = [trained(record, small("espcn", 2), optimizer) for record in (directly, cuda_graph)]
     assert not list(differences(*runs, "state"))
+
+
+def test_skipping_batches_does_not_wait_for_the_device():
+    runs = [
+        trained(record, small("srresnet", 2), OPTIMIZERS["Muon"], max_skipped_batches=2)
+        for record in (directly, cuda_graph)
+    ]
+    assert not list(differences(*runs, "state"))
+
+
+def test_sum_over_processes_can_be_recorded(tmp_path):
+    torch.distributed.init_process_group("nccl", f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        of_processes = trained(cuda_graph, small("espcn", 2), OPTIMIZERS["Muon"])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not list(differences(of_processes, trained(cuda_graph, small("espcn", 2), OPTIMIZERS["Muon"]), "state"))
 
 
 def test_run_that_is_killed_and_resumed_equals_another(command, tmp_path):

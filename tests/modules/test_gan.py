@@ -90,25 +90,36 @@ def test_steps_and_schedules_count_batches(fit):
     assert rates == pytest.approx([RATE / 4, DISCRIMINATOR_RATE / 4])
 
 
-@pytest.mark.parametrize("sharpen_hr", [None, 0.5])
+class NaNInOneBatch(nn.Module):
+    """NaN for images of one brightness, whatever the network computes."""
+
+    def forward(self, sr, hr):
+        return (sr - hr).abs().mean() * torch.where(hr.mean() > 0.5, torch.nan, 1.0)
+
+
+@pytest.mark.parametrize(("sharpen_hr", "loss"), [(None, nn.L1Loss()), (0.5, NaNInOneBatch())], ids=["plain", "NaN"])
 @pytest.mark.parametrize("adversarial", [Vanilla(), RelativisticAverage()])
-def test_replayed_steps_train_both_networks_to_the_same_bits(fit, data, monkeypatch, adversarial, sharpen_hr):
+def test_replayed_steps_train_both_networks_to_the_same_bits(fit, data, monkeypatch, adversarial, sharpen_hr, loss):
     monkeypatch.setattr(data, "sharpen_hr", sharpen_hr)
     muon, schedule = partial(Muon, lr=1e-3), partial(warmup_cosine, total_steps=5)
     runs = []
     for record in (None, FakeGraph):
+        torch.manual_seed(0)
         module = gan(
             adversarial, optimizer=muon, discriminator_optimizer=muon, scheduler=schedule, ema=0.9,
             discriminator_scheduler=schedule, gradient_clip_val=1e-2, log_every=2,
-            discriminator=spectral_norms(discriminator()),
+            discriminator=spectral_norms(discriminator()), loss=loss, max_skipped_batches=1,
         )  # fmt: skip
         module.record, logged = record, []
         monkeypatch.setattr(module, "log_scalars", lambda metrics, step, logged=logged: logged.append((step, metrics)))
         trainer = fit(module, 5)
         assert trainer.global_step == 5
-        runs.append((module.state_dict(), [each.state_dict() for each in trainer.optimizers], logged))
+        states = [each.state_dict() for each in trainer.optimizers]
+        module.check_gradients()
+        runs.append((module.state_dict(), states, logged, module.skipped_batches))
     assert not list(differences(*runs, "run"))
     assert len(runs[0][2]) == 2
+    assert len(runs[0][3]) == (sharpen_hr is not None)
 
 
 def spectral_norms(network: nn.Module) -> nn.Module:

@@ -52,8 +52,8 @@ def trained(record, network, optimizer=OPTIMIZERS["Muon"]):
         for group in optimizer.param_groups:
             group["lr"] *= 0.5
         step(batch)
-        losses.append(float(step.terms["train/loss"]))
-    return module.state_dict(), optimizer.state_dict(), losses, step.norms
+        losses.append(float(step.losses["train/loss"]))
+    return module.state_dict(), optimizer.state_dict(), losses, step.gradients
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -99,6 +99,22 @@ def test_fused_optimizers_agree_with_those_of_torch(name):
         optimizer.step()
     for key, value in module.state_dict().items():
         torch.testing.assert_close(states[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_batches_are_noted_up_to_the_first_that_may_not_be_skipped():
+    """And are no steps in the state of the optimizer, whenever it is saved."""
+    module, optimizer = built(ESPCN(scale=2), max_skipped_batches=2)
+    module.skipped_batches = [3]
+    good, bad = batches(2)
+    bad["lr"][0] = torch.nan
+    step = RecordedStep(module, [optimizer], good, record=FakeGraph)
+    assert step.bad_batches() == [3]
+    noted = []
+    for done, batch in enumerate((good, bad, good, bad, bad), 3):
+        step(batch, done)
+        state = copy.deepcopy(optimizer.state_dict()["state"])
+        noted.append((step.bad_batches(), {each["step"] for each in state.values() if "step" in each}))
+    assert noted == [([3], {1}), ([3, 5], {1}), ([3, 5], {2}), ([3, 5, 7], {2}), ([3, 5, 7], {3})]
 
 
 def test_number_of_the_host_that_is_not_renewed_is_found(monkeypatch):

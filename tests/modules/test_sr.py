@@ -12,6 +12,7 @@ from sr_lightning.checkpoints.checkpoint import network_weights
 from sr_lightning.errors import DivergedError, InputError
 from sr_lightning.inference import to_channels
 from sr_lightning.losses import LDL, WeightedSum
+from sr_lightning.metrics.per_image import Score
 from sr_lightning.modules import SRModule
 from sr_lightning.modules.sr import center_crop
 from sr_lightning.networks import SRCNN, MSRResNet
@@ -63,6 +64,17 @@ def test_a_luma_network_gets_the_luma_of_colour_images():
     network = module().eval()
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 1, 16, 16)
     torch.testing.assert_close(network(gray), network.network(gray))
+
+
+def test_validation_is_computed_without_tf32():
+    seen = []
+    validated = module().eval()
+    validated.network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    validated.score = Score(1, 2, validated.protocol)
+    images = {"lr": torch.rand(1, 3, 20, 20), "hr": torch.rand(1, 3, 40, 40), "index": torch.tensor([0])}
+    validated.validation_step(images, 0)
+    assert seen == ["ieee"]
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def test_channels_last_changes_only_the_memory_layout():

@@ -1,5 +1,6 @@
 """Distillation: the loss to a frozen network's SR beside the loss to HR."""
 
+import copy
 import importlib
 from functools import partial
 
@@ -11,6 +12,9 @@ from sr_lightning.errors import InputError
 from sr_lightning.losses import Vanilla
 from sr_lightning.modules import GANModule, SRModule
 from sr_lightning.networks import ESPCN, SRCNN, Compact, PatchDiscriminator
+from sr_lightning.optim import Muon
+from tests.fake_graph import FakeGraph
+from tests.helpers import differences
 
 SGD = partial(torch.optim.SGD, lr=1e-2)
 BATCH = {"lr": torch.rand(2, 3, 8, 8), "hr": torch.rand(2, 3, 16, 16)}
@@ -67,6 +71,23 @@ def test_steps_of_a_run_advance_the_weight(file, fit, monkeypatch):
     monkeypatch.setattr(module.teacher, "weight_at", lambda step: seen.append(step) or 1.0)
     fit(module, 3)
     assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("discriminator", [None, PatchDiscriminator(num_features=4, num_layers=1, num_channels=3)])
+def test_recorded_steps_have_the_weight_of_their_batch(file, fit, discriminator):
+    adversarial = {"discriminator": discriminator, "adversarial": Vanilla(), "adversarial_weight": 1e-3}
+    adversarial |= {"discriminator_optimizer": partial(Muon, lr=1e-3)}
+    runs = []
+    for record in (None, FakeGraph):
+        torch.manual_seed(1)
+        taught_with = {"teacher": file, "teacher_weight": 0.7, "teacher_steps": 3}
+        options = copy.deepcopy(taught_with if discriminator is None else taught_with | adversarial)
+        module_class = SRModule if discriminator is None else GANModule
+        module = module_class(compact(), nn.MSELoss(), partial(Muon, lr=1e-3), **options)
+        module.record = record
+        fit(module, 5)
+        runs.append((module.state_dict(), module.running_means.sums))
+    assert not list(differences(*runs, "run"))
 
 
 def test_an_unpadded_network_is_compared_with_the_centre(tmp_path, monkeypatch):

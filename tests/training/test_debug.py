@@ -6,7 +6,8 @@ from hydra.utils import instantiate
 from sr_lightning.errors import InputError
 from sr_lightning.leaderboard.runs import Run
 from sr_lightning.runs.fingerprint import fingerprint
-from sr_lightning.training.checks import check_trial
+from sr_lightning.training import checks
+from sr_lightning.training.checks import check_directory
 from tests.helpers import ROOT, compose, rows_of, run
 
 CHOICES = "choices={data: demo, model: espcn, experiment: null}"
@@ -65,12 +66,24 @@ def test_settings_of_a_trial_go_before_those_of_a_recipe():
 
 def test_trial_does_not_overwrite_a_run(tmp_path):
     cfg = compose("debug=short", f"run_dir={tmp_path}")
-    check_trial(cfg)
+    check_directory(cfg)
     (tmp_path / "config.yaml").write_text("debug: short\n")
-    check_trial(cfg)
+    check_directory(cfg)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     with pytest.raises(InputError, match="is the directory of a run; leave"):
-        check_trial(cfg)
+        check_directory(cfg)
+
+
+def test_new_run_does_not_overwrite_another(tmp_path, monkeypatch):
+    cfg = compose(f"run_dir={tmp_path}")
+    check_directory(cfg)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(InputError, match=r"has the checkpoints of a run: go on with .* resume=.*, or name another dir"):
+        check_directory(cfg)
+    check_directory(compose(f"run_dir={tmp_path}", f"resume={tmp_path}"))
+    monkeypatch.setattr(checks, "is_cell", lambda: True)
+    check_directory(cfg)
 
 
 def test_part_of_the_images_is_used_and_at_least_one_of_each_set():

@@ -13,6 +13,7 @@ from sr_lightning.callbacks import Progress
 from sr_lightning.checkpoints.checkpoint import steps_done
 from sr_lightning.data import FolderDataModule
 from sr_lightning.degradations import Bicubic
+from sr_lightning.errors import DivergedError
 from sr_lightning.loggers import MetricsCSV
 from sr_lightning.modules import SRModule
 from sr_lightning.modules.recorded_step import Recorder
@@ -26,6 +27,7 @@ from tests.helpers import compose, differences, metrics_of
 STEPS = {"max_steps": 40, "val_every": 15, "save_every": 8}
 LOG_EVERY = 7  # groups of any length end at 7, 8, 14, 15, 16, ...
 ONE, LONGEST = 0.0, 1e9  # seconds of a group
+BRIGHT = 0.5085  # mean of the HR of batches 2, 7, 24 (saved before it is logged), 35, 36 and 40
 
 
 def read(run_dir: Path, name: str) -> dict[str, Any]:
@@ -62,10 +64,9 @@ class Fit:
         self.seen.clear()
         torch.manual_seed(0)
         network = ESPCN(scale=2, num_features=(8,), kernel_sizes=(3, 3))
-        options = {"scheduler": partial(warmup_cosine, total_steps=STEPS["max_steps"])} | options
-        module = module_class(
-            network, loss or torch.nn.L1Loss(), partial(Muon, lr=1e-3), log_every=LOG_EVERY, **options
-        )
+        schedule, optimizer = partial(warmup_cosine, total_steps=STEPS["max_steps"]), partial(Muon, lr=1e-3)
+        options = {"scheduler": schedule, "optimizer": optimizer} | options
+        module = module_class(network, loss or torch.nn.L1Loss(), log_every=LOG_EVERY, **options)
         module.record = record
         data = FolderDataModule(
             *(str(self.pictures),), scale=2, degradation=Bicubic(), patch_size=8, batch_size=4, seed=0,
@@ -129,6 +130,52 @@ def test_replayed_steps_give_the_same_checkpoints_and_metrics(fit, words, option
         assert_same_run(plain, fit(name, seconds, *words, record=FakeGraph, **options))
 
 
+class SometimesNaN(torch.nn.Module):
+    """NaN for bright images, whatever the network computes."""
+
+    def forward(self, sr, hr):
+        return torch.nn.functional.l1_loss(sr, hr) * torch.where(hr.mean() > BRIGHT, torch.nan, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "record"),
+    [(partial(Muon, lr=1e-3), None), (partial(torch.optim.AdamW, lr=1e-3), lambda program: program)],
+    ids=["Muon", "AdamW, fused in both"],
+)
+def test_recorded_steps_leave_out_batches_as_others_do(fit, caplog, optimizer, record):
+    settings = {"loss": SometimesNaN(), "ema": 0.9, "max_skipped_batches": 6, "optimizer": optimizer}
+    plain = fit("plain", ONE, record=record, **settings)
+    assert read(plain, "last")["skipped_batches"] == [2, 7, 24, 35, 36, 40]
+    text = "batch 40 is skipped: its gradients are NaN or infinite (6 of at most 6)"
+    assert text in caplog.text
+    caplog.clear()
+    recorded = fit("recorded", LONGEST, record=FakeGraph, **settings)
+    assert text in caplog.text
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit("stopped", LONGEST, callbacks=(StopAt(30),), record=FakeGraph, **settings)
+    last = str(fit.folder / "stopped" / "checkpoints" / "last.ckpt")
+    resumed = fit("stopped", LONGEST, resume=last, record=FakeGraph, **settings)
+    for other in (recorded, resumed):
+        assert_same_run(plain, other)
+    settings["max_skipped_batches"] = 4
+    with pytest.raises(DivergedError, match="gradients of batch 36 are NaN or infinite, after 4 skipped batches"):
+        fit("ended", LONGEST, record=FakeGraph, **settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="a process that uses a GPU cannot be forked")
+@pytest.mark.parametrize("options", [{}, {"loss": SometimesNaN(), "max_skipped_batches": 20}], ids=["all", "some"])
+def test_recorded_steps_of_two_processes_are_those_of_distributed_data_parallel(fit, options):
+    two = ("trainer.devices=2", "+trainer.strategy=ddp_fork")
+    runs = [fit(str(record), ONE, *two, record=record, ema=0.9, **options) for record in (None, FakeGraph)]
+    if not options:
+        assert_same_run(*runs)
+        return
+    plain, recorded = (read(run, "last") for run in runs)  # whose mean losses leave out all of a skipped batch
+    assert plain["skipped_batches"]
+    for key in ("state_dict", "optimizer_states", "skipped_batches", "gradient_norms"):
+        assert not list(differences(plain[key], recorded[key], key))
+
+
 class StopAt(pl.Callback):
     """Raise at the end of a validation, before it is saved."""
 
@@ -165,6 +212,14 @@ class EachBatch(pl.Callback):
 
     def on_before_zero_grad(self, trainer, module, optimizer):
         self.count += 1
+
+
+def test_hook_within_a_step_ends_recording(fit, caplog):
+    callback = EachBatch()
+    recorded = fit("recorded", LONGEST, callbacks=(callback,), record=FakeGraph)
+    assert callback.count == 40
+    assert "graph=true: not used with EachBatch.on_before_zero_grad, which is called within a step" in caplog.text
+    assert_same_run(fit("plain", ONE), recorded)
 
 
 class OwnModule(SRModule):

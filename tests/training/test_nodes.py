@@ -13,7 +13,8 @@ import pytest
 
 from sr_lightning.errors import InputError, LostProcessError
 from sr_lightning.training import nodes
-from sr_lightning.training.nodes import Peers, Place, becomes_visible, joined, named_loss, place_of_process
+from sr_lightning.training.nodes import Peers, becomes_visible, joined, named_loss
+from sr_lightning.training.places import Place, place_of_process
 from tests.helpers import compose
 
 FACTS = {"versions": {"torch": "2.13.0"}, "settings": {"max_steps": 30}}

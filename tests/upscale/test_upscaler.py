@@ -18,8 +18,10 @@ from sr_lightning.inference import super_resolve
 from sr_lightning.networks import EDSR, ESPCN, RCAN, WDSR, Bicubic
 from sr_lightning.upscale import tiles
 from sr_lightning.upscale.upscaler import Upscaler, _strips
+from sr_lightning.utils.cuda_graphs import Replays
 from sr_lightning.utils.devices import select_device
-from tests.helpers import ROOT
+from tests.fake_graph import FakeGraph
+from tests.helpers import ROOT, use_times
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(
@@ -354,6 +356,68 @@ def test_number_of_a_gpu_must_exist(count, name, message, monkeypatch):
     else:
         with pytest.raises(InputError, match=message):
             select_device(name)
+
+
+def replaying(net):
+    """Let an upscaler compute as on a GPU: replay tiles, and begin the next one before the result of one is used."""
+    net._replays, net._transfers.at_once = Replays(net.device, FakeGraph), 2
+    return net
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    use_times(monkeypatch, {"float32": 1.0, "float32 by NNPACK": 2.0})
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize(
+    ("build", "ensemble"),
+    [
+        (lambda: ESPCN(scale=2), False),
+        (lambda: ESPCN(scale=2), True),
+        (lambda: EDSR(scale=3, num_features=8, num_blocks=1), False),
+    ],
+)
+def test_replayed_tiles_have_the_bits_of_others(build, ensemble):
+    torch.manual_seed(0)
+    network = build()
+    options = {"tile": 16, "device": "cpu", "self_ensemble": ensemble}
+    net, other = Upscaler(network, "", **options), replaying(Upscaler(network, "", **options))
+    wide = np.tile(SMOOTH[:16], (1, 2, 1))  # 16x82: five tiles, of which the inner ones have one shape
+    tensor = torch.from_numpy(wide).permute(2, 0, 1) / 255
+    for image in (wide, wide[..., :3].astype(np.uint16) * 257, wide[..., 0] / 255, tensor, Image.fromarray(wide)):
+        assert (np.asarray(other.upscale(image)) == np.asarray(net.upscale(image))).all()
+    assert any(other._replays.graphs.values()) and not other._replays.is_refused
+
+
+@pytest.mark.usefixtures("quickly")
+def test_replayed_tiles_that_are_not_finite_are_refused():
+    network = EDSR(scale=2, num_features=4, num_blocks=1)
+    net = replaying(Upscaler(network, "edsr", tile=16, device="cpu"))
+    image = torch.zeros(3, 40, 40)
+    net.upscale(image)
+    net.network.form.network.tail.conv.bias.data.fill_(torch.inf)  # as a sum that overflows; it is used by the graph
+    with pytest.raises(InputError, match="edsr: the output in float32 is not finite"):
+        net.upscale(image)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_replayed_tiles_become_smaller_when_memory_runs_out(monkeypatch, caplog):
+    network = Counting()
+    net = replaying(Upscaler(network, "", device="cpu"))
+    image = np.tile(SMOOTH[..., 0], (3, 3))
+    expected = net.upscale(image)
+    enlarge = net._enlarge_tile
+
+    def limited(lr):
+        if lr[0].numel() > 1500:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return enlarge(lr)
+
+    net = replaying(net)
+    monkeypatch.setattr(net, "_enlarge_tile", limited)
+    assert (net.upscale(image) == expected).all()
+    assert "out of memory: continuing with tiles of 24" in caplog.text
 
 
 def test_load_and_upscale_equal_the_network(trained):

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from sr_lightning.errors import InputError
 from sr_lightning.upscale.command import main
-from sr_lightning.upscale.video import size_and_frames, upscale_video
+from sr_lightning.upscale.video import _Recoder, size_and_frames, upscale_video
 
 av = pytest.importorskip("av", reason="videos need PyAV")
 
@@ -106,6 +107,26 @@ def test_frames_timestamps_and_sound_are_kept(name, result, options, codec, tmp_
         assert new.time == old.time
         assert np.abs(rgb_of(new) - twice(rgb_of(old)))[8:-8, 8:-8].mean() < 4
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, result])
+
+
+def test_a_frame_is_enlarged_while_the_one_before_is_encoded(tmp_path, monkeypatch):
+    clip(tmp_path / "a.mp4", pixels="yuv420p10le")
+    upscale_video(twice, doubled, tmp_path / "a.mp4", tmp_path / "alone.mkv")
+    done, recoded = [], _Recoder.recoded
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *work):
+            done.append("begun")
+            return super().submit(*work)
+
+    monkeypatch.setattr(_Recoder, "recoded", lambda *frame: done.append("encoded") or recoded(*frame))
+    with Pool(1) as pool:
+        upscale_video(twice, doubled, tmp_path / "a.mp4", tmp_path / "beside.mkv", pool=pool)
+    assert done == ["begun", *["begun", "encoded"] * (len(TIMES) - 1), "encoded"]
+    alone, beside = (probe(tmp_path / name) for name in ("alone.mkv", "beside.mkv"))
+    for old, new in zip(alone.pop("frames"), beside.pop("frames"), strict=True):
+        assert (new.to_ndarray() == old.to_ndarray()).all()
+    assert beside == alone
 
 
 @pytest.mark.parametrize("size", [(64, 48), (1280, 720)])

@@ -1,0 +1,121 @@
+"""CUDA graphs: programs of a GPU, recorded once and launched as a whole."""
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Program = Callable[[], None]
+Recorder = Callable[[Program], Program]  # records a program, and returns its replay
+Function = Callable[[Tensor], tuple[Tensor, ...]]
+
+RECORDING = threading.Lock()  # torch records one graph of a process at a time
+
+
+def cuda_graph(program: Program, **options: Any) -> Program:
+    """Record a program without running it, and return its replay.
+
+    Args:
+        program: Has run before, so that libraries have chosen algorithms.
+        **options: Of `torch.cuda.graph`.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with RECORDING, torch.cuda.graph(graph, capture_error_mode="thread_local", **options):  # others may allocate
+            program()
+    finally:
+        torch.cuda.set_stream(stream)  # which torch leaves changed if recording fails
+    return graph.replay
+
+
+class Replays:
+    """Replays of a function of a tensor, a graph for each shape, recorded when the shape comes for the second time.
+
+    The first time the function is computed directly, which prepares libraries; a shape that comes once, as those of
+    photos, costs nothing more. A function that cannot be recorded is computed directly each time.
+
+    Args:
+        device: Of the tensors.
+        record: `cuda_graph`, or what computes the same; None: `cuda_graph`, in memory that the graphs share, since they
+            run one after the other.
+        most: Shapes that are remembered, those used last.
+    """
+
+    def __init__(self, device: torch.device, record: Recorder | None = None, most: int = 16) -> None:
+        self.record = record or partial(
+            cuda_graph, pool=torch.cuda.graph_pool_handle(), stream=torch.cuda.Stream(device)
+        )
+        self.most, self.is_refused = most, False
+        self.graphs: dict[Any, _Graph | None] = {}  # None: the shape came once
+        self.stream: torch.cuda.Stream | None = None  # of the latest replay
+        self.lock = threading.Lock()
+
+    @torch.inference_mode()
+    def __call__(self, function: Function, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the function of a tensor.
+
+        Args:
+            function: Does not wait for the device; always the same.
+            x: On the device.
+        """
+        with self.lock:
+            try:
+                return self._computed(function, x)
+            except torch.OutOfMemoryError:
+                if not any(self.graphs.values()):
+                    raise
+            # Not in the except block: while an exception is handled, its traceback keeps tensors alive.
+            self.graphs.clear()  # they hold memory
+            torch.cuda.empty_cache()
+            return self._computed(function, x)
+
+    def _computed(self, function: Function, x: Tensor) -> tuple[Tensor, ...]:
+        key = x.dtype, x.shape, x.stride()
+        came_before, graph = key in self.graphs, self.graphs.pop(key, None)
+        if came_before and graph is None and not self.is_refused:
+            graph = self._recorded(function, x)
+        results = function(x) if graph is None else self._replayed(graph, x)
+        self.graphs[key] = graph
+        if len(self.graphs) > self.most:
+            del self.graphs[next(iter(self.graphs))]
+        return results
+
+    def _replayed(self, graph: "_Graph", x: Tensor) -> tuple[Tensor, ...]:
+        if x.is_cuda:  # graphs share memory, and threads may have streams of their own
+            stream = torch.cuda.current_stream(x.device)
+            if self.stream is not None and self.stream != stream:
+                stream.wait_stream(self.stream)
+            self.stream = stream
+        return graph(x)
+
+    def _recorded(self, function: Function, x: Tensor) -> "_Graph | None":
+        try:
+            return _Graph(function, x, self.record)
+        except Exception as error:  # whatever stops the recording, the function can be computed directly
+            message = str(error).partition("\n")[0]
+            log.info("computed without a CUDA graph, since recording it fails: %s: %s", type(error).__name__, message)
+            self.is_refused = True
+            return None
+
+
+class _Graph:
+    """A recorded function of tensors with the shape of `x`."""
+
+    def __init__(self, function: Function, x: Tensor, record: Recorder) -> None:
+        self.x, self.results = x.clone(), ()
+
+        def program() -> None:
+            self.results = function(self.x)
+
+        self.replay = record(program)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        self.x.copy_(x)
+        self.replay()
+        return tuple(result.clone() for result in self.results)  # the next replay overwrites them
