@@ -57,6 +57,7 @@ def network_class(name: str) -> str:
 OF_SIZES = {"safmn", "swinir_light"}  # depend on the size of the image, and are refused
 # The first file of conf/model for each class: what is exported of the others differs in sizes alone
 CLASSES = sorted(set({network_class(name): name for name in reversed(NAMES)}.values()) - OF_SIZES)
+ONE_BLOCK = {"num_blocks": 1, "num_groups": 1}  # tracing takes time for each operation, and blocks have the same ones
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def untrained(cls, **description):
 
 def trained(name):
     config = {"model": {"network": {}}, "protocol": {}}
-    return Trained(small(name, SCALE), name, 0, config)
+    return Trained(small(name, SCALE, **ONE_BLOCK), name, 0, config)
 
 
 def write_graph(source, to, folder, **options):

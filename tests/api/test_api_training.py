@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +15,7 @@ from sr_lightning.api.settings import arguments
 from sr_lightning.cli import compose_config, name_run
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps.run import hydra_value
-from tests.helpers import ROOT, compose, differences, run
+from tests.helpers import Command, compose, differences, run
 
 QUICK = ("max_steps=4", "val_every=2", "save_every=2")
 
@@ -123,17 +121,13 @@ except KeyboardInterrupt:
 
 def caller(command, folder):
     """A Python process that trains for long, after its first steps."""
-    words = [*command[1:], "max_steps=1000000", "log_every=1", "save_every=1", f"hydra.run.dir={folder}"]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", CALLER, *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    script = folder.with_name("caller.py")
+    script.write_text(CALLER)
+    words = [*command[1:], "max_steps=1000000", "log_every=1", "save_every=1", "compile=false"]
+    process = Command(script, *words, f"hydra.run.dir={folder}")
     deadline = time.monotonic() + 200
     while not (folder / "checkpoints" / "last.ckpt").is_file():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     return process
 
@@ -148,9 +142,9 @@ def is_free(folder):
 @pytest.mark.slow
 def test_interruption_saves_the_run_and_reaches_the_caller(command, tmp_path):
     process = caller(command, tmp_path / "run")
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0 and output.endswith("interrupted\n") and "saved at step" in output
+    os.kill(process.pid, signal.SIGINT)
+    done = process.wait(120)
+    assert done.returncode == 0 and done.stdout.endswith("interrupted\n") and "saved at step" in done.stdout
     assert is_free(tmp_path / "run")
 
 

@@ -3,15 +3,17 @@
 import copy
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from skimage.data import astronaut
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from sr_lightning.data import bundled_photos
 from sr_lightning.inference import to_channels
 from sr_lightning.modules.sr import center_crop
 from sr_lightning.networks import Bicubic
@@ -74,12 +76,12 @@ def config(choice: str, scale: int) -> DictConfig:
     return cfg.model
 
 
-def small(name: str, scale: int) -> nn.Module:
+def small(name: str, scale: int, **sizes: int) -> nn.Module:
     """Build a small network of a config (see SMALL) in evaluation mode, with perturbed weights."""
-    description = copy.deepcopy(config(name, scale).network)
-    for key in SMALL.keys() & description.keys():
+    description, sizes = copy.deepcopy(config(name, scale).network), SMALL | sizes
+    for key in sizes.keys() & description.keys():
         if isinstance(description[key], int):
-            description[key] = SMALL[key]
+            description[key] = sizes[key]
     torch.manual_seed(0)
     network = instantiate(description).eval()
     for parameter in network.parameters():  # some are initialised with zeros, which would hide other layers
@@ -187,7 +189,8 @@ def test_it_overfits_four_patches(name):
     network = small(name, 2).train()
     if not any(True for _ in network.parameters()):
         pytest.skip("nothing to train")
-    photo = torch.from_numpy(astronaut()).permute(2, 0, 1) / 255
+    (astronaut,) = bundled_photos("astronaut")
+    photo = torch.from_numpy(np.array(Image.open(astronaut.hr))).permute(2, 0, 1) / 255
     places = [(80, 200), (100, 240), (300, 100), (400, 300)]
     hr = torch.stack([photo[:, top : top + 16, left : left + 16] for top, left in places])
     lr = F.interpolate(hr, scale_factor=0.5, mode="bicubic", antialias=True)

@@ -136,23 +136,24 @@ def by_slurm(node: int, local: int) -> dict[str, str]:
 
 
 class Machines:
-    """Two machines that train one run, each with as many processes as there are devices.
+    """Machines that train one run, each with as many processes as there are devices, which are forked one by one.
 
     Args:
         words: The command.
         devices: Processes on each machine.
+        nodes: Machines.
         describe: Environment of a process by the numbers of its machine and of the process on it.
         kills: Plan of `tests.killing` by rank.
     """
 
-    def __init__(self, *words: object, devices: int = 1, describe=by_environment, kills=None) -> None:
+    def __init__(self, *words: object, devices: int = 1, nodes: int = 2, describe=by_environment, kills=None) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         if not str(words[-1]).startswith("resume="):
-            words = [*words, *on(devices), "trainer.num_nodes=2"]
+            words = [*words, *on(devices), f"trainer.num_nodes={nodes}"]
         self.processes = []
-        for rank in range(2 * devices):
+        for rank in range(nodes * devices):
             plan = (kills or {}).get(rank)
             driver, kill = (["-m", "tests.killing"], {"SR_KILL": json.dumps(plan)}) if plan else ([], {})
             environment = address | describe(*divmod(rank, devices)) | kill
@@ -265,10 +266,21 @@ def test_signal_to_one_machine_saves_and_stops_the_run_on_both(command, tmp_path
     assert not (tmp_path / ".owner").exists()
 
 
+IMPATIENT = """
+import runpy, sys
+from sr_lightning.training import nodes
+nodes.VISIBLE = 1  # seconds in which a file must appear
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_machines_without_a_shared_folder_end_in_one_line_and_leave_no_file(command, tmp_path):
     run_dirs = [tmp_path / "shared" / "run", tmp_path / "own" / "run"]
-    both = Machines(*command, "hydra.run.dir=${oc.env:RUN_DIR}", describe=lambda node, _: {
+    impatient = tmp_path / "impatient.py"
+    impatient.write_text(IMPATIENT)
+    both = Machines(impatient, *command, "hydra.run.dir=${oc.env:RUN_DIR}", describe=lambda node, _: {
         "NODE_RANK": str(node), "RUN_DIR": str(run_dirs[node])
     })  # fmt: skip
     for done in both.wait(60):

@@ -14,7 +14,8 @@ from sr_lightning.sweeps.cells import read_sweep
 from sr_lightning.training.checks import check_settings
 from tests.helpers import compose, metrics_of, run
 from tests.kill_chains import differences_of_runs
-from tests.training.test_resume import TWO_PROCESSES, stop_after_new_checkpoints
+from tests.training.test_ddp import Machines
+from tests.training.test_resume import stop_in_step
 
 # The first validation, at step 10, is a gain over none; the three after it are none over 50 dB.
 STOPPING = ["early_stopping=psnr", "early_stopping.patience=3", "early_stopping.min_delta=50", "num_comparisons=0"]
@@ -67,9 +68,8 @@ def test_extended_run_has_its_whole_patience_again(stopped, tmp_path):
 def test_stopped_and_resumed_run_ends_at_the_same_step(command, stopped, tmp_path):
     killed = tmp_path / "run"
     words = [*command, *STOPPING, "max_steps=200", "save_every=5", f"hydra.run.dir={killed}"]
-    for signum in (signal.SIGKILL, signal.SIGINT):
-        step = stop_after_new_checkpoints(words, killed / "checkpoints" / "last.ckpt", 3, signum)
-        assert 0 < step < 40
+    for number, signum in ((18, signal.SIGKILL), (8, signal.SIGINT)):
+        assert 0 < stop_in_step(words, killed, number, signum) < 40
         words = ["train.py", f"resume={killed}"]
     run(*words)
     assert not list(differences_of_runs(stopped[0], killed))
@@ -77,7 +77,8 @@ def test_stopped_and_resumed_run_ends_at_the_same_step(command, stopped, tmp_pat
 
 @pytest.mark.slow
 def test_both_processes_of_a_run_stop_at_the_same_step(command, tmp_path):
-    run(*command, *STOPPING, *TWO_PROCESSES, "max_steps=200", "save_top_k=2", f"hydra.run.dir={tmp_path}")
+    words = [*command, *STOPPING, "log_every=5", "max_steps=200", "save_top_k=2", f"hydra.run.dir={tmp_path}"]
+    assert [done.returncode for done in Machines(*words, devices=2, nodes=1).wait()] == [0, 0]
     assert read_result(tmp_path)["steps"] == 40
     assert len(list((tmp_path / "checkpoints").iterdir())) == 4
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from tests.helpers import CONF, compose, slow_except
 
@@ -34,7 +35,8 @@ def test_recipe_states_its_command_and_builds(name):
         for group in one["optimizer"].param_groups
     ]
     assert sum(len(group["params"]) for group in groups) == len(list(module.parameters()))
-    patch_size = cfg.data.patch_size if "discriminator" in cfg.model else 16  # a discriminator may be of one size
+    of_one_size = OmegaConf.select(cfg, "model.discriminator._target_", default="").endswith("SRGANDiscriminator")
+    patch_size = cfg.data.patch_size if of_one_size else 16
     batch = {
         "lr": torch.rand(1, 3, patch_size, patch_size),
         "hr": torch.rand(1, 3, patch_size * cfg.scale, patch_size * cfg.scale),

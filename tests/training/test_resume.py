@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -17,23 +16,23 @@ from sr_lightning.networks import Compact
 from sr_lightning.optim import warmup_cosine
 from tests.helpers import ROOT, Command, differences, metrics_of, rows_of, run
 from tests.kill_chains import differences_of_runs
+from tests.training.test_ddp import Machines
 
 # Checkpoints fall before, on and between validations, and between two logged means.
-OFTEN = ["val_every=20", "save_every=5", "log_every=7", "num_comparisons=0", "model.ema=0.99"]
-PIXEL = [*OFTEN, "max_steps=300"]
+OFTEN = ["val_every=20", "save_every=5", "log_every=7", "num_comparisons=0", "model.ema=0.99", "max_steps=45"]
 ADVERSARIAL = [
     *OFTEN,
-    *("max_steps=100", "model=srresnet", "model.network.num_features=8", "model.network.num_blocks=1", "gan=srgan"),
+    *("model=srresnet", "model.network.num_features=8", "model.network.num_blocks=1", "gan=srgan"),
     *("data.patch_size=16", "model.loss.terms.content.weights=random", "~model.loss.terms.content.layers.5_4"),
     *("+model.loss.terms.content.layers.1_2=1", "model.discriminator.num_features=4"),
 ]
 SKIPPING = ["model.loss._target_=tests.training.failing.SometimesNaN", "model.max_skipped_batches=100", "allow=tests"]
 TAUGHT = [
-    *(*PIXEL, "max_steps=150", "model=compact", "model.network.num_features=8", "model.network.num_blocks=1"),
-    *("model.teacher=TEACHER", "model.teacher_steps=100"),
+    *(*OFTEN, "model=compact", "model.network.num_features=8", "model.network.num_blocks=1"),
+    *("model.teacher=TEACHER", "model.teacher_steps=30"),
 ]
 REAL_ESRGAN = [  # on the small pictures, with every augmentation and a loss that needs the averaged network
-    *(*OFTEN, "max_steps=40", "experiment=realesrgan_paper", "data=folder", "data.cutblur=0.3", "data.mixup=0.3"),
+    *(*OFTEN, "max_steps=25", "experiment=realesrgan_paper", "data=folder", "data.cutblur=0.3", "data.mixup=0.3"),
     *("data.channel_shuffle=0.3", "model.network.num_features=4", "model.network.num_blocks=1"),
     *("model.network.growth=4", "model.discriminator.num_features=4", "model.loss.terms.content.weights=random"),
     *(f"~model.loss.terms.content.layers.{layer}" for layer in ("2_2", "3_4", "4_4", "5_4")),
@@ -41,35 +40,6 @@ REAL_ESRGAN = [  # on the small pictures, with every augmentation and a loss tha
     *("+model.loss.terms.ldl._target_=sr_lightning.losses.LDL", "+model.loss.terms.ldl.refined=true"),
 ]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-TWO_PROCESSES = ["log_every=5", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-
-
-def stop_after_new_checkpoints(words: list, path: Path, count: int, signum: int = signal.SIGKILL) -> int:
-    """Start a run, send it a signal after `count` new checkpoints, and return the step of the last one.
-
-    SIGKILL ends all processes of the run; another signal reaches the first of them, which saves.
-    """
-    process = Command(*words)
-    seen, last = 0, path.stat().st_mtime_ns if path.exists() else None
-    deadline = time.monotonic() + 120
-    while seen < count:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        now = path.stat().st_mtime_ns if path.exists() else None
-        seen, last = seen + (now != last), now
-        time.sleep(0.001)
-    if signum == signal.SIGKILL:
-        process.kill()
-    else:
-        os.kill(process.pid, signum)
-    done = process.wait()
-    step = steps_done(read_checkpoint(path))
-    if signum != signal.SIGKILL:
-        assert done.returncode == 128 + signum
-        run_dir, name = path.parents[1], signal.Signals(signum).name
-        assert f"stopped by {name}, saved at step {step}. To go on: python train.py resume={run_dir}" in done.stdout
-        assert "Traceback" not in done.stdout + done.stderr
-    return step
 
 
 def killed(words: list, plan: dict) -> subprocess.CompletedProcess:
@@ -77,17 +47,40 @@ def killed(words: list, plan: dict) -> subprocess.CompletedProcess:
     return Command("-m", "tests.killing", *words, environment={"SR_KILL": json.dumps(plan)}).wait()
 
 
+def stop_in_step(words: list, run_dir: Path, number: int, signum: int = signal.SIGKILL, processes: int = 1) -> int:
+    """Send a run a signal in its step of this number since it began or was resumed; return that of its checkpoint.
+
+    SIGKILL ends all processes of the run; another signal reaches the first of them, which saves.
+    """
+    plan = {"phase": "step", "point": "before training_step", "pass": number, "signals": [signum]}
+    if processes == 1:
+        done = killed(words, plan)
+    else:
+        ranks = range(processes) if signum == signal.SIGKILL else [0]
+        done, *_ = Machines(*words, devices=processes, nodes=1, kills=dict.fromkeys(ranks, plan)).wait()
+    saved = steps_done(read_checkpoint(run_dir / "checkpoints" / "last.ckpt"))
+    if signum == signal.SIGKILL:
+        assert done.returncode == -signal.SIGKILL, done
+    else:
+        name = signal.Signals(signum).name
+        assert done.returncode == 128 + signum
+        assert f"stopped by {name}, saved at step {saved}. To go on: python train.py resume={run_dir}" in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
+    return saved
+
+
 @pytest.mark.parametrize(
-    ("settings", "signals"),
+    ("settings", "signals", "processes"),
     [
-        ([*PIXEL, *SKIPPING], (signal.SIGKILL, signal.SIGINT)),
-        (TAUGHT, (signal.SIGKILL,)),
-        (ADVERSARIAL, (signal.SIGHUP, signal.SIGKILL)),
-        ([*ADVERSARIAL, *TWO_PROCESSES], (signal.SIGKILL, signal.SIGTERM)),
-        (REAL_ESRGAN, (signal.SIGKILL,)),
+        ([*OFTEN, *SKIPPING], (signal.SIGKILL, signal.SIGINT), 1),
+        (TAUGHT, (signal.SIGKILL,), 1),
+        (ADVERSARIAL, (signal.SIGHUP, signal.SIGKILL), 1),
+        (ADVERSARIAL, (signal.SIGKILL, signal.SIGTERM), 2),
+        (REAL_ESRGAN, (signal.SIGKILL,), 1),
         pytest.param(
-            [*PIXEL, "compile=true"],
+            [*OFTEN, "compile=true", "model.network.num_features=[4]", "model.network.kernel_sizes=[3,3]"],
             (signal.SIGKILL,),
+            1,
             marks=pytest.mark.skipif(not COMPILER, reason="no C++ compiler"),
         ),
     ],
@@ -101,22 +94,27 @@ def killed(words: list, plan: dict) -> subprocess.CompletedProcess:
     ],
 )
 @pytest.mark.slow
-def test_stopped_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, settings, signals):
+def test_stopped_and_resumed_run_equals_an_uninterrupted_one(command, tmp_path, settings, signals, processes):
     whole, killed, teacher = tmp_path / "whole", tmp_path / "killed", tmp_path / "teacher.pth"
     torch.save(Compact(scale=2, num_features=16, num_blocks=1).state_dict(), teacher)
     settings = [word.replace("TEACHER", str(teacher)) for word in settings]
-    run(*command, *settings, f"hydra.run.dir={whole}")
+    if processes == 1:
+        run(*command, *settings, f"hydra.run.dir={whole}")
+    else:
+        settings = [*settings, "log_every=5"]
+        done = Machines(*command, *settings, f"hydra.run.dir={whole}", devices=processes, nodes=1).wait()
+        assert [each.returncode for each in done] == [0] * processes, done
     max_steps = steps_done(read_checkpoint(whole / "checkpoints" / "last.ckpt"))
 
     last = killed / "checkpoints" / "last.ckpt"
     words = [*command, *settings, f"hydra.run.dir={killed}"]
     stops = []
-    for signum in signals:
-        stops.append(stop_after_new_checkpoints(words, last, 3, signum))
+    for number, signum in zip((18, 13), signals, strict=False):
+        stops.append(stop_in_step(words, killed, number, signum, processes))
         words = ["train.py", f"resume={killed}", *(["allow=tests"] if SKIPPING[0] in settings else [])]
     assert 0 < stops[0] <= stops[-1] < max_steps
     assert stops == sorted(set(stops))
-    run(*words)
+    run(*words)  # which starts its further processes itself
 
     assert steps_done(read_checkpoint(last)) == max_steps
     for name in ("last.ckpt", "best.ckpt"):
@@ -188,7 +186,7 @@ def test_finished_run_is_extended_with_the_stated_learning_rates_to_the_same_bit
     whole, killed = (shutil.copytree(finished, tmp_path / name) for name in ("whole", "killed"))
     run("train.py", f"resume={whole}", "max_steps=120", f"extend={how}")
     words = ["train.py", f"resume={killed}", "max_steps=120", f"extend={how}"]
-    assert 60 < stop_after_new_checkpoints(words, killed / "checkpoints" / "last.ckpt", 3) < 120
+    assert stop_in_step(words, killed, 18) == 75
     run(*words)  # the same command again goes on; so does resume= alone
     assert not list(differences_of_runs(whole, killed))
 

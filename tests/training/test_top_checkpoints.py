@@ -1,6 +1,5 @@
 """The checkpoints of the highest PSNR, beside best.ckpt and last.ckpt."""
 
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +10,9 @@ from sr_lightning.callbacks.checkpoints import step_and_psnr
 from sr_lightning.checkpoints.checkpoint import load_network, read_checkpoint
 from tests.helpers import differences, rows_of, run
 from tests.kill_chains import differences_of_runs
-from tests.training.test_resume import stop_after_new_checkpoints
+from tests.training.test_resume import stop_in_step
 
-KEEP = ["save_top_k=3", "val_every=10", "save_every=25", "max_steps=200", "num_comparisons=0"]
+KEEP = ["save_top_k=3", "val_every=10", "save_every=25", "max_steps=100", "num_comparisons=0"]
 
 
 def names(folder: Path) -> list[str]:
@@ -45,8 +44,8 @@ def test_files_are_those_of_the_highest_psnr_and_name_it_with_its_step(whole):
 def test_killed_and_resumed_run_keeps_the_same_files(command, whole, tmp_path):
     run_dir, killed = tmp_path / "run", tmp_path / "run" / "checkpoints"
     words = [*command, *KEEP, f"hydra.run.dir={run_dir}"]
-    stop_after_new_checkpoints(words, killed / "last.ckpt", 2, signal.SIGKILL)
-    (killed / "step_0000190_psnr_99.0000.ckpt").write_bytes(b"of a step that is trained again")
+    assert stop_in_step(words, run_dir, 65) == 50
+    (killed / "step_0000090_psnr_99.0000.ckpt").write_bytes(b"of a step that is trained again")
     run("train.py", f"resume={run_dir}")
     assert names(killed) == names(whole / "checkpoints")
     assert not list(differences_of_runs(whole, run_dir))
