@@ -40,6 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.name not in LONGEST_FILES, item.path not in slow))
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Give a test the same random numbers whatever ran before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder in SR_DATA_ROOT (T91/, BSDS500/, benchmark/); without it the test is skipped."""
