@@ -142,7 +142,7 @@ class DeviceGather:
         return lr, hr
 
     def _places(self, walks: Tensor, side: int) -> Tensor:
-        """Return the place of each byte of patches, int64 (B, 3, side, side): one product instead of many small sums."""
+        """Return the place of each byte of patches, int64 (B, 3, side, side): one product, not many small sums."""
         if side not in self._steps:
             colour, row, column = torch.meshgrid(*map(torch.arange, (3, side, side)), indexing="ij")
             steps = torch.stack([torch.ones_like(row), row, column, colour]).double()  # exact for integers below 2**53
