@@ -195,10 +195,15 @@ def machine(private_wandb, monkeypatch):
 
 def kill_machine(process: subprocess.Popen) -> None:
     """Kill an agent with all that it has started, as if its machine had lost power."""
+    send(process, signal.SIGKILL)
+    process.wait()
+
+
+def send(process: subprocess.Popen, number: signal.Signals) -> None:
+    """Send a signal to an agent and all that it has started."""
     for pid in [process.pid, *descendants(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
+            os.kill(pid, number)
 
 
 @pytest.mark.cluster
@@ -218,6 +223,7 @@ def test_run_of_a_killed_machine_is_done_by_the_next_agent_and_counted_once(
     homes = [tmp_path / "home" / name for name in ("one", "two")]
     one = machine("one", folders[0], homes[0])
     last = wait_for(lambda: list(folders[0].glob("multirun/abcd1234/run0/checkpoints/last.ckpt")), 120)[0]
+    send(one, signal.SIGSTOP)  # it is in the midst of its run until the other agent has another one
     two = machine("two", folders[1], homes[1])
     wait_for(lambda: ("two", "run1") in wandb_server.given)
     kill_machine(one)
