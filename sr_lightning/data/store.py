@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sr_lightning.data.file_digests import file_digests
 from sr_lightning.data.pair_images import Degradation, naming_all
 from sr_lightning.data.sources import Pair
 from sr_lightning.data.store_build import build, remove_abandoned
-from sr_lightning.data.store_index import image_digest, layout, read_index
+from sr_lightning.data.store_index import image_bounds, image_digest, layout, read_index
 from sr_lightning.errors import InputError
 from sr_lightning.utils.atomic_files import delete, one_at_a_time
 from sr_lightning.utils.messages import listing
@@ -179,9 +180,8 @@ def _has_checksum(file: Path, index: dict[str, Any], scale: int) -> bool:
     """Compare the pixels of a store with their checksums: one of each image, or, of an earlier version, of all."""
     expected = index.get("sha256")
     if isinstance(expected, list):
-        starts, _, total = layout(np.array(index["hr_sizes"]), scale)
-        places = zip(starts.tolist(), [*starts[1:].tolist(), total], strict=True)
-        found = in_threads(lambda place: image_digest(file, *place), places)
+        bounds = pairwise(image_bounds(np.array(index["hr_sizes"]), scale))
+        found = in_threads(lambda start_and_end: image_digest(file, *start_and_end), bounds)
         return all(digest == other for digest, other in zip(found, expected, strict=True))
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest() == expected

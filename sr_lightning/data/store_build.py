@@ -28,7 +28,7 @@ import numpy as np
 
 from sr_lightning.data.pair_images import Degradation, hr_size, load_pair, naming_all
 from sr_lightning.data.sources import Pair
-from sr_lightning.data.store_index import checksum, image_digest, layout, read_index
+from sr_lightning.data.store_index import checksum, image_bounds, image_digest, read_index
 from sr_lightning.errors import InputError
 from sr_lightning.utils.atomic_files import delete, replacing
 from sr_lightning.utils.held_folder import FolderInUseError, held, holder
@@ -128,8 +128,7 @@ class UnfinishedStore:
     @cached_property
     def starts(self) -> list[int]:
         """First byte of each image, and the size of all."""
-        starts, _, total = layout(self.sizes, self.scale)
-        return [*starts.tolist(), total]
+        return image_bounds(self.sizes, self.scale)
 
     @cached_property
     def parts(self) -> list[Part]:

@@ -16,6 +16,12 @@ def layout(hr_sizes: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray, in
     return lr_starts - hr_bytes, lr_starts, int(ends[-1])
 
 
+def image_bounds(hr_sizes: np.ndarray, scale: int) -> list[int]:
+    """Return the first byte of each image, and the size of all, which is where the last one ends."""
+    starts, _, total = layout(hr_sizes, scale)
+    return [*starts.tolist(), total]
+
+
 def read_index(folder: Path, images: int, scale: int) -> dict[str, Any] | None:
     """Read the index of a store; None if there is no store, or it is damaged as far as its index and length tell."""
     try:

@@ -21,17 +21,17 @@ from tests.data.test_store import FirstPixel, images, stores
 from tests.helpers import Command
 
 
-class Meeting(FirstPixel):
-    """Degradation that waits, at its first image, for the other processes."""
+class AtFirstImage(FirstPixel):
+    """Degradation that calls a function at its first image."""
 
-    def __init__(self, barrier):
+    def __init__(self, function):
         super().__init__()
-        self.barrier = barrier
+        self.function = function
 
     def __call__(self, hr, scale):
-        if self.barrier is not None:
-            self.barrier.wait()
-            self.barrier = None
+        if self.function is not None:
+            self.function()
+            self.function = None
         return super().__call__(hr, scale)
 
 
@@ -64,7 +64,7 @@ def open_at_once(machine, barrier, results, folder, cache):
     decoded, load = [], store_build.load_pair
     store_build.load_pair = lambda pair, *rest: (decoded.append(pair.name), load(pair, *rest))[1]
     pairs = [Pair(file.stem, file) for file in sorted(folder.glob("*.png"))]
-    store = ImageStore.open(pairs, 2, Meeting(barrier), cache)
+    store = ImageStore.open(pairs, 2, AtFirstImage(barrier.wait), cache)  # all meet
     results.put((decoded, hashlib.sha256(store.pixels).hexdigest()))
 
 
@@ -178,26 +178,12 @@ def build_again(unfinished):
     (unfinished / "0-1").mkdir()
 
 
-class Restarting(FirstPixel):
-    """Degradation in whose first call the unfinished store is discarded and begun again."""
-
-    def __init__(self, cache):
-        super().__init__()
-        self.cache = cache
-
-    def __call__(self, hr, scale):
-        if self.cache is not None:
-            build_again(*self.cache.glob("*.partial"))
-            self.cache = None
-        return super().__call__(hr, scale)
-
-
 def test_pixels_that_were_written_to_a_discarded_file_do_not_count(tmp_path, monkeypatch):
     monkeypatch.setattr(store_build, "PART", 1)
     monkeypatch.setattr(store_build, "in_threads", lambda function, items: map(function, items))
     pairs, _ = images(tmp_path / "hr", *[(8, 8)] * 4)
     cache = tmp_path / "cache"
-    ImageStore.open(pairs, 2, Restarting(cache), cache)
+    ImageStore.open(pairs, 2, AtFirstImage(lambda: build_again(*cache.glob("*.partial"))), cache)
     assert verify(pairs, 2, FirstPixel(), cache) and len(stores(cache)) == 1
 
 
