@@ -19,6 +19,12 @@ from tests.helpers import compose, run, use_times
 FASTER = {"32-true": 1.0, "bf16-mixed": 0.5, "1": 3.0, "2": 3.1, "4": 3.2, "8": 3.3, "eager": 1.0, "compiled": 0.5}
 
 
+@pytest.fixture(autouse=True)
+def no_bfloat16(monkeypatch):
+    """A processor without instructions for bfloat16, whatever this one has."""
+    monkeypatch.setattr(choices, "computes_in_bfloat16", lambda device: False)
+
+
 @pytest.fixture
 def bfloat16(monkeypatch):
     monkeypatch.setattr(choices, "computes_in_bfloat16", lambda device: True)
@@ -48,7 +54,6 @@ def test_the_faster_precision_is_chosen(seconds, expected, monkeypatch):
 
 
 def test_float32_needs_no_measurement_without_instructions_for_bfloat16(monkeypatch):
-    monkeypatch.setattr(choices, "computes_in_bfloat16", lambda device: False)
     monkeypatch.setattr(timings, "least_times", None)
     assert choose(*built("max_steps=10"))["precision"] == "32-true"
 
