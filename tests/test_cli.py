@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from sr_lightning.configs import command
 from tests.helpers import CONF, ROOT, compose, slow_except
 
 
@@ -32,3 +33,11 @@ except SystemExit as end:
             assert options and all(option in listed.split() for option in options)
     for key in cfg:
         assert key == "hydra" or key in cfg.hydra.runtime.choices or f"\n  {key}:" in done.stdout
+
+
+def test_printed_commands_run_from_any_folder(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert command("train.py") == "python train.py"
+    assert command(f"{ROOT}/evaluate.py") == f"python {ROOT}/evaluate.py"  # as it was called
+    monkeypatch.chdir(ROOT / "docs")  # that of the notebook
+    assert command("train.py") == "python ../train.py"
