@@ -25,6 +25,7 @@ from sr_lightning.sweeps.invocation import relative
 from sr_lightning.sweeps.processes import is_cell
 from sr_lightning.training.choices import device_of
 from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.messages import counted
 from sr_lightning.utils.timings import processor
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,7 @@ def introduce(
         f"validate on, {', '.join(benchmarks) or 'no benchmark'} to score at the end; LR {lr}",
         "steps": f"{cfg.max_steps:,}{begun}, of {datamodule.batch_size} patches of {side}x{side} LR pixels; "
         f"seed {cfg.seed}{until}",
-        "device": f"{device_name(cfg)}, {cfg.chosen.precision} ({why}), "
-        f"{form}{threads} thread{'' if threads == 1 else 's'}",
+        "device": f"{device_name(cfg)}, {cfg.chosen.precision} ({why}), {form}{counted(threads, 'thread')}",
         "bicubic": "scored in the first validation"
         if bicubic is None
         else f"{bicubic:.2f} dB on the validation images, the value to beat",
