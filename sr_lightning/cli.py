@@ -271,7 +271,8 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 sys.exit(0)  # the first process reports; Lightning would kill it for another exit code of this one
             if is_cell() or not in_sweep():
                 log.info("%s", how_to_go_on(cfg, stop))
-                remove_failed_start(cfg.run_dir)
+                if not is_cell():  # the next command of the sweep may just use its directory: the job removes it
+                    remove_failed_start(cfg.run_dir)
             raise
         except Exception as error:
             input_error = find_input_error(error)
@@ -285,7 +286,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if is_cell() and not in_use:
                 record_failure(cfg, str(input_error or f"{type(error).__name__}: {error}"))
             if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep, the other jobs continue
-                if not is_further_process():
+                if not (is_further_process() or is_cell()):
                     remove_failed_start(cfg.run_dir)
                 sys.exit(IN_USE if is_cell() and in_use else 1)
             raise
