@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -275,7 +276,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                     remove_failed_start(cfg.run_dir)
             raise
         except Exception as error:
-            input_error = find_input_error(error)
+            input_error = find_input_error(error) or constructor_error(error)
             if input_error is None:
                 log.exception("failed")
             else:
@@ -292,6 +293,23 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             raise
 
     return wrapper
+
+
+def constructor_error(error: BaseException | None) -> InputError | None:
+    """Return the refusal of settings by a constructor that a config names, if that caused an exception.
+
+    None for an exception within the code of others, whose traceback they need.
+    """
+    while error is not None and not isinstance(error, InstantiationException):
+        error = error.__cause__ or error.__context__
+    cause = None if error is None else error.__cause__
+    if not isinstance(cause, ValueError | TypeError | ModuleNotFoundError):
+        return None
+    raised_by = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(cause.__traceback__)][-1]
+    if raised_by.partition(".")[0] not in ("hydra", "sr_lightning", "torch", "pytorch_lightning", "lightning_fabric"):
+        return None
+    key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else "the settings"
+    return InputError(f"{key}: {cause}")
 
 
 def how_to_go_on(cfg: DictConfig, stop: Interrupted | LostProcessError) -> str:

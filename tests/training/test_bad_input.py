@@ -84,6 +84,11 @@ WRONG_SETTINGS = [
     (["dry_run=true", "max_steps=null"], "invalid numbers: max_steps=null"),
     (["dry_run=true", "data.channel_shuffle=0.5"], "data.channel_shuffle=0.5: this network sees luma only"),
     (["max_steps=null"], "invalid numbers: max_steps=null (must be a whole number of at least 1)"),
+    (["model.network.kernel_sizes=[3]"], "model.network: ESPCN needs odd kernel sizes, one more than num_features"),
+    (
+        ["model.scheduler._target_=torch.optim.lr_scheduler.StepLR"],
+        "model.scheduler: StepLR.__init__() got an unexpected keyword argument 'total_steps'. Add it by ",
+    ),
     (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
     (["model.loss=null"], "model.loss=null: a network learns from a loss, such as"),
     (
@@ -109,6 +114,8 @@ def test_all_wrong_settings_are_named_at_once(command):
         "trainer.precision=foo": "trainer.precision=foo: choose auto, or one of 32-true, bf16-mixed",
         "compile=maybe": "compile=maybe: choose true, false, or null",
         "+trainer.max_epochs=3": "trainer.max_epochs: train.py sets it by max_steps; leave it out",
+        "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 (must be a number of at least 0, or null)",
+        "+trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 (must be a whole number of",
         "+trainer.callbacks=3": "trainer.callbacks=3: give a list of classes, such as [{_target_: ",
         "model.loss._target_=mine.Loss": "model.loss._target_=mine.Loss: there is no package mine; install it",
         "name=null": "name=null: give a text, such as",
