@@ -127,8 +127,15 @@ def prepare_command(about: str, name: str) -> None:
 
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
-    """Replace what users may write by what Hydra reads: earlier names of keys, folders, last checkpoints, addresses."""
-    upgraded = [part for argument in upgrade_overrides(list(arguments)) for part in name_folder(argument)]
+    """Replace what users may write by what Hydra reads: earlier names of keys, folders, last checkpoints, addresses.
+
+    A flag of a sweep among the overrides, of which Hydra reads one part only, becomes the first argument.
+
+    >>> for_hydra(["model=espcn", "-m", "seed=1,2"])
+    ['-m', 'model=espcn', 'seed=1,2']
+    """
+    arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+    upgraded = [part for argument in upgrade_overrides(arguments) for part in name_folder(argument)]
     return [quote_address(name_option(name_run(argument))) for argument in upgraded]
 
 
