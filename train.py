@@ -18,10 +18,11 @@ from sr_lightning.cli import prepare_command, task
 @task
 def main(cfg: DictConfig) -> float:
     from sr_lightning.sweeps import agent_devices, in_sweep, run_cell, run_lock
-    from sr_lightning.utils.large_imports import large_imports
+    from sr_lightning.utils.large_imports import import_torchmetrics, large_imports
 
     if cfg.dry_run:
         with large_imports():
+            import_torchmetrics()
             from sr_lightning.training.dry_run import dry_run
 
         return dry_run(cfg)
@@ -37,6 +38,7 @@ def main(cfg: DictConfig) -> float:
             return psnr
         with agent_devices(cfg.trainer):
             with large_imports():
+                import_torchmetrics()
                 from sr_lightning.training.train import train
 
             return train(cfg)

@@ -121,6 +121,9 @@ import gc, runpy, sys
 sys.argv = {[*command, "max_steps=10", f"hydra.run.dir={run_dir}"]!r}
 runpy.run_path("train.py", run_name="__main__")
 assert gc.get_freeze_count() > 200_000 and gc.isenabled()  # the libraries
+assert not {{"matplotlib", "scipy"}} & set(sys.modules)
+from lightning_utilities.core.imports import RequirementCache, package_available
+assert RequirementCache("scipy") and package_available("scipy")
 """
     run_in_new_interpreter("-c", code)
     benchmark = tmp_path / "benchmark" / "Mine" / "HR"
