@@ -12,7 +12,8 @@ import torch
 from sr_lightning.callbacks import Progress
 from sr_lightning.checkpoints.checkpoint import steps_done
 from sr_lightning.data import FolderDataModule
-from sr_lightning.degradations import Bicubic
+from sr_lightning.data.pair_images import Degradation
+from sr_lightning.degradations import Bicubic, Noise, RandomDegradation, Resize
 from sr_lightning.errors import DivergedError
 from sr_lightning.loggers import MetricsCSV
 from sr_lightning.modules import SRModule
@@ -58,6 +59,7 @@ class Fit:
         module_class: type[SRModule] = SRModule,
         loss: torch.nn.Module | None = None,
         record: Recorder | None = None,
+        degradation: Degradation | None = None,
         **options: Any,
     ) -> Path:
         self.patch.setattr(epoch_loop, "GROUP_SECONDS", group_seconds)
@@ -69,7 +71,7 @@ class Fit:
         module = module_class(network, loss or torch.nn.L1Loss(), log_every=LOG_EVERY, **options)
         module.record = record
         data = FolderDataModule(
-            *(str(self.pictures),), scale=2, degradation=Bicubic(), patch_size=8, batch_size=4, seed=0,
+            *(str(self.pictures),), scale=2, degradation=degradation or Bicubic(), patch_size=8, batch_size=4, seed=0,
             max_steps=STEPS["max_steps"], cache_dir=self.folder / "cache",
         )  # fmt: skip
         run_dir = self.folder / name
@@ -199,11 +201,16 @@ def test_run_resumed_with_groups_of_another_size_equals_an_uninterrupted_one(fit
 
 
 def test_replayed_run_resumes_in_the_same_bits(fit):
-    plain = fit("plain", ONE, ema=0.9)
+    """Step and random degradation."""
+    options = {
+        "ema": 0.9,
+        "degradation": RandomDegradation("short", {"resize": Resize(relative_to="lr"), "noise": Noise()}),
+    }
+    plain = fit("plain", ONE, **options)
     with pytest.raises(RuntimeError, match="stopped"):
-        fit("stopped", LONGEST, ema=0.9, callbacks=(StopAt(30),), record=FakeGraph)
+        fit("stopped", LONGEST, callbacks=(StopAt(30),), record=FakeGraph, **options)
     last = str(fit.folder / "stopped" / "checkpoints" / "last.ckpt")
-    assert_same_run(plain, fit("stopped", LONGEST, ema=0.9, resume=last, record=FakeGraph))
+    assert_same_run(plain, fit("stopped", LONGEST, resume=last, record=FakeGraph, **options))
 
 
 class EachBatch(pl.Callback):
