@@ -17,18 +17,11 @@ from sr_lightning.checkpoints.checkpoint import (
     no_larger_than,
 )
 from sr_lightning.checkpoints.forms import FORMS, PLAIN, PUBLISHED_RESIDUAL_SCALES, Form, Settings, Shapes
-from sr_lightning.checkpoints.interop import (
-    best_for,
-    fill,
-    named,
-    read_file,
-    recorded_network,
-    states_in,
-    without_derived,
-)
+from sr_lightning.checkpoints.interop import best_for, fill, named, without_derived
 from sr_lightning.checkpoints.key_listing import differing_keys, shape_text
 from sr_lightning.checkpoints.key_maps import KeyMap, Renaming
 from sr_lightning.checkpoints.spandrel_networks import load_by_spandrel
+from sr_lightning.checkpoints.weight_files import read_file, recorded_network, states_in
 from sr_lightning.errors import InputError, UnknownNetworkError
 from sr_lightning.networks import EDSR, VDSR
 from sr_lightning.runs.folder import find_checkpoint
@@ -50,7 +43,7 @@ def load_any(path: str | Path, allow: Allow = None, given: Settings | None = Non
         The network; of another project's file, its name is that of the file, and `step` is None.
 
     Raises:
-        InputError: As of `checkpoint.load_best` and `interop.states_in`; or the network is neither one of this
+        InputError: As of `checkpoint.load_best` and `weight_files.states_in`; or the network is neither one of this
             project nor of spandrel, if that is installed, or has settings that the file does not show, or other ones.
     """
     path, given = find_checkpoint(path), given or {}
