@@ -277,8 +277,8 @@ def main() -> None:
     print(f"bfloat16 matrix products {2 * products / 1e12:.0f} TFLOP/s, copies {copied / 1e12:.2f} TB/s")
     record = cuda_graph if on_gpu else lambda program: program
     print(
-        "settings, ms a step:                    launched recorded by hand, ratio  operations, ratio  train.py, patches/s, "
-        "aim, of rate"
+        "settings, ms a step:                    launched recorded by hand, ratio  operations, ratio  train.py, "
+        "patches/s, aim, of rate"
     )
     for words, aim in CASES.items():
         line = f"{words.removeprefix('model='):40}"
