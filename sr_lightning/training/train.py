@@ -85,16 +85,17 @@ def train(cfg: DictConfig) -> float:
         write_result(cfg.run_dir, FINISHED, cfg, psnr=psnr, **facts)
         return psnr
 
+    run, bicubic = RunFolder(cfg.run_dir), BicubicScore(datamodule, module.protocol)
+    callbacks = build_callbacks(cfg, run, bicubic)
     with open_dict(cfg), named_shortage(cfg, module):
-        cfg.chosen = choose(cfg, module)
+        cfg.chosen = choose(cfg, module, callbacks)
     if cfg.chosen.compile:
         module.compile_training()
     if cfg.chosen.graph:
         module.record = cuda_graph
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=True))  # a checkpoint describes its network
-    run = start_run_folder(cfg)
+    start_run_folder(cfg, run)
     done, trained = (0, False) if cfg.resume is None else progress(run.last, cfg.max_steps)
-    bicubic = BicubicScore(datamodule, module.protocol)
     if process_rank() == 0:
         introduce(cfg, module, datamodule, sets, bicubic.known(), done)
     loggers = build_loggers(cfg.get("logger"), run, done)
@@ -105,7 +106,7 @@ def train(cfg: DictConfig) -> float:
             OmegaConf.merge(cfg.trainer, {"precision": cfg.chosen.precision}),
             module,
             loggers,
-            build_callbacks(cfg, run, bicubic),
+            callbacks,
             **{key: cfg[key] for key in ("run_dir", "max_steps", "val_every", "save_every")},
         )
         log_costs(cfg, run_loggers(loggers))
@@ -140,17 +141,15 @@ def log_costs(cfg: DictConfig, loggers: Sequence[RunLogger]) -> None:
             logger.log_summary({"parameters": costs.parameters, "multiply_adds": costs.multiply_adds})
 
 
-def start_run_folder(cfg: DictConfig) -> RunFolder:
+def start_run_folder(cfg: DictConfig, run: RunFolder) -> None:
     """Write config.yaml, and remove the result.json of an earlier part of the run; in further processes do nothing."""
-    run = RunFolder(cfg.run_dir)
     if process_rank() > 0:
-        return run
+        return
     for left in run.path.glob("**/.*.[0-9]*.tmp"):  # by a killed process of an earlier version
         left.unlink(missing_ok=True)
     with replacing(run.config) as temporary:
         OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), temporary)
     run.result.unlink(missing_ok=True)
-    return run
 
 
 def progress(checkpoint: Path, max_steps: int) -> tuple[int, bool]:

@@ -229,14 +229,6 @@ def test_second_training_of_a_module_is_recorded_with_its_own_optimizer(fit, mon
     assert module.recorded.optimizers is again.optimizers and again.optimizers is not first
 
 
-def test_hook_within_a_step_ends_recording(fit, caplog):
-    callback = EachBatch()
-    recorded = fit("recorded", LONGEST, callbacks=(callback,), record=FakeGraph)
-    assert callback.count == 40
-    assert "graph=true: not used with EachBatch.on_before_zero_grad, which is called within a step" in caplog.text
-    assert_same_run(fit("plain", ONE), recorded)
-
-
 class OwnModule(SRModule):
     pass
 
