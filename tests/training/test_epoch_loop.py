@@ -1,5 +1,6 @@
 """Groups of steps change no bit of a run."""
 
+import copy
 import math
 from functools import partial
 from pathlib import Path
@@ -198,10 +199,19 @@ def test_run_resumed_with_groups_of_another_size_equals_an_uninterrupted_one(fit
     assert_same_run(whole, resumed)
 
 
-def test_replayed_run_resumes_in_the_same_bits(fit):
-    plain = fit("plain", ONE, ema=0.9)
+class Copying(pl.Callback):
+    """Copies the module, as callbacks that average weights do."""
+
+    def on_validation_end(self, trainer, module):
+        self.copy = copy.deepcopy(module)
+        assert not list(differences(self.copy.state_dict(), module.state_dict(), "copy"))
+
+
+def test_replayed_run_resumes_in_the_same_bits_and_can_be_copied(fit):
+    plain, copying = fit("plain", ONE, ema=0.9), Copying()
     with pytest.raises(RuntimeError, match="stopped"):
-        fit("stopped", LONGEST, ema=0.9, callbacks=(StopAt(30),), record=FakeGraph)
+        fit("stopped", LONGEST, ema=0.9, callbacks=(copying, StopAt(30)), record=FakeGraph)
+    assert copying.copy.recorded is None
     last = str(fit.folder / "stopped" / "checkpoints" / "last.ckpt")
     assert_same_run(plain, fit("stopped", LONGEST, ema=0.9, resume=last, record=FakeGraph))
 
