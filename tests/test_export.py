@@ -427,8 +427,10 @@ def test_float16_may_differ_by_a_grey_level_in_the_root_mean_square(error, is_ac
 
 def test_unwritable_file_is_named(write, tmp_path):
     _, ckpt = write(ESPCN, **TINY)
-    with pytest.raises(InputError, match=r"cannot be written: .*File name too long"):
-        export(ckpt, "safetensors", tmp_path / f"{'n' * 300}.safetensors")
+    loop = tmp_path / "a.safetensors"
+    loop.symlink_to(loop)
+    with pytest.raises(InputError, match="cannot be written"):
+        export(ckpt, "safetensors", loop)
 
 
 def test_help_has_an_example_and_imports_no_torch():
