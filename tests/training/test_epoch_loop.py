@@ -13,7 +13,8 @@ import torch
 from sr_lightning.callbacks import Progress
 from sr_lightning.checkpoints.checkpoint import steps_done
 from sr_lightning.data import FolderDataModule
-from sr_lightning.degradations import Bicubic
+from sr_lightning.data.pair_images import Degradation
+from sr_lightning.degradations import Bicubic, Noise, RandomDegradation, Resize
 from sr_lightning.errors import DivergedError
 from sr_lightning.loggers import MetricsCSV
 from sr_lightning.modules import SRModule
@@ -59,6 +60,7 @@ class Fit:
         module_class: type[SRModule] = SRModule,
         loss: torch.nn.Module | None = None,
         record: Recorder | None = None,
+        degradation: Degradation | None = None,
         **options: Any,
     ) -> Path:
         self.patch.setattr(epoch_loop, "GROUP_SECONDS", group_seconds)
@@ -70,7 +72,7 @@ class Fit:
         module = module_class(network, loss or torch.nn.L1Loss(), log_every=LOG_EVERY, **options)
         module.record = record
         data = FolderDataModule(
-            *(str(self.pictures),), scale=2, degradation=Bicubic(), patch_size=8, batch_size=4, seed=0,
+            *(str(self.pictures),), scale=2, degradation=degradation or Bicubic(), patch_size=8, batch_size=4, seed=0,
             max_steps=STEPS["max_steps"], cache_dir=self.folder / "cache",
         )  # fmt: skip
         run_dir = self.folder / name
@@ -208,12 +210,17 @@ class Copying(pl.Callback):
 
 
 def test_replayed_run_resumes_in_the_same_bits_and_can_be_copied(fit):
-    plain, copying = fit("plain", ONE, ema=0.9), Copying()
+    """Step and random degradation."""
+    options = {
+        "ema": 0.9,
+        "degradation": RandomDegradation("short", {"resize": Resize(relative_to="lr"), "noise": Noise()}),
+    }
+    plain, copying = fit("plain", ONE, **options), Copying()
     with pytest.raises(RuntimeError, match="stopped"):
-        fit("stopped", LONGEST, ema=0.9, callbacks=(copying, StopAt(30)), record=FakeGraph)
+        fit("stopped", LONGEST, callbacks=(copying, StopAt(30)), record=FakeGraph, **options)
     assert copying.copy.recorded is None
     last = str(fit.folder / "stopped" / "checkpoints" / "last.ckpt")
-    assert_same_run(plain, fit("stopped", LONGEST, ema=0.9, resume=last, record=FakeGraph))
+    assert_same_run(plain, fit("stopped", LONGEST, resume=last, record=FakeGraph, **options))
 
 
 class EachBatch(pl.Callback):
