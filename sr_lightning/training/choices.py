@@ -15,8 +15,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -180,7 +180,8 @@ def reason_against_graph(
     classes = [getattr(optimizer, "func", None) for optimizer in partials if optimizer is not None]
     others = [getattr(each, "__name__", str(each)) for each in classes if each not in (Muon, *FUSED)]
     own = module.configure_callbacks()
-    hooks = hooks_within_a_step([*callbacks, *(own if isinstance(own, Sequence) else [own])])
+    kinds = [*map(type, callbacks), *map(type, own if isinstance(own, Sequence) else [own])]
+    hooks = hooks_within_a_step([*kinds, *(get_object(each._target_) for each in cfg.trainer.get("callbacks") or ())])
     strategy = str(cfg.trainer.get("strategy", "auto"))
     known = strategy.startswith(("auto", "ddp", "single_device")) and "spawn" not in strategy
     reasons = {
@@ -198,10 +199,12 @@ def reason_against_graph(
     return ", ".join(reason for reason, holds in reasons.items() if holds)
 
 
-def hooks_within_a_step(callbacks: Sequence[pl.Callback]) -> list[str]:
+def hooks_within_a_step(kinds: Sequence[type[pl.Callback]]) -> list[str]:
     """Name the hooks of callbacks that Lightning calls within a step; a recorded step has no place for them."""
-    hooks = ((callback, hook) for callback in callbacks for hook in HOOKS_WITHIN_A_STEP)
-    return sorted({f"{type(callback).__name__}.{hook}" for callback, hook in hooks if is_overridden(hook, callback)})
+    hooks = ((kind, hook) for kind in kinds for hook in HOOKS_WITHIN_A_STEP)
+    return [
+        f"{kind.__name__}.{hook}" for kind, hook in hooks if getattr(kind, hook, None) is not getattr(pl.Callback, hook)
+    ]
 
 
 class Trial:

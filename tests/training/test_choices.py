@@ -229,6 +229,10 @@ def test_recording_that_fails_leaves_the_run_without_a_graph(monkeypatch, caplog
         (["trainer=ddp", "trainer.strategy=fsdp"], "trainer.strategy=fsdp"),
         (["trainer.profiler=simple"], "trainer.profiler"),
         (["model.optimizer._target_=torch.optim.RMSprop"], "the optimizer RMSprop"),
+        (
+            ["+trainer.callbacks=[{_target_: tests.training.own_data.EachStep}]"],
+            "EachStep.on_before_zero_grad, called within a step",
+        ),
         ([], ""),
     ],
 )
