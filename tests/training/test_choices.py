@@ -21,8 +21,8 @@ FASTER = {"32-true": 1.0, "bf16-mixed": 0.5, "1": 3.0, "2": 3.1, "4": 3.2, "8": 
 
 
 @pytest.fixture(autouse=True)
-def float32(monkeypatch):
-    """A processor without instructions for bfloat16, unless a test wants another."""
+def no_bfloat16(monkeypatch):
+    """A processor without instructions for bfloat16, whatever this one has."""
     monkeypatch.setattr(choices, "computes_in_bfloat16", lambda device: False)
 
 
