@@ -385,6 +385,7 @@ def test_differing_output_is_an_error_and_keeps_the_old_file(write, tmp_path, mo
         (["--to", "torch"], ["add --layout published, basicsr or edsr-pytorch"]),
         (["--to", "torch", "--layout", "basicsr"], ["there is no file or folder none.ckpt"]),
         (["--to", "safetensors", "-o", "."], ["-o . is a directory"]),
+        (["--to", "torch_export", "-o", f"{__file__}/a.pt2"], [f"/a.pt2: {__file__} is a file; give a folder"]),
         (["--to", "safetensors", "--rgb", "--half"], ["--rgb: only with --to onnx, ncnn, torch_export"]),
     ],
 )
@@ -426,8 +427,10 @@ def test_float16_may_differ_by_a_grey_level_in_the_root_mean_square(error, is_ac
 
 def test_unwritable_file_is_named(write, tmp_path):
     _, ckpt = write(ESPCN, **TINY)
+    loop = tmp_path / "a.safetensors"
+    loop.symlink_to(loop)
     with pytest.raises(InputError, match="cannot be written"):
-        export(ckpt, "safetensors", ckpt / "below_a_file" / "a.safetensors")
+        export(ckpt, "safetensors", loop)
 
 
 def test_help_has_an_example_and_imports_no_torch():

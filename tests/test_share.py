@@ -216,9 +216,11 @@ def test_run_that_is_not_whole_is_one_sentence(put, shared_run, tmp_path, capsys
     assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "net").exists()
 
 
-def test_licence_has_a_name(put):
+def test_licence_has_a_name_and_the_place_a_folder(put):
     with pytest.raises(InputError, match="give the name of a licence"):
         share("run", "net", " ")
+    with pytest.raises(InputError, match=f"--to {__file__}/net: {__file__} is a file; give a folder"):
+        share("run", f"{__file__}/net", "mit")
     with pytest.raises(SystemExit):
         main(["run", "--to", "net"])
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sr_lightning.checkpoints.options import add_network_option
 from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import find_checkpoint
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.atomic_files import check_writable, replacing
 from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.messages import reason
 
@@ -221,7 +221,7 @@ def check(to: str, output: str | Path | None, layout: str, *, rgb: bool, half: b
     wrong = []
     if to not in SUFFIXES:
         raise InputError(f"--to {to}: choose {', '.join(SUFFIXES)}")
-    files = [] if output is None else parts(Path(output), to)
+    files = [] if output is None else parts(Path(output).expanduser(), to)
     if directories := [file for file in files if file.is_dir()]:
         wrong.append(f"-o {directories[0]} is a directory: name a file")
     elif output is not None and Path(output).suffix not in SUFFIXES[to]:
@@ -238,6 +238,7 @@ def check(to: str, output: str | Path | None, layout: str, *, rgb: bool, half: b
         wrong.append(f"--to {to} needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if wrong:
         raise InputError("; ".join(wrong))
+    check_writable(files[0].parent if files else Path(), "the working directory" if output is None else f"-o {output}")
 
 
 def write(trained: "Trained", to: str, path: Path, layout: str, *, rgb: bool, half: bool) -> Run:

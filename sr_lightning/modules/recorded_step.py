@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.optim import Muon
 from sr_lightning.utils.cuda_graphs import Recorder, cuda_graph
+from sr_lightning.utils.devices import fork_rng
 
 if TYPE_CHECKING:
     from sr_lightning.modules.sr import SRModule
@@ -262,8 +263,7 @@ def _kept(module: "SRModule", optimizers: Sequence[Optimizer]) -> Iterator[None]
         {parameter: {key: _copy(value) for key, value in state.items()} for parameter, state in each.state.items()}
         for each in optimizers
     ]
-    gpus = [module.device] if module.device.type == "cuda" else []
-    with torch.random.fork_rng(gpus):
+    with fork_rng(module.device):
         yield
     with torch.no_grad():
         for tensor, clone in zip(tensors, clones, strict=True):

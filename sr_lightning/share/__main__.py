@@ -78,12 +78,12 @@ def share(run: str | Path, to: str, licence: str, *, overwrite: bool = False) ->
     licence = licence.strip()
     if not re.fullmatch(r"[\w.+-]+", licence, re.ASCII):
         raise InputError(f"--licence {licence}: give the name of a licence, such as mit or cc-by-nc-4.0")
-    is_hub = to.startswith(PREFIX)
-    check_repository(to) if is_hub else check_folder(Path(to), overwrite=overwrite)
-    facts = facts_of(RunFolder(Path(run).expanduser()), licence, to if is_hub else Path(to).absolute().name)
+    is_hub, place = to.startswith(PREFIX), Path(to).expanduser()
+    check_repository(to) if is_hub else check_folder(place, overwrite=overwrite)
+    facts = facts_of(RunFolder(Path(run).expanduser()), licence, to if is_hub else place.absolute().name)
     with tempfile.TemporaryDirectory(prefix="sr_lightning_") as folder:
         names = write_files(facts, Path(folder))
-        done = upload(Path(folder), to, overwrite=overwrite) if is_hub else put_folder(Path(folder), Path(to))
+        done = upload(Path(folder), to, overwrite=overwrite) if is_hub else put_folder(Path(folder), place)
     missing = "" if facts.pictures else ". It has no pictures: the run has none of a public test set"
     return f"{done}: {', '.join(names)}{missing}"
 

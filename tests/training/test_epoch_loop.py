@@ -1,5 +1,6 @@
 """Groups of steps change no bit of a run."""
 
+import copy
 import math
 from functools import partial
 from pathlib import Path
@@ -200,15 +201,24 @@ def test_run_resumed_with_groups_of_another_size_equals_an_uninterrupted_one(fit
     assert_same_run(whole, resumed)
 
 
-def test_replayed_run_resumes_in_the_same_bits(fit):
+class Copying(pl.Callback):
+    """Copies the module, as callbacks that average weights do."""
+
+    def on_validation_end(self, trainer, module):
+        self.copy = copy.deepcopy(module)
+        assert not list(differences(self.copy.state_dict(), module.state_dict(), "copy"))
+
+
+def test_replayed_run_resumes_in_the_same_bits_and_can_be_copied(fit):
     """Step and random degradation."""
     options = {
         "ema": 0.9,
         "degradation": RandomDegradation("short", {"resize": Resize(relative_to="lr"), "noise": Noise()}),
     }
-    plain = fit("plain", ONE, **options)
+    plain, copying = fit("plain", ONE, **options), Copying()
     with pytest.raises(RuntimeError, match="stopped"):
-        fit("stopped", LONGEST, callbacks=(StopAt(30),), record=FakeGraph, **options)
+        fit("stopped", LONGEST, callbacks=(copying, StopAt(30)), record=FakeGraph, **options)
+    assert copying.copy.recorded is None
     last = str(fit.folder / "stopped" / "checkpoints" / "last.ckpt")
     assert_same_run(plain, fit("stopped", LONGEST, resume=last, record=FakeGraph, **options))
 
@@ -234,14 +244,6 @@ def test_second_training_of_a_module_is_recorded_with_its_own_optimizer(fit, mon
     again = pl.Trainer(max_steps=2, logger=False, enable_checkpointing=False, limit_val_batches=0, accelerator="cpu")
     again.fit(module, data)
     assert module.recorded.optimizers is again.optimizers and again.optimizers is not first
-
-
-def test_hook_within_a_step_ends_recording(fit, caplog):
-    callback = EachBatch()
-    recorded = fit("recorded", LONGEST, callbacks=(callback,), record=FakeGraph)
-    assert callback.count == 40
-    assert "graph=true: not used with EachBatch.on_before_zero_grad, which is called within a step" in caplog.text
-    assert_same_run(fit("plain", ONE), recorded)
 
 
 class OwnModule(SRModule):
