@@ -188,9 +188,10 @@ def test_real_esrgans_x2_is_exported_for_odd_sides(write, tmp_path, to):
 @with_ncnn
 @pytest.mark.parametrize(("cls", "to"), slow_except([(ESPCN, "ncnn"), (SRCNN, "torch_export")], (ESPCN, "ncnn")))
 def test_luma_network_becomes_one_of_rgb_images_in_float16(write, tmp_path, cls, to):
+    scale = {ESPCN: 5, SRCNN: 7}[cls]  # whose bicubic no test has computed before the network is traced
     settings = {"num_features": [4]} if cls is ESPCN else {"num_features": [4, 4]}
     sides = [3] * (len(settings["num_features"]) + 1)
-    network, ckpt = write(cls, scale=2, **settings, kernel_sizes=sides, global_skip=True)
+    network, ckpt = write(cls, scale=scale, **settings, kernel_sizes=sides, global_skip=True)
     source = load_any(ckpt)
     exact = compare(Converted(network, rgb=True), write_graph(source, to, tmp_path / "a", rgb=True), "file")
     half = write_graph(source, to, tmp_path / "b", rgb=True, half=True)

@@ -31,6 +31,7 @@ from sr_lightning.sweeps.processes import is_cell, process_rank
 from sr_lightning.training.epoch_loop import HOOKS_WITHIN_A_STEP
 from sr_lightning.training.nodes import is_new
 from sr_lightning.utils.devices import best_device, fork_rng
+from sr_lightning.utils.messages import counted
 from sr_lightning.utils.timings import GAIN, Step, Timings, facts_of, fastest, processor
 
 log = logging.getLogger(__name__)
@@ -115,9 +116,9 @@ def choices_of_resumed_run(cfg: DictConfig, module: SRModule, callbacks: Sequenc
     set_threads(chosen["threads"])
     if (threads := torch.get_num_threads()) != chosen["threads"]:
         log.warning(
-            "the run goes on with %d threads, by OMP_NUM_THREADS, instead of %d: its bits may differ from those of an "
+            "the run goes on with %s, by OMP_NUM_THREADS, instead of %d: its bits may differ from those of an "
             "uninterrupted run",
-            threads,
+            counted(threads, "thread"),
             chosen["threads"],
         )
     trial = Trial(cfg, module)

@@ -73,7 +73,7 @@ def build_trainer(
     """Build the Lightning trainer. The training is one epoch of `max_steps` batches, which makes resuming exact.
 
     Args:
-        settings: `cfg.trainer`, with the chosen precision instead of "auto".
+        settings: `cfg.trainer`, with the chosen precision instead of "auto"; its `callbacks` are called first.
         module: Decides which metric is monitored and whether Lightning steps the optimizers.
         loggers: Receive every logged value.
         callbacks: Called in this order; Lightning calls those that write checkpoints last.
@@ -106,7 +106,7 @@ def build_trainer(
         num_sanity_val_steps=0 if module.warm_start is None else -1,  # -1: validate the initial weights
         use_distributed_sampler=False,  # the samplers split the data over processes
         logger=list(loggers),
-        callbacks=[*callbacks, best, last],
+        callbacks=[*instantiate(settings.get("callbacks") or []), *callbacks, best, last],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,

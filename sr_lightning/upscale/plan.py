@@ -61,7 +61,9 @@ def find_inputs(inputs: Iterable[str], out: Path | None = None, *, recursive: bo
     for argument in inputs:
         path = Path(argument).expanduser()
         found: dict[Source, Path] = {}
-        if argument == "-":
+        if not argument:  # an unset variable of the shell, which would be the working directory
+            problems.append("'': an empty name; the working directory is .")
+        elif argument == "-":
             stdin = Stdin.read()
             files[stdin] = stdin, Path()
         elif path.is_dir():

@@ -256,9 +256,10 @@ class OwnModule(SRModule):
         (["+trainer.accumulate_grad_batches=2"], {}),
         (["+trainer.profiler=simple"], {}),
         ([], {"callbacks": (EachBatch(),)}),
+        (["+trainer.callbacks=[{_target_: tests.training.test_epoch_loop.EachBatch}]"], {}),
         ([], {"module_class": OwnModule}),
     ],
-    ids=["accumulated gradients", "profiler", "callback of the user", "module of the user"],
+    ids=["accumulated gradients", "profiler", "callback", "callback named in the config", "module of the user"],
 )
 def test_every_step_is_lightnings_where_its_hooks_are_needed(fit, words, settings):
     fit("run", LONGEST, *words, **settings)

@@ -450,6 +450,8 @@ def test_run_directory_means_its_best_checkpoint(trained, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "best.ckpt").write_bytes(trained.read_bytes())
     assert load(tmp_path / "run").name == "tiny"
+    with pytest.raises(InputError, match=f"without a checkpoint; name a run in it, such as {tmp_path}/run$"):
+        load(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty is a folder without a checkpoint"):
         load(tmp_path / "empty")
