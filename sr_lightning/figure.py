@@ -28,6 +28,7 @@ from sr_lightning.runs.saved_config import read_config
 from sr_lightning.utils.atomic_files import check_writable, replacing
 from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.large_imports import large_imports
 from sr_lightning.utils.messages import printable
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ def figure(
     if box:
         check_crop(box, image, image_size(pair.hr))
 
-    from sr_lightning.evaluation.evaluate import requested_models  # imports torch
+    with large_imports():
+        from sr_lightning.evaluation.evaluate import requested_models
 
     models = requested_models(checkpoints, allow=allow)
     models = [replace(model, name=label or model.name) for label, model in zip(labels, models, strict=True)]

@@ -21,6 +21,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.atomic_files import check_writable, replacing
 from sr_lightning.utils.commands import run_command
+from sr_lightning.utils.large_imports import large_imports
 from sr_lightning.utils.messages import reason
 
 log = logging.getLogger("sr_lightning.export")  # also if it is __main__
@@ -169,8 +170,9 @@ def export(
     """
     check(to, output, layout, rgb=rgb, half=half)
     checkpoint = find_checkpoint(ckpt)
-    from sr_lightning.checkpoints.identify import load_any
-    from sr_lightning.export.converted import Converted
+    with large_imports():
+        from sr_lightning.checkpoints.identify import load_any
+        from sr_lightning.export.converted import Converted
 
     trained = load_any(checkpoint, allow, dict(network or {}))
     if to in GRAPHS and not getattr(trained.network, "exports_any_size", True):

@@ -1,6 +1,7 @@
 """Training processes: one per run directory, and none outlives the sweep that started it."""
 
 import atexit
+import gc
 import json
 import multiprocessing
 import os
@@ -166,6 +167,7 @@ def start_command(words: Sequence[str], environment: Mapping[str, str], log: Pat
 
 def _run_command(words: list[str], environment: dict[str, str], log: Path) -> None:
     """Run `python WORDS` in this process, as if it had been started from a shell."""
+    gc.freeze()  # what the server has imported remains shared: the collector would write to it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_JOBS)
     os.setsid()
     os.environ.clear()
