@@ -32,6 +32,7 @@ from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.runs.folder import RunFolder, remove_failed_start
 from sr_lightning.runs.result import record_failure
 from sr_lightning.runs.saved_config import rename_keys, upgrade_overrides
+from sr_lightning.runs.targets import foreign_packages
 from sr_lightning.sweeps.agents import place_run
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import relative
@@ -46,6 +47,7 @@ from sr_lightning.sweeps.processes import (
     tell_caller,
 )
 from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, unquoted
+from sr_lightning.utils.atomic_files import check_writable
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.held_folder import FolderInUseError
 from sr_lightning.utils.messages import escape_messages
@@ -182,6 +184,8 @@ def name_run(argument: str) -> str:
 def name_directory(arguments: Sequence[str]) -> list[str]:
     """Replace `run_dir=` by Hydra's key, so that Hydra writes there as well; exit if it names no directory of one run.
 
+    Exit as well if Hydra could not create it.
+
     >>> name_directory(["model=edsr", "run_dir=mine"])
     ['model=edsr', 'hydra.run.dir=mine']
     """
@@ -195,6 +199,11 @@ def name_directory(arguments: Sequence[str]) -> list[str]:
             sys.exit(f"error: {argument} names no directory: give one, or leave it out for outputs/NAME/TIME")
         if key.lstrip("+") == "run_dir" and {"-m", "--multirun"} & set(arguments):
             sys.exit(f"error: {argument} is the directory of one run: name that of a sweep by hydra.sweep.dir={value}")
+        if "$" not in value:
+            try:
+                check_writable(Path(unquoted(value)), argument)
+            except InputError as error:
+                sys.exit(f"error: {error}")
         named.append(f"hydra.run.dir={value}")
     return named
 
@@ -295,10 +304,17 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 def how_to_go_on(cfg: DictConfig, stop: Interrupted | LostProcessError) -> str:
     """Describe what has ended the run, and how to go on."""
     if RunFolder(cfg.run_dir).last.is_file() and not is_cell():
-        return f"{stop}. To go on: {command(sys.argv[0])} {resume_override(cfg.run_dir)}"
+        return f"{stop}. To go on: {command(sys.argv[0])} {resume_override(cfg)}"
     return str(stop)
 
 
-def resume_override(run_dir: str) -> str:
-    """Return the argument that resumes a run, quoted for Hydra and for a shell where necessary."""
-    return shlex.quote(f"resume={hydra_value(str(relative(Path(run_dir))))}")
+def resume_override(cfg: DictConfig) -> str:
+    """Return the arguments that resume a run, quoted for Hydra and for a shell where necessary."""
+    words = [f"resume={hydra_value(str(relative(Path(cfg.run_dir))))}", *allow_override(cfg)]
+    return " ".join(map(shlex.quote, words))
+
+
+def allow_override(cfg: DictConfig) -> list[str]:
+    """Return the argument that allows the packages of classes that a run has beside this project's, if it has any."""
+    packages = foreign_packages(OmegaConf.to_container(cfg))
+    return [f"allow=[{','.join(packages)}]"] if packages else []

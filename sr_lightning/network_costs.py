@@ -17,6 +17,7 @@ from sr_lightning.checkpoints.checkpoint import Allow, build_network
 from sr_lightning.inference import FastInference, SelfEnsemble, fuse_for_inference
 from sr_lightning.utils.cuda_graphs import Replays
 from sr_lightning.utils.devices import best_device
+from sr_lightning.utils.messages import counted
 
 WIDTH, HEIGHT = 1280, 720  # size of the output for which papers report multiply-adds
 
@@ -182,4 +183,4 @@ def machine() -> str:
     """Return the name of the measured device: the GPU, or the processor with its number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"

@@ -1,10 +1,14 @@
-"""`--help` of train.py and evaluate.py."""
+"""`--help` and directories of train.py and evaluate.py."""
 
 import subprocess
 import sys
 
 import pytest
 
+from sr_lightning.cli import name_directory
+from sr_lightning.configs import command
+from sr_lightning.errors import InputError
+from sr_lightning.sweeps.callback import prepare
 from tests.helpers import CONF, ROOT, compose, slow_except
 
 
@@ -32,3 +36,19 @@ except SystemExit as end:
             assert options and all(option in listed.split() for option in options)
     for key in cfg:
         assert key == "hydra" or key in cfg.hydra.runtime.choices or f"\n  {key}:" in done.stdout
+
+
+def test_directory_that_cannot_be_created_is_one_line():
+    folder, message = f"{__file__}/run", f"{__file__} is a file; give a folder"
+    with pytest.raises(SystemExit, match=f"^error: run_dir={folder}: {message}$"):
+        name_directory([f"run_dir={folder}"])
+    with pytest.raises(InputError, match=f"^the sweep's directory {folder}: {message}$"):
+        prepare(compose(f"hydra.sweep.dir={folder}", hydra=True))
+
+
+def test_printed_commands_run_from_any_folder(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert command("train.py") == "python train.py"
+    assert command(f"{ROOT}/evaluate.py") == f"python {ROOT}/evaluate.py"  # as it was called
+    monkeypatch.chdir(ROOT / "docs")  # that of the notebook
+    assert command("train.py") == "python ../train.py"

@@ -118,8 +118,8 @@ def test_a_network_that_is_fastest_as_a_graph_is_measured_as_one(monkeypatch):
         replay = FakeGraph(program)
         return lambda: replays.append(replay) or replay()
 
-    names = ["float32", "float32 by NNPACK", "float32 by NNPACK as a graph"]
-    use_times(monkeypatch, {"float32 as a graph": 0.5} | dict.fromkeys(names, 1.0))
+    names = [f"{form}{graph}" for form in ("float32", "float32 by NNPACK", "bfloat16") for graph in ("", " as a graph")]
+    use_times(monkeypatch, dict.fromkeys(names, 1.0) | {"float32 as a graph": 0.5})
     monkeypatch.setattr(inference, "records_graphs", lambda device: True)
     monkeypatch.setattr(network_costs, "Replays", partial(Replays, record=record))
     assert measure(networks(2, ["espcn"])["espcn"], 16, 20, budget=600, fastest=True).milliseconds > 0

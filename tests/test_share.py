@@ -226,9 +226,11 @@ assert "torch" not in sys.modules
     assert "it has no config.yaml" in run_in_new_interpreter("-c", code).stderr
 
 
-def test_licence_has_a_name(put):
+def test_licence_has_a_name_and_the_place_a_folder(put):
     with pytest.raises(InputError, match="give the name of a licence"):
         share("run", "net", " ")
+    with pytest.raises(InputError, match=f"--to {__file__}/net: {__file__} is a file; give a folder"):
+        share("run", f"{__file__}/net", "mit")
     with pytest.raises(SystemExit):
         main(["run", "--to", "net"])
 

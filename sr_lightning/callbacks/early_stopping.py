@@ -5,6 +5,8 @@ from typing import Any
 
 from pytorch_lightning import callbacks
 
+from sr_lightning.utils.messages import counted
+
 
 class EarlyStopping(callbacks.EarlyStopping):
     """Lightning's callback for a score of the validation images. Its count of validations is saved in checkpoints.
@@ -40,5 +42,4 @@ def _is_exhausted(state: Mapping[str, Any]) -> bool:
 def condition(settings: Mapping[str, Any]) -> str:
     """Describe when the settings of `EarlyStopping` end a run."""
     unit = "dB" if settings["monitor"] == "val/psnr" else "SSIM"
-    count = settings["patience"]
-    return f"no gain over {settings['min_delta']:g} {unit} in {count} validation{'' if count == 1 else 's'}"
+    return f"no gain over {settings['min_delta']:g} {unit} in {counted(settings['patience'], 'validation')}"

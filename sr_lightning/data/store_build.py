@@ -188,7 +188,7 @@ class UnfinishedStore:
         left = [part for part in self.parts if part.finished() is None]
         images = sum(len(part.images) for part in left)
         done = f"; {len(self.pairs) - images} are there" if images < len(self.pairs) else ""
-        log.info("decoding %d images into %s, %.2f GB%s", len(self.pairs), self.folder, self.starts[-1] / 1e9, done)
+        log.info("decoding %d images into %s, %.0f MB%s", len(self.pairs), self.folder, self.starts[-1] / 1e6, done)
         with closing(self._decode(left)) as decoded:
             for _ in tracked(decoded, images, "decoding images"):
                 pass

@@ -11,6 +11,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.utils.atomic_files import write_text
 from sr_lightning.utils.markdown import markdown_table
+from sr_lightning.utils.messages import counted
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def report_scores(
     log.info("protocol %s\n%s", ", ".join(sorted({row["protocol"] for row in rows})), score_table(rows, images_of))
     log.info("%s", RunFolder(run_dir).results)
     if pictures:
-        log.info("%d picture%s in %s", len(pictures), "" if len(pictures) == 1 else "s", pictures[0].parent)
+        log.info("%s in %s", counted(len(pictures), "picture"), pictures[0].parent)
 
 
 def score_table(rows: Sequence[dict[str, Any]], images_of: str | None = None) -> str:

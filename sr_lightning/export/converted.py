@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from sr_lightning.inference import in_colour, to_channels
+from sr_lightning.inference import to_channels, with_chroma
+from sr_lightning.networks.bicubic import Bicubic
 
 
 class Converted(nn.Module):
@@ -27,8 +28,11 @@ class Converted(nn.Module):
         self.scale, self.num_channels = network.scale, 3 if rgb else network.num_channels
         radius = network.receptive_radius
         self.receptive_radius = radius if radius is None else max(radius, 2)  # bicubic's is 2
+        # Its own: the one that all calls share would be built while this is traced, and have no values afterwards.
+        self.bicubic = Bicubic(scale=network.scale) if self.num_channels != network.num_channels else None
 
     def forward(self, lr: Tensor) -> Tensor:
         lr = lr.float()
-        sr = self.network(to_channels(lr, self.network.num_channels).to(self.dtype))
-        return in_colour(sr.float(), lr, self.scale).to(self.dtype)
+        sr = self.network(to_channels(lr, self.network.num_channels).to(self.dtype)).float()
+        sr = sr if self.bicubic is None else with_chroma(sr, lr, self.scale, self.bicubic)
+        return sr.to(self.dtype)

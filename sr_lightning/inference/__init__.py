@@ -35,18 +35,20 @@ def to_channels(image: Tensor, num_channels: int) -> Tensor:
     return rgb_to_y(image) if num_channels == 1 else image.expand(-1, num_channels, -1, -1)
 
 
-def with_chroma(sr_luma: Tensor, lr: Tensor, scale: int) -> Tensor:
+def with_chroma(sr_luma: Tensor, lr: Tensor, scale: int, bicubic: Bicubic | None = None) -> Tensor:
     """Combine a luma prediction with the chroma of its LR image, upscaled bicubically.
 
     Args:
         sr_luma: (N, 1, h*scale, w*scale) luma in [0, 1].
         lr: (N, 3, h, w) RGB in [0, 1], the input of the prediction.
         scale: The factor.
+        bicubic: The upscaling by this factor, for a network that is traced; None: one that all calls share.
 
     Returns:
         (N, 3, h*scale, w*scale) RGB, unclamped.
     """
-    chroma = _bicubic(scale, lr.device)(rgb_to_ycbcr(lr)[:, 1:])
+    bicubic = _bicubic(scale, lr.device) if bicubic is None else bicubic
+    chroma = bicubic(rgb_to_ycbcr(lr)[:, 1:])
     return ycbcr_to_rgb(torch.cat([sr_luma, chroma], dim=1))
 
 

@@ -68,6 +68,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     for prefixes, remote in REMOTE.items():
         if path.startswith(prefixes):
             return remote(path)
+    if not path:
+        raise InputError("'' is no file of weights; give a file, a run's directory, or a name such as luma_x2")
     path = Path(path).expanduser()
     if not path.exists():
         names = included()
@@ -88,6 +90,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         return run.best
     others = [p for p in (path / "best.ckpt", run.last, path / "last.ckpt") if p.is_file()]
     hint = f"; name the file: {others[0]}" if others else " without a checkpoint"
+    runs = sorted(checkpoint.parents[1] for checkpoint in path.glob("*/checkpoints/best.ckpt"))
+    hint += f"; name a run in it, such as {runs[-1]}" if runs and not others else ""
     raise InputError(f"{path} is a folder{hint}")
 
 

@@ -60,6 +60,52 @@ def check_targets(config: Any, source: object, allow: Sequence[str] = ()) -> Non
         )
 
 
+def foreign_packages(config: Any) -> list[str]:
+    """List the packages whose classes a config, in plain containers, names beside those that every run may name.
+
+    A command that reads the config or a checkpoint of such a run needs them in `allow`.
+    """
+    places = (definition(target) for _, target in targets(config))
+    return list(dict.fromkeys(place.partition(".")[0] for place in places if place and not OF_A_RUN.fullmatch(place)))
+
+
+def missing_part(target: str) -> str | None:
+    """Describe what of the dotted name of a class does not exist; None if it may exist, as far as sources show.
+
+    >>> missing_part("sr_lightning.networks.ESPCM"), missing_part("sr_lightning.networks.ESPCN")
+    ('sr_lightning.networks has no ESPCM', None)
+    """
+    module, *inner = target.split(".")
+    try:
+        spec = find_spec(module) if module.isidentifier() else None
+    except (ImportError, ValueError):  # such as __main__
+        return None
+    if spec is None:
+        return f"there is no package {module}; install it, or add the folder that contains it to PYTHONPATH"
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    for number, part in enumerate(inner, 1):
+        found = [path for folder in folders for path in (folder / part, *folder.glob(f"{part}.*")) if path.exists()]
+        if not found:
+            return None if _may_have(module, part, frozenset()) else f"{module} has no {part}"
+        if number == len(inner) and not _may_have(module, part, frozenset()):
+            return f"{target} is a module; name a class in it"
+        module, folders = f"{module}.{part}", [path for path in found if path.is_dir()]
+    return None
+
+
+def _may_have(module: str, name: str, seen: frozenset[str]) -> bool:
+    """Return False if the source of a module, and those of which it imports all names, do not mention a name."""
+    file = _source(module)
+    if file is None or re.search(rf"\b{re.escape(name)}\b|__getattr__|globals\(", file.read_text(encoding="utf-8")):
+        return True
+    stars = [
+        _origin(node, module, file.stem == "__init__")
+        for node in _statements(_parse(file))
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
+    ]
+    return any(_may_have(origin, name, seen | {module}) for origin in stars if origin not in seen)
+
+
 def targets(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the key and the value of each `_target_` in plain containers, at any depth."""
     if isinstance(config, dict):

@@ -75,8 +75,8 @@ def share(run: str | Path, to: str, licence: str, *, overwrite: bool = False) ->
     licence = licence.strip()
     if not re.fullmatch(r"[\w.+-]+", licence, re.ASCII):
         raise InputError(f"--licence {licence}: give the name of a licence, such as mit or cc-by-nc-4.0")
-    is_hub, source = to.startswith(PREFIX), RunFolder(Path(run).expanduser())
-    check_repository(to) if is_hub else check_folder(Path(to), overwrite=overwrite)
+    is_hub, place, source = to.startswith(PREFIX), Path(to).expanduser(), RunFolder(Path(run).expanduser())
+    check_repository(to) if is_hub else check_folder(place, overwrite=overwrite)
     require_training_packages(__name__)
     from sr_lightning.runs.result import finished_result
 
@@ -84,10 +84,10 @@ def share(run: str | Path, to: str, licence: str, *, overwrite: bool = False) ->
     with large_imports():
         from sr_lightning.share.files import facts_of, write_files
 
-    facts = facts_of(source, licence, to if is_hub else Path(to).absolute().name)
+    facts = facts_of(source, licence, to if is_hub else place.absolute().name)
     with tempfile.TemporaryDirectory(prefix="sr_lightning_") as folder:
         names = write_files(facts, Path(folder))
-        done = upload(Path(folder), to, overwrite=overwrite) if is_hub else put_folder(Path(folder), Path(to))
+        done = upload(Path(folder), to, overwrite=overwrite) if is_hub else put_folder(Path(folder), place)
     missing = "" if facts.pictures else ". It has no pictures: the run has none of a public test set"
     return f"{done}: {', '.join(names)}{missing}"
 

@@ -17,7 +17,7 @@ from sr_lightning.checkpoints.checkpoint import Trained, load_best
 from sr_lightning.checkpoints.interop import save_weights
 from sr_lightning.configs import CONF
 from sr_lightning.evaluation.score_table import csv_text
-from sr_lightning.export import metadata
+from sr_lightning.export.writers import metadata
 from sr_lightning.pretrained.hub import MANIFEST, PREFIX
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import read_metrics

@@ -17,6 +17,7 @@ from sr_lightning.runs.wandb_record import has_record, not_uploaded, sync_comman
 from sr_lightning.sweeps.cell_lines import CellLines
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import SweepInvocation, plan, relative, summary
+from sr_lightning.utils.atomic_files import check_writable
 from sr_lightning.utils.signals import handle_signals
 
 
@@ -90,6 +91,7 @@ def prepare(config: DictConfig) -> CellLines | None:
         done = prepare_study(config)
         cells = done + config.hydra.sweeper.n_trials
     devices = None if by_scheduler else [] if by_ray else visible_devices()
+    check_writable(Path(config.hydra.sweep.dir), f"the sweep's directory {config.hydra.sweep.dir}")
     invocation = SweepInvocation.begin(Path(config.hydra.sweep.dir), devices, cells=cells, done=done, **facts)
     handle_signals(first=None if by_ray else invocation.stop_cells)
     if config.dry_run:

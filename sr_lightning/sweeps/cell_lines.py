@@ -13,7 +13,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.result import read_result
 from sr_lightning.sweeps.invocation import FINAL_STATUSES, SweepInvocation, relative
-from sr_lightning.utils.messages import printable
+from sr_lightning.utils.messages import counted, printable
 
 TAIL = 8  # lines of its log that are printed of a failed cell
 
@@ -42,7 +42,7 @@ class CellLines:
 
         sweep, cells = relative(self.invocation.sweep_dir), self.invocation.facts["cells"]
         unit = "cell" if self.invocation.facts["done"] is None else "trial"
-        number = "" if cells is None else f", {cells} {unit}{'' if cells == 1 else 's'}"
+        number = "" if cells is None else f", {counted(cells, unit)}"
         print(f"sweep {sweep}{number}. To watch it from elsewhere:")
         print(f"  python -m sr_lightning.sweeps.status {shlex.quote(str(sweep))} --watch", flush=True)
         threading.Thread(target=watch, daemon=True).start()

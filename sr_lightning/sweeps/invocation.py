@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from sr_lightning.sweeps.processes import GRACE, PAUSE
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.markdown import markdown_table
+from sr_lightning.utils.messages import counted
 
 VARIABLE = "SR_LIGHTNING_CALL"  # in the environment of all jobs: the invocation's directory
 FINAL_STATUSES = ("finished", "resumed", "pruned", "skipped", "failed")
@@ -169,8 +170,7 @@ def summary(invocation: SweepInvocation, number: int | None = None) -> str:
     )
     if {"waiting", "running"} & set(statuses):
         hint = "\nThe jobs go on without this command; the same command collects their results."
-    cells = "1 cell" if number == 1 else f"{number} cells"
-    return f"sweep {relative(invocation.sweep_dir)}: {cells}, {counts}\n{table(lines)}{hint}"
+    return f"sweep {relative(invocation.sweep_dir)}: {counted(number, 'cell')}, {counts}\n{table(lines)}{hint}"
 
 
 def distinguishing_overrides(reports: Sequence[dict[str, Any]]) -> list[str]:
@@ -207,7 +207,7 @@ def plan(reports: Sequence[dict[str, Any]]) -> str:
         counts = [f"{report[key]:,}" for key in ("parameters", "steps", "patches")]
         memory = f"{report['memory'] / 2**20:,.0f} MiB"
         lines.append([report["cell"], settings, *counts, memory, clock(report["seconds"])])
-    sums = f"{len(reports)} cells, {clock(sum(report['seconds'] for report in fine))} in all, estimated"
+    sums = f"{counted(len(reports), 'cell')}, {clock(sum(report['seconds'] for report in fine))} in all, estimated"
     bad = [report for report in reports if report["status"] != "fine"]
     named = "".join(f"\n  {report['cell']}: {first_error_line(report)}" for report in bad)
     return f"{table(lines)}\n{sums}" + (f"\n{len(bad)} INVALID:{named}" if bad else "")

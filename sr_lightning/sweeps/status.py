@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sr_lightning.sweeps.cells import Cell, SweepState, read_sweep
 from sr_lightning.utils.commands import run_command
-from sr_lightning.utils.messages import printable
+from sr_lightning.utils.messages import counted, printable
 
 TITLES = ("cell", "status", "step", "PSNR", "gain", "steps/s", "left", "val/psnr")
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.-:=+*#"
@@ -138,7 +138,7 @@ def sums(folder: Path, state: SweepState) -> list[str]:
     statuses = [cell.status for cell in state.cells] + ["not begun"] * state.not_begun
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)) or "none has begun"
     left = "" if state.seconds_left is None else f", {tqdm.format_interval(state.seconds_left)} left"
-    lines = [f"{folder}: {len(statuses)} cell{'' if len(statuses) == 1 else 's'}: {counts}{left}"]
+    lines = [f"{folder}: {counted(len(statuses), 'cell')}: {counts}{left}"]
     gains = [
         (cell.psnr - cell.bicubic, cell) for cell in state.cells if cell.psnr is not None and cell.bicubic is not None
     ]

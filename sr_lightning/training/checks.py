@@ -26,7 +26,7 @@ from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.result import FINISHED, read_result
 from sr_lightning.runs.saved_config import config_to_resume, read_config
-from sr_lightning.runs.targets import allowed
+from sr_lightning.runs.targets import allowed, missing_part, targets
 from sr_lightning.runs.wandb_record import agent_run_id
 from sr_lightning.sweeps.processes import is_cell
 from sr_lightning.utils.devices import lacks_gpu
@@ -61,6 +61,14 @@ LOGGER_PACKAGES = {  # by class: modules that are imported, and what pip install
     ),
 }
 PROFILERS = ("simple", "advanced", "pytorch")
+OF_TRAIN = {  # settings of Lightning's trainer that train.py makes from its own, by these
+    **dict.fromkeys(("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time"), "max_steps"),
+    **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps"), "val_every"),
+    **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), "logger"),
+    **dict.fromkeys(("default_root_dir", "enable_checkpointing", "plugins"), "run_dir and save_every"),
+    "use_distributed_sampler": "trainer.devices",
+    "log_every_n_steps": "log_every",
+}
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
     **dict.fromkeys(("max_steps", "val_every", "save_every", "save_top_k", "log_every"), (1, NO_LIMIT)),
@@ -96,7 +104,7 @@ def check_directory(cfg: DictConfig) -> None:
     if cfg.get("debug") and run.config.is_file() and not read_config(run.config).get("debug"):
         raise InputError(f"debug={cfg.debug}: {cfg.run_dir} is the directory of a run; leave hydra.run.dir out")
     if not cfg.get("debug") and (run.last.is_file() or run.best.is_file()):
-        go_on = f"{command('train.py')} {resume_override(cfg.run_dir)}"
+        go_on = f"{command('train.py')} {resume_override(cfg)}"
         raise InputError(f"{cfg.run_dir} has the checkpoints of a run: go on with {go_on}, or name another directory")
 
 
@@ -125,7 +133,7 @@ def finished_score(cfg: DictConfig) -> float | None:
     done = f"the run stopped early at step {steps} ({early})" if early else f"all {steps} steps are done"
     log.info(
         "nothing is left to train: %s, best %.2f dB at step %s. To train longer: %s %s max_steps=%d extend=stretch",
-        *(done, result["psnr"], result.get("best_step"), command("train.py"), resume_override(cfg.run_dir)),
+        *(done, result["psnr"], result.get("best_step"), command("train.py"), resume_override(cfg)),
         2 * cfg.max_steps,
     )
     return result["psnr"]
@@ -147,6 +155,7 @@ def check_settings(cfg: DictConfig) -> None:
         partial(check_loggers, cfg.get("logger")),
         partial(check_early_stopping, cfg.get("early_stopping")),
         partial(check_device, cfg.trainer),
+        partial(check_classes, cfg),
         partial(check_measures, cfg.measures),
         partial(check_benchmarks, cfg.benchmarks),
         *(partial(benchmark_folder, cfg.data_root, name) for name in named_benchmarks(cfg, given)),
@@ -199,7 +208,7 @@ def check_kinds(cfg: DictConfig, overrides: Iterable[Override]) -> None:
     for override in values:
         key = override.key_or_group
         if "." not in key and key not in usual:
-            likely = difflib.get_close_matches(key, [*usual, *groups], 1)
+            likely = difflib.get_close_matches(key, [*usual, *(g for g in groups if not g.startswith("hydra/"))], 1)
             wrong.append(f"{key}: there is no such setting{f'; did you mean {likely[0]}?' if likely else ''}")
             continue
         was, value = (OmegaConf.select(each, key, throw_on_missing=False) for each in (usual, cfg))
@@ -296,9 +305,29 @@ def check_choices(cfg: DictConfig) -> None:
     if str(cfg.trainer.precision) not in PRECISIONS:
         wrong.append(f"trainer.precision={cfg.trainer.precision}: choose auto, or one of {', '.join(PRECISIONS[1:])}")
     profiler = cfg.trainer.get("profiler")
+    given = (
+        [] if cfg.resume is not None else [key for key in cfg.trainer if key in OF_TRAIN]
+    )  # earlier runs may have them
+    wrong += [f"trainer.{key}: train.py sets it by {OF_TRAIN[key]}; leave it out" for key in given]
+    callbacks = cfg.trainer.get("callbacks") or ListConfig([])
+    if not (OmegaConf.is_list(callbacks) and all(OmegaConf.is_dict(c) and "_target_" in c for c in callbacks)):
+        wrong.append(
+            f"trainer.callbacks={callbacks}: give a list of classes, such as [{{_target_: mypackage.Callback}}]"
+        )
     if profiler is not None and profiler not in PROFILERS and not OmegaConf.is_dict(profiler):
         wrong.append(f"trainer.profiler={profiler}: choose null, or one of {', '.join(PROFILERS)}")
     if wrong:
+        raise InputError("\n".join(wrong))
+
+
+def check_classes(cfg: DictConfig) -> None:
+    """Check that the classes of the config exist, as far as their sources show.
+
+    Raises:
+        InputError: Names those that do not.
+    """
+    named = [(key, target) for key, target in targets(OmegaConf.to_container(cfg)) if isinstance(target, str)]
+    if wrong := [f"{key}={target}: {missing}" for key, target in named if (missing := missing_part(target))]:
         raise InputError("\n".join(wrong))
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from sr_lightning.callbacks.early_stopping import condition
-from sr_lightning.cli import hydra_value, resume_override
+from sr_lightning.cli import allow_override, hydra_value, resume_override
 from sr_lightning.configs import command
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
@@ -21,10 +21,12 @@ from sr_lightning.metrics.protocol import Protocol, differs_from_bicubic, score
 from sr_lightning.modules import SRModule
 from sr_lightning.networks import Bicubic
 from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.targets import foreign_packages
 from sr_lightning.sweeps.invocation import relative
 from sr_lightning.sweeps.processes import is_cell
 from sr_lightning.training.choices import device_of
 from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.messages import counted
 from sr_lightning.utils.timings import processor
 
 log = logging.getLogger(__name__)
@@ -76,8 +78,7 @@ def introduce(
         f"validate on, {', '.join(benchmarks) or 'no benchmark'} to score at the end; LR {lr}",
         "steps": f"{cfg.max_steps:,}{begun}, of {datamodule.batch_size} patches of {side}x{side} LR pixels; "
         f"seed {cfg.seed}{until}",
-        "device": f"{device_name(cfg)}, {cfg.chosen.precision} ({why}), "
-        f"{form}{threads} thread{'' if threads == 1 else 's'}",
+        "device": f"{device_name(cfg)}, {cfg.chosen.precision} ({why}), {form}{counted(threads, 'thread')}",
         "bicubic": "scored in the first validation"
         if bicubic is None
         else f"{bicubic:.2f} dB on the validation images, the value to beat",
@@ -108,11 +109,12 @@ def conclude(cfg: DictConfig, result: Mapping[str, Any]) -> None:
     log.info("files    %s: %s", run_dir, ", ".join(["checkpoints/best.ckpt", "metrics.csv", "results.csv", *profile]))
     if is_cell() or cfg.get("debug"):
         return
-    compared = shlex.quote(f"runs=[{hydra_value(str(run_dir))},OTHER_RUN]")
+    allowed = [f" --allow {package}" for package in foreign_packages(OmegaConf.to_container(cfg))]
+    compared = [f"runs=[{hydra_value(str(run_dir))},OTHER_RUN]", "benchmarks=[Set5]", *allow_override(cfg)]
     for purpose, line in {
-        "enlarge": f"python -m sr_lightning.upscale -c {shlex.quote(str(run_dir))} PHOTO",
-        "compare": f"{command('evaluate.py')} {compared} 'benchmarks=[Set5]'",
-        "longer": f"{command('train.py')} {resume_override(cfg.run_dir)} max_steps={2 * cfg.max_steps} extend=stretch",
+        "enlarge": f"python -m sr_lightning.upscale -c {shlex.quote(str(run_dir))} PHOTO{''.join(allowed)}",
+        "compare": f"{command('evaluate.py')} {shlex.join(compared)}",
+        "longer": f"{command('train.py')} {resume_override(cfg)} max_steps={2 * cfg.max_steps} extend=stretch",
     }.items():
         log.info("%-8s %s", purpose, line)
 

@@ -140,6 +140,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; the working directory is .")
     return Path(text).expanduser()
 
 

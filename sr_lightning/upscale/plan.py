@@ -20,6 +20,7 @@ from sr_lightning.images.formats import (
     WRITABLE_VIDEO_SUFFIXES,
 )
 from sr_lightning.images.streams import Stdin, Stdout
+from sr_lightning.utils.atomic_files import check_writable
 from sr_lightning.utils.messages import listing
 
 log = logging.getLogger("sr_lightning.upscale")
@@ -60,7 +61,9 @@ def find_inputs(inputs: Iterable[str], out: Path | None = None, *, recursive: bo
     for argument in inputs:
         path = Path(argument).expanduser()
         found: dict[Source, Path] = {}
-        if argument == "-":
+        if not argument:  # an unset variable of the shell, which would be the working directory
+            problems.append("'': an empty name; the working directory is .")
+        elif argument == "-":
             stdin = Stdin.read()
             files[stdin] = stdin, Path()
         elif path.is_dir():
@@ -200,11 +203,7 @@ def check_output(sources: Mapping[Source, Path], out: Path | None, image_format:
     else:
         folders = {out}
     for folder in sorted(folders):
-        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        if not existing.is_dir():
-            raise InputError(f"-o {folder}: {existing} is a file; give a folder")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise InputError(f"-o {folder}: no permission to write into {existing}; give another folder")
+        check_writable(folder, f"-o {folder}")
 
 
 def check_suffix(suffix: str | None, out: Path | None) -> None:

@@ -210,10 +210,9 @@ def _fetch_all(url: str, part: Path, size: int | None, timeout: float, by_hand: 
             problem = error
         failures = 0 if _length(part) > before else failures + 1
         if failures > RETRIES:
-            raise InputError(
-                f"{url}: no connection ({reason(problem)}). The {_length(part)} bytes received are kept for the next "
-                f"run. {by_hand}"
-            ) from problem
+            received = _length(part)
+            kept = f"The {received} bytes received are kept for the next run. " if received else ""
+            raise InputError(f"{url}: no connection ({reason(problem)}). {kept}{by_hand}") from problem
         log.warning("%s: %s. Retrying", url, problem)
         time.sleep(2 ** max(0, failures - 1))
 

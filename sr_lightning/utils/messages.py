@@ -22,6 +22,15 @@ def listing(offenders: Sequence[object]) -> str:
     return "".join(f"\n{indent(str(offender), '  ')}" for offender in [*offenders[:MAX_LISTED], *more])
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "cell"), counted(1000, "cell")
+    ('1 cell', '1,000 cells')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     r"""Escape what a terminal would obey or cannot encode: control characters except newlines, bytes that are no text.
 

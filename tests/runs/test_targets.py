@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from sr_lightning.errors import InputError
-from sr_lightning.runs.targets import check_targets, definition
+from sr_lightning.runs.targets import check_targets, definition, foreign_packages, missing_part
 from tests.test_dotted_paths import LISTED
 
 
@@ -67,7 +67,11 @@ def test_a_resumed_run_may_name_losses_optimizers_and_parts_of_the_trainer(targe
     [
         *("os.system", "builtins.eval", "subprocess.Popen", "antigravity.Net", "hydra.utils.get_method"),
         *("hydra.utils.get_class", "hydra.utils.instantiate", "torch.load", "torch.hub.load", "torch.nn.Linear"),
-        *("sr_lightning.utils.download.download", "sr_lightning.export.main", "sr_lightning.data.store.np.save"),
+        *(
+            "sr_lightning.utils.download.download",
+            "sr_lightning.export.command.main",
+            "sr_lightning.data.store.np.save",
+        ),
         *("sr_lightning.upscale.__main__.main", "torch.optim.lr_scheduler.Counter", "sr_lightning.losses.vgg.download"),
         *(3, None, "", {"_target_": "torch.nn.L1Loss"}, ["torch.nn.L1Loss"]),
     ],
@@ -103,3 +107,33 @@ def test_all_offenders_are_named_with_the_way_out():
 @pytest.mark.parametrize("allow", [["collections"], ["json", "collections"], ["collections.Counter"]])
 def test_allowed_package_may_be_named(allow):
     check_targets({"_target_": "torch.optim.lr_scheduler.Counter"}, "config.yaml", allow)
+
+
+@pytest.mark.parametrize(
+    ("target", "missing"),
+    [
+        ("nowhere_to_be_found.Net", "there is no package nowhere_to_be_found; install it, or add the folder"),
+        ("own_parts.loss.Hubber", "own_parts.loss has no Hubber"),
+        ("own_parts.losses.Huber", "own_parts has no losses"),
+        ("own_parts.late", "own_parts.late is a module; name a class in it"),
+        ("torch.nn.L2Loss", "torch.nn has no L2Loss"),  # of other modules, torch.nn imports all names
+        *[(name, None) for name in ("own_parts.loss.Huber", "own_parts.loss.made_at_import", "own_parts.Huber")],
+        *[(name, None) for name in ("own_parts.late.Anything", "torch.nn.L1Loss", "torch._C.Generator", *LISTED)],
+    ],
+)
+def test_class_that_does_not_exist_is_seen_without_importing_it(target, missing, tmp_path, monkeypatch):
+    (tmp_path / "own_parts").mkdir()
+    (tmp_path / "own_parts" / "__init__.py").write_text("from own_parts.loss import *\nraise SystemExit('imported')\n")
+    (tmp_path / "own_parts" / "loss.py").write_text("class Huber: pass\nmade_at_import = Huber()\n")
+    (tmp_path / "own_parts" / "late.py").write_text("def __getattr__(name): return Huber\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = missing_part(target)
+    assert found is None if missing is None else found.startswith(missing)
+
+
+def test_packages_of_own_parts_are_listed_once():
+    mine = {
+        "_target_": "collections.Counter",
+        "callbacks": [{"_target_": "json.JSONDecoder"}, {"_target_": "json.dump"}],
+    }
+    assert foreign_packages({"model": {"_target_": "torch.nn.L1Loss"}, "trainer": mine}) == ["collections", "json"]

@@ -108,6 +108,9 @@ def test_all_wrong_settings_are_named_at_once(command):
         "model.warm_start=5": "model.warm_start=5: there is no file or folder 5",
         "trainer.precision=foo": "trainer.precision=foo: choose auto, or one of 32-true, bf16-mixed",
         "compile=maybe": "compile=maybe: choose true, false, or null",
+        "+trainer.max_epochs=3": "trainer.max_epochs: train.py sets it by max_steps; leave it out",
+        "+trainer.callbacks=3": "trainer.callbacks=3: give a list of classes, such as [{_target_: ",
+        "model.loss._target_=mine.Loss": "model.loss._target_=mine.Loss: there is no package mine; install it",
         "name=null": "name=null: give a text, such as",
         "cache_dir=2024": "cache_dir=2024: give a text, such as",
         "model.log_every=null": "model.log_every=null: give a number, such as",
@@ -220,11 +223,6 @@ finally:
 def test_missing_gpu_is_one_line(trainer):
     with pytest.raises(InputError, match="GPU"):
         check_device(compose(f"trainer={trainer}").trainer)
-
-
-def test_scale_may_be_a_number(command, tmp_path):
-    done = run(*command, "scale=3", "dry_run=true")
-    assert "_x3_" in done.stdout
 
 
 def test_missing_weights_of_a_measure_are_named_before_the_network_is_built(monkeypatch):

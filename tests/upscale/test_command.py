@@ -349,12 +349,13 @@ def test_patterns_and_repetitions_name_each_file_once(folder):
 def test_missing_inputs_are_all_named(folder, tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError) as caught:
-        find_inputs(["nowhere.png", f"{folder}/*.heic", str(tmp_path / "bare"), str(folder / "png.png")])
+        find_inputs(["nowhere.png", f"{folder}/*.heic", str(tmp_path / "bare"), str(folder / "png.png"), ""])
     lines = str(caught.value).splitlines()[1:]
     assert [line.split(": ")[1].split(";")[0] for line in lines] == [
         "no such file or folder",
         "matches no image and no video",
         "no image and no video in this folder",
+        "an empty name",
     ]
 
 
@@ -447,10 +448,15 @@ def test_wrong_checkpoint_ends_the_command(folder, tmp_path, command, caplog):
     assert f"{tmp_path} is a folder without a checkpoint" in caplog.text
 
 
-def test_empty_name_is_not_the_included_network(command, folder, caplog, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_empty_name_is_not_the_included_network(command, folder, caplog):
     assert command(folder / "png.png", ckpt="") == 1
-    assert ". is a folder without a checkpoint" in caplog.text
+    assert "'' is no file of weights" in caplog.text
+
+
+def test_empty_name_is_not_the_working_directory(folder, capsys):
+    with pytest.raises(SystemExit):
+        main([str(folder / "png.png"), "-o", ""])
+    assert "argument -o/--out: an empty name" in capsys.readouterr().err
 
 
 def test_self_ensemble_commutes_with_rotation(folder, tmp_path, command):
