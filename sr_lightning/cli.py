@@ -21,7 +21,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -126,6 +128,18 @@ def prepare_command(about: str, name: str) -> None:
     sys.exit()
 
 
+class RunDirectory(Callback):
+    """Hydra callback that ends a command with one line if Hydra cannot create the directory of its run."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        HydraConfig.instance().set_config(config)  # as Hydra does next: the name of the directory refers to it
+        folder = config.hydra.run.dir
+        try:
+            check_writable(Path(folder), f"the run's directory {folder}")
+        except InputError as error:
+            sys.exit(f"error: {error}")
+
+
 def for_hydra(arguments: Sequence[str]) -> list[str]:
     """Replace what users may write by what Hydra reads: earlier names of keys, folders, last checkpoints, addresses."""
     upgraded = [part for argument in upgrade_overrides(list(arguments)) for part in name_folder(argument)]
@@ -184,8 +198,6 @@ def name_run(argument: str) -> str:
 def name_directory(arguments: Sequence[str]) -> list[str]:
     """Replace `run_dir=` by Hydra's key, so that Hydra writes there as well; exit if it names no directory of one run.
 
-    Exit as well if Hydra could not create it.
-
     >>> name_directory(["model=edsr", "run_dir=mine"])
     ['model=edsr', 'hydra.run.dir=mine']
     """
@@ -199,11 +211,6 @@ def name_directory(arguments: Sequence[str]) -> list[str]:
             sys.exit(f"error: {argument} names no directory: give one, or leave it out for outputs/NAME/TIME")
         if key.lstrip("+") == "run_dir" and {"-m", "--multirun"} & set(arguments):
             sys.exit(f"error: {argument} is the directory of one run: name that of a sweep by hydra.sweep.dir={value}")
-        if "$" not in value:
-            try:
-                check_writable(Path(unquoted(value)), argument)
-            except InputError as error:
-                sys.exit(f"error: {error}")
         named.append(f"hydra.run.dir={value}")
     return named
 
