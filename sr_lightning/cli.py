@@ -21,9 +21,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,7 +47,6 @@ from sr_lightning.sweeps.processes import (
     tell_caller,
 )
 from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, unquoted
-from sr_lightning.utils.atomic_files import check_writable
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.held_folder import FolderInUseError
 from sr_lightning.utils.messages import escape_messages
@@ -126,18 +123,6 @@ def prepare_command(about: str, name: str) -> None:
         f"{keys}"
     )
     sys.exit()
-
-
-class RunDirectory(Callback):
-    """Hydra callback that ends a command with one line if Hydra cannot create the directory of its run."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        HydraConfig.instance().set_config(config)  # as Hydra does next: the name of the directory refers to it
-        folder = config.hydra.run.dir
-        try:
-            check_writable(Path(folder), f"the run's directory {folder}")
-        except InputError as error:
-            sys.exit(f"error: {error}")
 
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
