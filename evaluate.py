@@ -19,14 +19,15 @@ from sr_lightning.cli import prepare_command, task
 def main(cfg: DictConfig) -> float:
     from sr_lightning.evaluation.checks import check_request
     from sr_lightning.utils.cores import limit_threads
+    from sr_lightning.utils.large_imports import large_imports
 
     check_request(cfg)  # before torch is imported: wrong input is named at once
+    with large_imports():
+        if cfg.runs is None:
+            from sr_lightning.evaluation.evaluate import evaluate
+        else:
+            from sr_lightning.leaderboard import evaluate
     limit_threads()
-    if cfg.runs is None:
-        from sr_lightning.evaluation.evaluate import evaluate
-    else:
-        from sr_lightning.leaderboard import evaluate
-
     return evaluate(cfg)
 
 

@@ -12,7 +12,7 @@ import sr_lightning
 from sr_lightning.api.training import Run
 from sr_lightning.checkpoints.checkpoint import Trained, build_network, load_best
 from sr_lightning.checkpoints.interop import save_weights
-from sr_lightning.export import metadata
+from sr_lightning.export.writers import metadata
 from sr_lightning.inference import fuse_for_inference
 from sr_lightning.pretrained import CARD, FOLDER
 from sr_lightning.runs.folder import RunFolder

@@ -30,6 +30,7 @@ from sr_lightning.data.sources import (
 from sr_lightning.training.checks import check_numbers
 from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.large_imports import large_imports
 from sr_lightning.utils.markdown import markdown_table
 from sr_lightning.utils.messages import MAX_LISTED, printable
 
@@ -89,7 +90,8 @@ def check(overrides: Sequence[str], folders: Sequence[str]) -> int:
     sources = dict(sources_of_folders(folders) if folders else sources_of_training(cfg, overrides))
     sets, unpaired = list_images(sources)
 
-    from sr_lightning.data.findings import Finding, examine, examine_folders, summary  # imports torch
+    with large_imports():
+        from sr_lightning.data.findings import Finding, examine, examine_folders, summary
 
     findings = [Finding(True, at, "", line.strip()) for at, error in unpaired.items() for line in error.splitlines()]
     patch_size = 1 if folders or cfg.data.skip_small else cfg.data.patch_size

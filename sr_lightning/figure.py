@@ -25,9 +25,10 @@ from sr_lightning.images.folder import short_name
 from sr_lightning.pretrained.web import ADDRESSES
 from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.saved_config import read_config
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.atomic_files import check_writable, replacing
 from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.large_imports import large_imports
 from sr_lightning.utils.messages import printable
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ def figure(
     if box:
         check_crop(box, image, image_size(pair.hr))
 
-    from sr_lightning.evaluation.evaluate import requested_models  # imports torch
+    with large_imports():
+        from sr_lightning.evaluation.evaluate import requested_models
 
     models = requested_models(checkpoints, allow=allow)
     models = [replace(model, name=label or model.name) for label, model in zip(labels, models, strict=True)]
@@ -229,15 +231,17 @@ def check_crop(box: Box, image: str, size: tuple[int, int]) -> None:
 
 
 def check_output(output: str | Path | None) -> None:
-    """Check the name of the file, and that the package which draws it is installed.
+    """Check name and folder of the file, and that the package which draws it is installed.
 
     Raises:
         InputError: Names what is wrong.
     """
-    if output is not None and Path(output).is_dir():
+    path = None if output is None else Path(output).expanduser()
+    if path is not None and path.is_dir():
         raise InputError(f"-o {output} is a directory: name a file, such as {Path(output, 'figure.pdf')}")
-    if output is not None and Path(output).suffix.lower() not in SUFFIXES:
+    if path is not None and path.suffix.lower() not in SUFFIXES:
         raise InputError(f"-o {output}: the name must end in {' or '.join(SUFFIXES)}")
+    check_writable(path.parent if path else Path(), f"-o {output}" if path else "the working directory")
     if find_spec("matplotlib") is None:
         raise InputError("figures need matplotlib: pip install 'sr_lightning[train]', or 'matplotlib>=3.10,<4'")
 

@@ -11,6 +11,7 @@ from sr_lightning.errors import require_training_packages
 from sr_lightning.pretrained import card_of, included
 from sr_lightning.pretrained.published import PUBLISHED
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.large_imports import large_imports
 from sr_lightning.utils.markdown import markdown_table
 from sr_lightning.utils.messages import show
 
@@ -123,7 +124,8 @@ def report(
         names: As for `networks`.
         lr: Height and width of the LR image; None: the smallest whose output is at least 1280x720.
     """
-    from sr_lightning.network_costs import count, lr_size, machine, measure_in_subprocess
+    with large_imports():
+        from sr_lightning.network_costs import count, lr_size, machine, measure_in_subprocess
 
     height, width = lr or lr_size(scale)
     descriptions = networks(scale, names)

@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+aten = torch.ops.aten
+READING = aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default  # the last two in inference mode
+
 
 class FakeGraph(TorchDispatchMode):
     """Records a program as `cuda_graph` does: what the host has computed is fixed, and results keep their memory.
@@ -26,7 +29,7 @@ class FakeGraph(TorchDispatchMode):
                 storage.copy_(before)
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if operation in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
+        if operation in READING:
             raise RuntimeError("the host waits for a value, which a graph cannot record")
         kwargs = kwargs or {}
         for tensor in tensors((args, kwargs)):

@@ -1,11 +1,15 @@
-"""`--help` of train.py and evaluate.py."""
+"""`--help` and directories of train.py and evaluate.py."""
 
 import subprocess
 import sys
 
 import pytest
+from hydra.utils import instantiate
 
+from sr_lightning.cli import name_directory
 from sr_lightning.configs import command
+from sr_lightning.errors import InputError
+from sr_lightning.sweeps.callback import prepare
 from tests.helpers import CONF, ROOT, compose, slow_except
 
 
@@ -33,6 +37,17 @@ except SystemExit as end:
             assert options and all(option in listed.split() for option in options)
     for key in cfg:
         assert key == "hydra" or key in cfg.hydra.runtime.choices or f"\n  {key}:" in done.stdout
+
+
+def test_directory_that_cannot_be_created_is_one_line():
+    folder, message = f"{__file__}/run", f"{__file__} is a file; give a folder"
+    for name in ("train", "evaluate"):
+        cfg = compose(*name_directory([f"run_dir={folder}"]), config=name, hydra=True)
+        (check,) = [each for each in cfg.hydra.callbacks.values() if each._target_.endswith("RunDirectory")]
+        with pytest.raises(SystemExit, match=f"^error: the run's directory {folder}: {message}$"):
+            instantiate(check).on_run_start(cfg)
+    with pytest.raises(InputError, match=f"^the sweep's directory {folder}: {message}$"):
+        prepare(compose(f"hydra.sweep.dir={folder}", hydra=True))
 
 
 def test_printed_commands_run_from_any_folder(monkeypatch):

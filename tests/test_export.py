@@ -24,13 +24,11 @@ from sr_lightning.export import (
     SUFFIXES,
     compare,
     export,
-    main,
-    write_ncnn,
-    write_onnx,
-    write_torch_export,
-    write_weights,
+    writers,
 )
+from sr_lightning.export.command import main
 from sr_lightning.export.converted import Converted
+from sr_lightning.export.writers import write_ncnn, write_onnx, write_torch_export, write_weights
 from sr_lightning.inference import super_resolve
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN, SAFMN, SPAN, SRCNN, Compact, RRDBNet, SwinIR
 from tests.helpers import CONF, ROOT, slow_except
@@ -98,9 +96,7 @@ def trained(name):
 
 def write_graph(source, to, folder, **options):
     folder.mkdir()
-    return export_module.write(
-        source, to, folder / f"a{SUFFIXES[to][0]}", "ours", **{"rgb": False, "half": False} | options
-    )
+    return writers.write(source, to, folder / f"a{SUFFIXES[to][0]}", "ours", **{"rgb": False, "half": False} | options)
 
 
 def assert_same_on_any_shape(network, run):
@@ -362,7 +358,7 @@ def test_differing_output_is_an_error_and_keeps_the_old_file(write, tmp_path, mo
         path.write_text("draft")
         return lambda lr: spoil(trained.network(lr))
 
-    monkeypatch.setattr(export_module, "write_weights", write_spoilt)
+    monkeypatch.setattr(writers, "write_weights", write_spoilt)
     _, ckpt = write(ESPCN, **TINY)
     target = tmp_path / "out" / "a.safetensors"
     with pytest.raises(InputError, match=r"a\.safetensors was not written: for an image \(1, 1, 17, 23\) its output"):
@@ -386,6 +382,7 @@ def test_differing_output_is_an_error_and_keeps_the_old_file(write, tmp_path, mo
         (["--to", "torch"], ["add --layout published, basicsr or edsr-pytorch"]),
         (["--to", "torch", "--layout", "basicsr"], ["there is no file or folder none.ckpt"]),
         (["--to", "safetensors", "-o", "."], ["-o . is a directory"]),
+        (["--to", "torch_export", "-o", f"{__file__}/a.pt2"], [f"/a.pt2: {__file__} is a file; give a folder"]),
         (["--to", "safetensors", "--rgb", "--half"], ["--rgb: only with --to onnx, ncnn, torch_export"]),
     ],
 )
@@ -427,8 +424,10 @@ def test_float16_may_differ_by_a_grey_level_in_the_root_mean_square(error, is_ac
 
 def test_unwritable_file_is_named(write, tmp_path):
     _, ckpt = write(ESPCN, **TINY)
+    loop = tmp_path / "a.safetensors"
+    loop.symlink_to(loop)
     with pytest.raises(InputError, match="cannot be written"):
-        export(ckpt, "safetensors", ckpt / "below_a_file" / "a.safetensors")
+        export(ckpt, "safetensors", loop)
 
 
 def test_help_has_an_example_and_imports_no_torch():

@@ -101,6 +101,7 @@ def test_the_place_is_where_the_first_model_gains_most(tmp_path, root):
         (["--image", "wing", "--crop=-1,1,2,8"], "--crop -1,1,2,8: give left,top,width,height in HR pixels"),
         (["--image", "wing", "-o", "a.jpg"], "-o a.jpg: the name must end in .png or .pdf"),
         (["--image", "wing", "-o", "."], "-o . is a directory: name a file, such as figure.pdf"),
+        (["--image", "wing", "-o", f"{__file__}/new/a.png"], f"/new/a.png: {__file__} is a file; give a folder"),
         ([f"LR={RUN}", f"A={RUN}", f"A={RUN}", "--image", "wing"], "LR, A: the label of several crops; give each its"),
         (["--image", "wing", "-o", f"{'n' * 300}.png"], "nnn.png: File name too long"),
         (["nowhere", "--image", "wing"], "there is no file or folder nowhere"),

@@ -89,7 +89,7 @@ def test_the_entry_points_import_torch_only_inside_their_task():
 @pytest.mark.slow
 def test_inference_imports_no_training_framework(tmp_path):
     program = f"""
-import sys
+import gc, sys
 import numpy as np
 from PIL import Image
 from sr_lightning import load
@@ -98,14 +98,15 @@ from sr_lightning.upscale.command import main
 CKPT = {str(RUN)!r}
 Image.new("RGB", (9, 8)).save("photo.png")
 for use in (
-    lambda: load(CKPT).upscale(np.zeros((9, 8, 3), np.uint8)),
     lambda: main(["photo.png", "-c", CKPT, "-o", "big"]),
+    lambda: load(CKPT).upscale(np.zeros((9, 8, 3), np.uint8)),
     lambda: export(CKPT, "safetensors", "net.safetensors"),
     lambda: export(CKPT, "onnx", "net.onnx"),
 ):
     use()
     frameworks = {FRAMEWORKS | {"lightning_fabric", "torchmetrics"}!r} & {{name.split(".")[0] for name in sys.modules}}
     assert not frameworks, (use.__code__.co_names, frameworks)
+    assert gc.get_freeze_count() > 50_000, "the command has imported torch outside large_imports()"
 """
     environment = {"PYTHONPATH": str(PACKAGE.parent), "PATH": ""}
     done = subprocess.run(

@@ -19,7 +19,7 @@ from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.share.__main__ import main, share
 from sr_lightning.share.card import card, card_metadata
 from sr_lightning.share.files import facts_of, recipe, without_places
-from tests.helpers import ROOT, run
+from tests.helpers import ROOT, run, run_in_new_interpreter
 
 DATA = ROOT / "tests" / "earlier_version" / "data"
 EARLIER = next((ROOT / "tests" / "earlier_version").glob("multirun/tiny/*seed1*"))
@@ -216,9 +216,21 @@ def test_run_that_is_not_whole_is_one_sentence(put, shared_run, tmp_path, capsys
     assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "net").exists()
 
 
-def test_licence_has_a_name(put):
+def test_what_is_no_run_is_named_before_torch_is_imported(tmp_path):
+    code = f"""
+import sys
+from sr_lightning.share.__main__ import main
+assert main([{str(tmp_path)!r}, "--to", "net", "--licence", "MIT"]) == 1
+assert "torch" not in sys.modules
+"""
+    assert "it has no config.yaml" in run_in_new_interpreter("-c", code).stderr
+
+
+def test_licence_has_a_name_and_the_place_a_folder(put):
     with pytest.raises(InputError, match="give the name of a licence"):
         share("run", "net", " ")
+    with pytest.raises(InputError, match=f"--to {__file__}/net: {__file__} is a file; give a folder"):
+        share("run", f"{__file__}/net", "mit")
     with pytest.raises(SystemExit):
         main(["run", "--to", "net"])
 

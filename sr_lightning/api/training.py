@@ -30,10 +30,26 @@ class Run(os.PathLike[str]):
     """A finished training. It can be given wherever its folder can: to `load`, `evaluate` and `train(resume=run)`.
 
     Attributes:
-        folder: The run's directory.
+        estimate: Only of a dry run, `train(dry_run=True)`, which has nothing else: parameters, steps, patches, memory
+            in bytes and seconds of the training.
     """
 
-    folder: Path
+    _folder: Path | None
+    estimate: dict[str, float] | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self._folder)!r})" if self.estimate is None else f"Run(estimate={self.estimate})"
+
+    @property
+    def folder(self) -> Path:
+        """The run's directory.
+
+        Raises:
+            InputError: It was a dry run.
+        """
+        if self._folder is None:
+            raise InputError("dry_run=True trains nothing, and leaves no files: the run has only an `estimate`")
+        return self._folder
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -62,7 +78,8 @@ def train(*overrides: str, **settings: Any) -> Run:
     Args:
         *overrides: Settings as on the command line, such as "model.optimizer.lr=1e-3".
         **settings: Settings by name: model="espcn", scale=2, data="t91" or a folder of images, max_steps=2000,
-            experiment="espcn_fast". A table is the settings below it: data={"batch_size": 8}.
+            experiment="espcn_fast". A table is the settings below it: data={"batch_size": 8}. dry_run=True estimates
+            memory and time, and trains nothing.
 
     Raises:
         InputError: As train.py reports it.
@@ -84,6 +101,8 @@ def train(*overrides: str, **settings: Any) -> Run:
         if error := told.get("error") or next((line[7:] for line in lines if line.startswith("error: ")), None):
             raise InputError(error)
         raise RuntimeError(f"training: {exit_reason(code)}{_way_on(told)}\n{text}")
+    if "estimate" in told:
+        return Run(None, told["estimate"])
     return Run(RunFolder(told["run_dir"]).path.absolute())
 
 

@@ -17,6 +17,7 @@ from sr_lightning.pretrained import default_for, included
 from sr_lightning.runs.folder import find_checkpoint
 from sr_lightning.utils.commands import run_command
 from sr_lightning.utils.cores import bound_spinning
+from sr_lightning.utils.large_imports import large_imports
 from sr_lightning.utils.messages import escape_messages
 
 LOCALHOST = "127.0.0.1"
@@ -80,7 +81,8 @@ def serve(given: Sequence[str], host: str, port: int, max_pixels: int) -> None:
     if find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install 'sr_lightning[app]', or 'gradio>=6,<7'")
     port = free_port(host, port)
-    from sr_lightning.app.enlarging import Networks  # imports torch
+    with large_imports():
+        from sr_lightning.app.enlarging import Networks
     from sr_lightning.utils.cores import limit_threads
     from sr_lightning.utils.malloc import keep_freed_memory
 

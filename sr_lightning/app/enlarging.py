@@ -7,16 +7,22 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from sr_lightning.app import BICUBIC
 from sr_lightning.errors import InputError
-from sr_lightning.images.files import image_size
+from sr_lightning.images.files import image_size, open_image
 from sr_lightning.images.folder import short_name
-from sr_lightning.images.photo import read_photo, write_photo
+from sr_lightning.images.modes import has_16_bits, to_8_bits
+from sr_lightning.images.photo import DeepPhoto, read_photo, write_photo
 from sr_lightning.networks import Bicubic
 from sr_lightning.upscale.pipeline import enlarge
 from sr_lightning.upscale.upscaler import Upscaler
 
 FACTORS = (2, 3, 4, 6, 8)
+BROWSER_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "WEBP")  # that browsers show
+PREVIEW_SIDE = 1024  # pixels, at most
 
 
 class Stopped(Exception):  # noqa: N818  no error
@@ -87,6 +93,26 @@ def check_size(photo: Path, factor: int, max_pixels: int) -> tuple[int, int]:
     return width * factor, height * factor
 
 
+def preview(photo: Path) -> Path:
+    """Return a file that browsers show: the photo, or a small PNG beside it.
+
+    Raises:
+        InputError: The photo cannot be read.
+    """
+    with open_image(photo) as image:
+        if image.format in BROWSER_FORMATS:
+            return photo
+    picture = read_photo(photo)
+    if isinstance(picture, DeepPhoto):
+        picture = picture.with_8_bits()
+    elif has_16_bits(picture):
+        picture = Image.fromarray(to_8_bits(np.asarray(picture)))
+    picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    shown = photo.with_name(f"{short_name(f'{photo.stem}_preview')}.png")
+    write_photo(shown, picture)
+    return shown
+
+
 def factor_for(networks: Networks, names: Sequence[str], factor: int | None) -> int:
     """Return the factor of all results: the one given, or the largest of the networks.
 
@@ -116,7 +142,7 @@ def enlarge_photo(
         factor: Of all results.
         visit: Gets the results, in place of earlier ones.
         max_pixels: Of a result.
-        progress: Called with the share that is done, in [0, 1], and the name of a network.
+        progress: Called with the share that is done, in [0, 1], and what is computed: bicubic or a network's name.
 
     Returns:
         Bicubic and names of networks -> PNG with metadata and depth of the photo, all of one size.
@@ -138,7 +164,7 @@ def enlarge_photo(
                 nonlocal done
                 if stop.is_set():
                     raise Stopped
-                done += share / len(names) if name != BICUBIC else 0
+                done += share / (1 + len(names))
                 progress(min(done, 1), name)
 
             advance(0)

@@ -16,6 +16,7 @@ from sr_lightning.app.enlarging import (
     check_size,
     enlarge_photo,
     factor_for,
+    preview,
 )
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size
@@ -84,30 +85,33 @@ def page(networks: Networks, folder: Path, visits: dict[str, Visit], max_pixels:
         return visits[request.session_hash]
 
     def receive(file: dict, request: gr.Request) -> tuple:
-        """Refuse what is no photo, or too large, when it is dropped."""
+        """Refuse what is no photo, or too large, when it is dropped; show others, and note the file."""
         path = Path(file["path"])
         visit_of(request).received.add(path)
         try:
             check_size(path, min(FACTORS), max_pixels)
             height, width = image_size(path)
+            shown = preview(path)
         except InputError as error:
-            return None, wrong(error, path), gr.update(visible=False)
-        return gr.skip(), f"{html.escape(path.name)}: {width}x{height} pixels", gr.update(visible=False)
+            return None, None, wrong(error, path), gr.update(visible=False)
+        text = f"{html.escape(path.name)}: {width}x{height} pixels"
+        return gr.skip() if shown == path else str(shown), str(path), text, gr.update(visible=False)
 
     def begin(request: gr.Request) -> tuple:
         visit_of(request).begin()
         return "", gr.update(interactive=False), gr.update(interactive=True)
 
     def enlarge(
-        file: dict | None,
+        shown: dict | None,
+        file: str | None,
         names: list[str],
         factor: int,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio finds it by its default
     ) -> tuple:
-        if file is None:
+        if shown is None or file is None:
             return wrong("Drop a photo first"), *[gr.skip()] * 6
-        path, visit = Path(file["path"]), visit_of(request)
+        path, visit = Path(file), visit_of(request)
 
         def show(share: float, name: str) -> None:
             progress(share, desc=name)
@@ -148,7 +152,7 @@ def page(networks: Networks, folder: Path, visits: dict[str, Visit], max_pixels:
 
     about = ABOUT.format(limit=f"{max_pixels / 1e6:g}")
     with gr.Blocks(title="Enlarge photos", analytics_enabled=False, delete_cache=DELETE, fill_width=True) as blocks:
-        results = gr.State({})
+        original, results = gr.State(None), gr.State({})  # the file of the photo; those of its enlargements
         gr.Markdown(about)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -181,13 +185,13 @@ def page(networks: Networks, folder: Path, visits: dict[str, Visit], max_pixels:
 
         quick = {"queue": False, "show_progress": "hidden"}
         unopened = {"preprocess": False}  # Gradio would decode the file before it can be refused
-        on(photo.upload, receive, [photo], [photo, status, comparison], **quick, **unopened)
+        on(photo.upload, receive, [photo], [photo, original, status, comparison], **quick, **unopened)
         begun = on(start.click, begin, (), [status, start, stop], **quick)
         shown = [status, comparison, results, before, after, slider, download]
         work = on(
             begun.then,
             enlarge,
-            [photo, names, factor],
+            [photo, original, names, factor],
             shown,
             concurrency_limit=1,
             show_progress="full",

@@ -26,7 +26,8 @@ class Pruning(pl.Callback):
     The median stopping rule (Golovin et al. 2017, "Google Vizier", section 3.2.2; Optuna's MedianPruner). Rivals are
     the sweep's other cells of the same data, scale, protocol and max_steps that have reached the step, or that early
     stopping has ended. They are read from their config.yaml, metrics.csv and result.json, so pruning works with every
-    sweeper and launcher. A stopped cell leaves a last.ckpt from which it can be resumed.
+    sweeper and launcher. A stopped cell leaves a last.ckpt from which it can be resumed: no cell is stopped while
+    gradients of several batches are accumulated, which no checkpoint has.
 
     Args:
         run_dir: The cell's directory, beside those of its rivals.
@@ -39,7 +40,8 @@ class Pruning(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         step = pl_module.batches_done
-        if trainer.sanity_checking or trainer.should_stop or step < self.after:
+        is_amid_step = step % trainer.accumulate_grad_batches  # of the optimizer
+        if trainer.sanity_checking or trainer.should_stop or step < self.after or is_amid_step:
             return
         hopeless = trainer.is_global_zero and self.is_hopeless(step)
         if trainer.strategy.broadcast(hopeless):  # the first process decides for all

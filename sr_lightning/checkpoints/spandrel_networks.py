@@ -60,7 +60,7 @@ def load_by_spandrel(states: Sequence[Mapping[str, Tensor]], path: Path, unknown
     """Build the network of weights that no network of this project has.
 
     Args:
-        states: The weights in all readings of their names, `interop.states_in`; spandrel does not see the file.
+        states: The weights in all readings of their names, `weight_files.states_in`; spandrel does not see the file.
         path: The file, named in messages.
         unknown: The error without spandrel.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sr_lightning.degradations import downscale
-from sr_lightning.degradations.padded_batch import is_probability, uniform
+from sr_lightning.degradations.padded_batch import as_int64, is_probability, uniform
 from sr_lightning.errors import InputError
 
 CUT = 0.7  # side of CutBlur's box relative to the patch, the mean of the paper's
@@ -79,7 +79,8 @@ class Augmentation:
         From Philox, with another counter than the bits of patches and degradations.
         """
         generator = np.random.Philox(key=[seed, batch_number], counter=[0, 0, 0, 3])
-        u = uniform(generator.random_raw(batch_size * NUM_DRAWS).reshape(batch_size, NUM_DRAWS))
+        bits = generator.random_raw(batch_size * NUM_DRAWS).reshape(batch_size, NUM_DRAWS)
+        u = uniform(as_int64(bits)).numpy()
         mixed = u[:, 0] < (self.mixup or 0)
         partner = (np.arange(batch_size) + 1 + (u[:, 1] * (batch_size - 1)).astype(np.int64)) % batch_size
         own = np.arange(rank, batch_size, world_size)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
@@ -21,6 +22,7 @@ from sr_lightning.data.patches import DeviceGather, PatchSampler, gather
 from sr_lightning.data.sources import Pair, folder_pairs
 from sr_lightning.data.store import ImageStore, verify
 from sr_lightning.degradations import Bicubic, RandomDegradation, sharpen
+from sr_lightning.degradations.replayed import ReplayedDegradation
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import image_size
 from sr_lightning.utils.messages import listing
@@ -208,6 +210,7 @@ class SRDataModule(pl.LightningDataModule):
         self.train_store: ImageStore | None = None
         self.val_store: ImageStore | None = None
         self.device_gather: DeviceGather | None = None
+        self.replayed_degradation: ReplayedDegradation | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Open the stores of both sets. All processes decode images that are not cached yet, each a part."""
@@ -343,10 +346,22 @@ class SRDataModule(pl.LightningDataModule):
         if self.sharpen_hr is not None and "index" not in batch:  # validation images stay
             images |= {"hr": sharpen(images["hr"], self.sharpen_hr), "real": images["hr"]}
         if random_bits is not None:
-            images["lr"] = self.random_degradation.degrade(images["hr"], self.scale, random_bits)
+            images["lr"] = self._degrade(images["hr"], random_bits)
         if augmentation is not None:
             images = augment(images, augmentation)
         return images | {name: batch[name] for name in batch.keys() & {"index"}}
+
+    def _degrade(self, hr: Tensor, random_bits: np.ndarray) -> Tensor:
+        """Degrade training patches at random; replayed, if the training steps are."""
+        record = getattr(self.trainer and self.trainer.lightning_module, "record", None)
+        if record is None:
+            return self.random_degradation.degrade(hr, self.scale, random_bits)
+        if self.replayed_degradation is None:
+            self.replayed_degradation = ReplayedDegradation(self.random_degradation, self.scale, record)
+        return self.replayed_degradation(hr, random_bits)
+
+    def teardown(self, stage: str) -> None:
+        self.replayed_degradation = None  # its graph holds memory
 
 
 class FolderDataModule(SRDataModule):

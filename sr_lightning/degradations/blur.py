@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,46 +29,52 @@ RADIUS = 10  # kernels are stored as 21 x 21, smaller ones padded with zeros
 KERNELS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc")
 
 
-def gaussian_kernels(sigma: Tensor, angle: Tensor, beta: Tensor, size: Tensor) -> Tensor:
-    """Generalised Gaussians exp(-q^beta / 2), q = x'S^-1 x.
+def radial_kernels(plateau: Tensor, sigma: Tensor, angle: Tensor, beta: Tensor) -> Tensor:
+    """Generalised Gaussians exp(-q^beta / 2) and plateaus 1 / (1 + q^beta), q = x'S^-1 x, before `cut`.
 
     S is the covariance with standard deviations `sigma` along axes rotated by `angle`.
 
     Args:
+        plateau: (N,) bool: which kernels are plateaus.
         sigma: (N, 2) float64, pixels; two equal values give an isotropic kernel.
         angle: (N,) radians.
         beta: (N,); 1 gives a Gaussian, less heavier tails, more a flatter top.
-        size: (N,) odd, up to 21: the kernel is 0 outside a square of this side.
 
     Returns:
-        (N, 21, 21) float64, summing to 1.
+        (N, 21, 21) float64.
     """
-    return _cut(torch.exp(_squared_distance(sigma, angle).pow(beta[:, None, None]).mul(-0.5)), size)
+    x, y = _grid(angle.device)
+    cos, sin = (f(angle)[:, None, None] for f in (torch.cos, torch.sin))
+    along, across = x * cos + y * sin, y * cos - x * sin
+    squared = (along / sigma[:, 0, None, None]).square() + (across / sigma[:, 1, None, None]).square()
+    power = squared.pow(beta[:, None, None])
+    return torch.where(plateau[:, None, None], 1 / (1 + power), power.mul(-0.5).exp_())
 
 
-def plateau_kernels(sigma: Tensor, angle: Tensor, beta: Tensor, size: Tensor) -> Tensor:
-    """Plateau-shaped kernels 1 / (1 + q^beta); arguments and result as in `gaussian_kernels`."""
-    return _cut(1 / (1 + _squared_distance(sigma, angle).pow(beta[:, None, None])), size)
-
-
-def sinc_kernels(cutoff: Tensor, size: Tensor) -> Tensor:
-    """Truncated ideal low-pass filters with a circular pass band; they cause the ringing of sharpened images.
+def sinc_kernels(cutoff: Tensor) -> Tensor:
+    """Ideal low-pass filters with a circular pass band, before `cut`; they cause the ringing of sharpened images.
 
     Args:
         cutoff: (N,) float64, radians per pixel, up to pi.
-        size: As in `gaussian_kernels`.
 
     Returns:
-        (N, 21, 21) float64, summing to 1.
+        (N, 21, 21) float64.
     """
-    x, y = _grid()
+    x, y = _grid(cutoff.device)
     radius, cutoff = torch.hypot(x, y), cutoff[:, None, None]
     kernels = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius.clamp(min=1))
     kernels[:, RADIUS, RADIUS] = cutoff[:, 0, 0] ** 2 / (4 * math.pi)  # the limit at 0
-    return _cut(kernels, size)
+    return kernels
 
 
-def blur(images: Tensor, kernels: Tensor, sizes: np.ndarray) -> Tensor:
+def cut(kernels: Tensor, size: Tensor) -> Tensor:
+    """Set kernels (N, 21, 21) to 0 outside squares of odd sides `size` (N,), and normalise them to sum 1."""
+    x, y = _grid(kernels.device)
+    kernels = kernels * (torch.maximum(x.abs(), y.abs()) <= size[:, None, None] // 2)
+    return kernels / kernels.sum(dim=(1, 2), keepdim=True)
+
+
+def blur(images: Tensor, kernels: Tensor, sizes: Tensor) -> Tensor:
     """Filter each image with its own kernel; borders are mirrored without repeating the edge pixel.
 
     Args:
@@ -108,7 +113,7 @@ class Blur:
         InputError: One or more settings are invalid; the message lists all of them.
 
     Example:
-        >>> kernels = Blur({"iso": 0.9, "sinc": 0.1}).draw(np.random.Philox(0).random_raw(4 * 8).reshape(4, 8))
+        >>> kernels = Blur({"iso": 0.9, "sinc": 0.1}).draw(torch.arange(4 * 8).view(4, 8) << 58)
         >>> kernels.shape, round(kernels.sum().item(), 6)
         (torch.Size([4, 21, 21]), 4.0)
     """
@@ -145,60 +150,47 @@ class Blur:
             },
         )
 
-    def __call__(self, batch: PaddedBatch, random_bits: np.ndarray, lr_sizes: np.ndarray) -> PaddedBatch:
+    def __call__(self, batch: PaddedBatch, random_bits: Tensor, lr_size: tuple[int, int]) -> PaddedBatch:
+        images, sizes, fixed_shapes = batch
         applied = uniform(random_bits[:, 0]) < self.probability
-        if not applied.any():
+        if not fixed_shapes and not applied.any():
             return batch
-        return batch._replace(images=apply_where(applied, batch.images, blur, self.draw(random_bits), batch.sizes))
+        kernels = self.draw(random_bits, fixed_shapes)
+        return batch._replace(images=apply_where(applied, images, blur, kernels, sizes, fixed_shapes=fixed_shapes))
 
-    def draw(self, random_bits: np.ndarray) -> Tensor:
-        """Draw a kernel for each image: random bits (N, 8) -> kernels (N, 21, 21) on the CPU."""
+    def draw(self, random_bits: Tensor, fixed_shapes: bool = False) -> Tensor:
+        """Draw a kernel for each image: random bits (N, 8) -> kernels (N, 21, 21) on their device."""
         u = uniform(random_bits)
-        kind = np.array(KERNELS)[sample_index(u[:, 1], [self.kernels.get(kind, 0) for kind in KERNELS])]  # (N,)
-        sizes = np.arange(self.size[0], self.size[1] + 1, 2)
-        size = sizes[sample_index(u[:, 2], np.ones(len(sizes)))]
-        sigma = scale_to_range(u[:, 3:5], self.sigma)
-        isotropic = np.char.endswith(kind, "_iso") | (kind == "iso")
-        sigma[isotropic, 1] = sigma[isotropic, 0]
+        kind = sample_index(u[:, 1], [self.kernels.get(kind, 0) for kind in KERNELS])  # (N,)
+        sizes = range(self.size[0], self.size[1] + 1, 2)
+        size = sizes.start + 2 * sample_index(u[:, 2], [1] * len(sizes))
+        sigma, other = scale_to_range(u[:, 3:5], self.sigma).unbind(1)
+        sigma = torch.stack([sigma, torch.where(_is(kind, "iso", "generalized_iso", "plateau_iso"), sigma, other)], 1)
         angle = scale_to_range(u[:, 5], (-math.pi, math.pi))
-        generalized, plateau = np.char.startswith(kind, "generalized"), np.char.startswith(kind, "plateau")
-        beta = np.ones(len(u))
+        plateau, beta = _is(kind, "plateau_iso", "plateau_aniso"), torch.ones_like(angle)
+        generalized = _is(kind, "generalized_iso", "generalized_aniso")
         for of_this_kind, (low, high) in ((generalized, self.generalized_beta), (plateau, self.plateau_beta)):
-            either = np.where(u[:, 6] < 0.5, scale_to_range(u[:, 7], (low, 1)), scale_to_range(u[:, 7], (1, high)))
-            beta = np.where(of_this_kind, either, beta)
-        lowest = np.where(size < 13, max(self.cutoff[0], 1 / 3), self.cutoff[0])
-        cutoff = math.pi * np.maximum(lowest, scale_to_range(u[:, 7], (lowest, self.cutoff[1])))
+            either = torch.where(u[:, 6] < 0.5, scale_to_range(u[:, 7], (low, 1)), scale_to_range(u[:, 7], (1, high)))
+            beta = torch.where(of_this_kind, either, beta)
+        lowest = torch.full_like(angle, self.cutoff[0]).masked_fill_(size < 13, max(self.cutoff[0], 1 / 3))
+        cutoff = math.pi * torch.maximum(lowest, scale_to_range(u[:, 7], (lowest, self.cutoff[1])))
 
-        shape = [torch.from_numpy(value) for value in (sigma, angle, beta, size)]
-        kernels = gaussian_kernels(*shape)
-        if plateau.any():
-            kernels = torch.where(torch.from_numpy(plateau)[:, None, None], plateau_kernels(*shape), kernels)
-        if (sinc := kind == "sinc").any():
-            ringing = sinc_kernels(torch.from_numpy(cutoff), shape[3])
-            kernels = torch.where(torch.from_numpy(sinc)[:, None, None], ringing, kernels)
-        return kernels
+        kernels, ringing = radial_kernels(plateau, sigma, angle, beta), _is(kind, "sinc")
+        if self.kernels.get("sinc", 0) and (fixed_shapes or ringing.any()):
+            kernels = torch.where(ringing[:, None, None], sinc_kernels(cutoff), kernels)
+        return cut(kernels, size)
 
 
-def _grid() -> tuple[Tensor, Tensor]:
+def _is(kind: Tensor, *names: str) -> Tensor:
+    """Compare indices of KERNELS with names: (N,) -> (N,) bool."""
+    return torch.stack([kind == KERNELS.index(name) for name in names]).any(0)
+
+
+def _grid(device: torch.device) -> tuple[Tensor, Tensor]:
     """Coordinates x and y of the kernel's pixels, relative to its centre: (21, 21) float64 each."""
-    axis = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
+    axis = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64, device=device)
     x, y = torch.meshgrid(axis, axis, indexing="xy")
     return x, y
-
-
-def _squared_distance(sigma: Tensor, angle: Tensor) -> Tensor:
-    """Squared distance of every pixel from the centre in standard deviations: (N, 21, 21)."""
-    x, y = _grid()
-    cos, sin = (f(angle)[:, None, None] for f in (torch.cos, torch.sin))
-    along, across = x * cos + y * sin, y * cos - x * sin
-    return (along / sigma[:, 0, None, None]).square() + (across / sigma[:, 1, None, None]).square()
-
-
-def _cut(kernels: Tensor, size: Tensor) -> Tensor:
-    """Set kernels to 0 outside squares of side `size` and normalise them to sum 1."""
-    x, y = _grid()
-    kernels = kernels * (torch.maximum(x.abs(), y.abs()) <= size[:, None, None] // 2)
-    return kernels / kernels.sum(dim=(1, 2), keepdim=True)
 
 
 def mirrored(at: Tensor, last: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from sr_lightning.degradations.padded_batch import (
     PaddedBatch,
     apply_where,
     check,
+    constant,
     gather_pixels,
     is_probability,
     is_range,
@@ -64,7 +64,7 @@ _YCBCR = ((19595, 38470, 7471), (-11058, -21710, 32768), (32768, -27439, -5329))
 _RGB = ((0, 91881), (-22554, -46802), (116130, 0))
 
 
-def jpeg(images: Tensor, quality: np.ndarray, sizes: np.ndarray) -> Tensor:
+def jpeg(images: Tensor, quality: Tensor, sizes: Tensor) -> Tensor:
     """Compress images as JPEG and decompress them.
 
     Args:
@@ -90,10 +90,10 @@ def jpeg(images: Tensor, quality: np.ndarray, sizes: np.ndarray) -> Tensor:
     return _to_rgb(luma, _double(chroma, chroma_size, height, width)).mul_(1 / 255)
 
 
-def quality_table(table: Sequence[Sequence[int]], quality: np.ndarray) -> np.ndarray:
+def quality_table(table: tuple[tuple[int, ...], ...], quality: Tensor) -> Tensor:
     """Scale a quantisation table by libjpeg's rule for each quality (N,) in 1..100: (N, 8, 8) in 1..255."""
-    percent = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    return np.clip((np.array(table) * percent[:, None, None] + 50) // 100, 1, 255)
+    percent = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    return ((constant(table, quality.device) * percent[:, None, None] + 50) // 100).clamp_(1, 255)
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,9 @@ class JPEG:
         InputError: One or more settings are invalid; the message lists all of them.
 
     Example:
-        >>> batch = PaddedBatch(torch.full((1, 3, 8, 8), 0.3, dtype=torch.float64), np.array([[8, 8]]))
-        >>> random_bits = np.zeros((1, JPEG.num_draws), np.uint64)
-        >>> images, _ = JPEG(quality=(50, 50))(batch, random_bits, lr_sizes=np.array([[4, 4]]))
-        >>> images.mul(255).unique()
+        >>> batch = PaddedBatch(torch.full((1, 3, 8, 8), 0.3, dtype=torch.float64), torch.tensor([[8, 8]]))
+        >>> random_bits = torch.zeros(1, JPEG.num_draws, dtype=torch.int64)
+        >>> JPEG(quality=(50, 50))(batch, random_bits, lr_size=(4, 4)).images.mul(255).unique()
         tensor([76.], dtype=torch.float64)
     """
 
@@ -129,12 +128,13 @@ class JPEG:
             },
         )
 
-    def __call__(self, batch: PaddedBatch, random_bits: np.ndarray, lr_sizes: np.ndarray) -> PaddedBatch:
+    def __call__(self, batch: PaddedBatch, random_bits: Tensor, lr_size: tuple[int, int]) -> PaddedBatch:
+        images, sizes, fixed_shapes = batch
         u = uniform(random_bits)
         low, high = self.quality
-        quality = low + sample_index(u[:, 1], np.ones(high - low + 1))
+        quality = low + sample_index(u[:, 1], [1] * (high - low + 1))
         applied = u[:, 0] < self.probability
-        return batch._replace(images=apply_where(applied, batch.images, jpeg, quality, batch.sizes))
+        return batch._replace(images=apply_where(applied, images, jpeg, quality, sizes, fixed_shapes=fixed_shapes))
 
 
 def _to_ycbcr(rgb: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def _interleave(chroma: Tensor, dim: int) -> Tensor:
     return pairs.flatten(dim, dim + 1)
 
 
-def _quantise_blocks(planes: Tensor, table: np.ndarray) -> Tensor:
+def _quantise_blocks(planes: Tensor, table: Tensor) -> Tensor:
     """Transform 8 x 8 blocks, quantise, and transform back: levels (N, C, P, Q), table (N, 8, 8) -> levels."""
     dct, step = _dct(planes.device), per_image(table, planes, 3)[:, None, None, :, None].double()
     coefficients = _descaled(_down(dct, _descaled(_across(planes - 128, dct.T), 11)), 15)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from sr_lightning.degradations.padded_batch import (
     luma,
     per_image,
     scale_to_range,
+    shift_right,
     to_levels,
     uniform,
 )
@@ -49,38 +49,40 @@ def splitmix64(key: Tensor, channels: int, height: int, width: int) -> Tensor:
     c, y, x = (torch.arange(length, device=key.device) for length in (channels, height, width))
     position = (c[:, None, None] << 40) + (y[:, None] << 20) + x
     bits = key.reshape(-1, 1, 1, 1) + (position + 1) * _as_int64(0x9E3779B97F4A7C15)
-    bits ^= _shift_right(bits, 30)
+    bits ^= shift_right(bits, 30)
     bits *= _as_int64(0xBF58476D1CE4E5B9)
-    bits ^= _shift_right(bits, 27)
+    bits ^= shift_right(bits, 27)
     bits *= _as_int64(0x94D049BB133111EB)
-    return bits ^ _shift_right(bits, 31)
+    return bits ^ shift_right(bits, 31)
 
 
 def standard_normal(key: Tensor, channels: int, height: int, width: int) -> Tensor:
     """Standard normal numbers by the Box-Muller transform: (N, channels, height, width) float64."""
     bits = splitmix64(key, channels, height, width)
-    first, second = _shift_right(bits, 32), bits & 0xFFFFFFFF
+    first, second = shift_right(bits, 32), bits & 0xFFFFFFFF
     radius = first.double().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     return second.double().mul_(2 * math.pi * 2.0**-32).cos_().mul_(radius)
 
 
-def gaussian_noise(images: Tensor, sigma: Tensor, key: Tensor, gray: bool = False) -> Tensor:
+def gaussian_noise(images: Tensor, sigma: Tensor, key: Tensor, gray: bool | Tensor = False) -> Tensor:
     """Add Gaussian noise.
 
     Args:
         images: (N, 3, H, W) float64 in [0, 1].
         sigma: (N, 1, 1, 1) standard deviation in 8-bit levels.
         key: (N,) int64 seed of each image.
-        gray: Add the same noise to all three colours.
+        gray: Add the same noise to all three colours; (N, 1, 1, 1): of which images.
 
     Returns:
         (N, 3, H, W), clamped to [0, 1].
     """
-    noise = standard_normal(key, 1 if gray else 3, *images.shape[2:])
+    noise = standard_normal(key, 1 if gray is True else 3, *images.shape[2:])
+    if isinstance(gray, Tensor):
+        noise = torch.where(gray, noise[:, :1], noise)
     return (images + noise * (sigma / 255)).clamp_(0, 1)
 
 
-def poisson_noise(images: Tensor, scale: Tensor, key: Tensor, gray: bool = False) -> Tensor:
+def poisson_noise(images: Tensor, scale: Tensor, key: Tensor, gray: bool | Tensor = False) -> Tensor:
     """Add scaled Poisson (shot) noise; a white pixel has `PHOTONS` photons on average.
 
     Difference from Real-ESRGAN's code: there the number of photons is the power of two above the number of distinct
@@ -90,14 +92,16 @@ def poisson_noise(images: Tensor, scale: Tensor, key: Tensor, gray: bool = False
         images: (N, 3, H, W) float64 in [0, 1].
         scale: (N, 1, 1, 1) factor of the noise.
         key: (N,) int64 seed of each image.
-        gray: Add the noise of the image's luma to all three colours.
+        gray: Add the noise of the image's luma to all three colours; (N, 1, 1, 1): to those of which images.
 
     Returns:
         (N, 3, H, W), clamped to [0, 1].
     """
-    levels = to_levels(luma(images)[:, None] if gray else images)
-    u = _shift_right(splitmix64(key, *levels.shape[1:]), 11).double().mul_(2.0**-53)
-    noise = _photons(levels, u) / PHOTONS - levels / 255
+    levels = to_levels(luma(images)[:, None] if gray is True else images)
+    u = uniform(splitmix64(key, *levels.shape[1:]))
+    if isinstance(gray, Tensor):
+        levels, u = torch.where(gray, to_levels(luma(images)[:, None]), levels), torch.where(gray, u[:, :1], u)
+    noise = _photons(levels, u, reads_values=isinstance(gray, bool)) / PHOTONS - levels / 255
     return (images + noise * scale).clamp_(0, 1)
 
 
@@ -116,10 +120,10 @@ class Noise:
         InputError: One or more settings are invalid; the message lists all of them.
 
     Example:
-        >>> batch = PaddedBatch(torch.full((1, 3, 64, 64), 0.5, dtype=torch.float64), np.array([[64, 64]]))
-        >>> random_bits = np.zeros((1, Noise.num_draws), np.uint64)
-        >>> images, _ = Noise(gaussian=1, sigma=(10, 10), gray=0)(batch, random_bits, lr_sizes=np.array([[32, 32]]))
-        >>> round(images.std().item() * 255)
+        >>> batch = PaddedBatch(torch.full((1, 3, 64, 64), 0.5, dtype=torch.float64), torch.tensor([[64, 64]]))
+        >>> random_bits = torch.zeros(1, Noise.num_draws, dtype=torch.int64)
+        >>> noisy = Noise(gaussian=1, sigma=(10, 10), gray=0)(batch, random_bits, lr_size=(32, 32))
+        >>> round(noisy.images.std().item() * 255)
         10
     """
 
@@ -140,17 +144,20 @@ class Noise:
             )
         check("noise", wrong)
 
-    def __call__(self, batch: PaddedBatch, random_bits: np.ndarray, lr_sizes: np.ndarray) -> PaddedBatch:
+    def __call__(self, batch: PaddedBatch, random_bits: Tensor, lr_size: tuple[int, int]) -> PaddedBatch:
         images, u = batch.images, uniform(random_bits)
         applied, gaussian, gray = u[:, 0] < self.probability, u[:, 1] < self.gaussian, u[:, 3] < self.gray
-        key = per_image(random_bits[:, 4].view(np.int64), images, 1)
+        key = per_image(random_bits[:, 4], images, 1)
         for kind, bounds, add in (
-            (gaussian, self.sigma, gaussian_noise),
-            (~gaussian, self.poisson_scale, poisson_noise),
+            (applied & gaussian, self.sigma, gaussian_noise),
+            (applied & ~gaussian, self.poisson_scale, poisson_noise),
         ):
             strength = per_image(scale_to_range(u[:, 2], bounds), images)
-            images = apply_where(applied & kind & ~gray, images, add, strength, key)
-            images = apply_where(applied & kind & gray, images, partial(add, gray=True), strength, key)
+            if batch.fixed_shapes:
+                images = apply_where(kind, images, add, strength, key, per_image(gray, images), fixed_shapes=True)
+            else:
+                images = apply_where(kind & ~gray, images, add, strength, key)
+                images = apply_where(kind & gray, images, partial(add, gray=True), strength, key)
         return batch._replace(images=images)
 
 
@@ -159,24 +166,19 @@ def _as_int64(constant: int) -> int:
     return constant - (1 << 64)
 
 
-def _shift_right(bits: Tensor, count: int) -> Tensor:
-    """Logical shift to the right: zeros enter from the left."""
-    return (bits >> count) & ((1 << 64 - count) - 1)
-
-
-def _photons(levels: Tensor, u: Tensor) -> Tensor:
+def _photons(levels: Tensor, u: Tensor, reads_values: bool) -> Tensor:
     """Poisson numbers with mean PHOTONS * levels / 255, by inverting the distribution at u in [0, 1)."""
-    return _search((levels + u).flatten()).view_as(levels) - levels * (_MAX_PHOTONS + 1)
+    return _search((levels + u).flatten(), reads_values).view_as(levels) - levels * (_MAX_PHOTONS + 1)
 
 
-def _search(values: Tensor) -> Tensor:
+def _search(values: Tensor, reads_values: bool = True) -> Tensor:
     """Count the entries of the cumulative table up to each value: (n,) in [0, 256] -> (n,) integers.
 
     On a CPU a binary search takes ten times as long as reading the results at the two edges of a value's interval. It
     is needed only where these differ.
     """
     table = _cumulative_table(values.device)
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or not reads_values:
         return torch.searchsorted(table, values, right=True)
     edges = _results_at_edges()
     edge = (values * _EDGES).long()

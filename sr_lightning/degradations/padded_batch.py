@@ -2,9 +2,14 @@
 
 Everything is computed in float64. That is precise enough for the 8-bit results to be equal on every device and for
 every batch size, and it is not affected by TF32 or autocast settings of a training script.
+
+Random numbers, sizes and all else that has one value per image are on the CPU, which reads them: images are padded to
+the largest of the batch, and only those that a step changes are computed. For a CUDA graph, which cannot be recorded if
+shapes or operations depend on values, they are on the images' device instead (`PaddedBatch.fixed_shapes`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,46 +27,71 @@ class PaddedBatch(NamedTuple):
 
     Attributes:
         images: (N, 3, H, W) float64, nominally in [0, 1]; each image is in the top left corner, the padding has
-            arbitrary values.
+            arbitrary finite values.
         sizes: (N, 2) int64, height and width of each image.
+        fixed_shapes: H and W follow from the settings, not from the sizes; steps read no value, but compute all that
+            may be needed and select from it; sizes and random numbers are on the images' device, otherwise on the CPU.
     """
 
     images: Tensor
-    sizes: np.ndarray
+    sizes: Tensor
+    fixed_shapes: bool = False
 
 
-def uniform(random_bits: np.ndarray) -> np.ndarray:
-    """Convert random uint64 to float64 in [0, 1)."""
-    return (random_bits >> np.uint64(11)) * 2.0**-53
+def shift_right(bits: Tensor, count: int) -> Tensor:
+    """Shift int64 to the right; zeros enter from the left."""
+    return (bits >> count) & ((1 << 64 - count) - 1)
 
 
-def scale_to_range(u: np.ndarray, bounds: Sequence[Any]) -> np.ndarray:
+def as_int64(random_bits: np.ndarray) -> Tensor:
+    """Return 64-bit random numbers as int64, because torch computes little with uint64."""
+    return torch.from_numpy(random_bits.view(np.int64))
+
+
+def uniform(random_bits: Tensor) -> Tensor:
+    """Convert 64 random bits, as int64, to float64 in [0, 1)."""
+    return shift_right(random_bits, 11).double() * 2.0**-53
+
+
+def scale_to_range(u: Tensor, bounds: Sequence[Any]) -> Tensor:
     """Map [0, 1) to [low, high)."""
     low, high = bounds
     return low + u * (high - low)
 
 
-def sample_index(u: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
+def sample_index(u: Tensor, weights: Sequence[float]) -> Tensor:
     """Map [0, 1) to indices, with probabilities proportional to the weights."""
-    ends = np.cumsum(weights) / np.sum(weights)
-    return np.minimum(np.searchsorted(ends, u, side="right"), len(ends) - 1)
+    ends = constant(tuple((np.cumsum(weights) / np.sum(weights)).tolist()), u.device)
+    return torch.searchsorted(ends, u.contiguous(), right=True).clamp_(max=len(ends) - 1)
 
 
-def apply_where(mask: np.ndarray, images: Tensor, function: Callable[..., Tensor], *parameters: Any) -> Tensor:
+@cache
+@torch.inference_mode(False)  # the cached tensor must also work outside inference mode
+def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Return numbers as a tensor that stays on the device: while a graph is recorded, none can be copied there."""
+    return torch.tensor(values, dtype=torch.float64 if isinstance(values[0], float) else None, device=device)
+
+
+def apply_where(
+    mask: Tensor, images: Tensor, function: Callable[..., Tensor], *parameters: Tensor, fixed_shapes: bool = False
+) -> Tensor:
     """Replace the masked images by `function(images, *parameters)`.
 
     Args:
-        mask: (N,) bool.
+        mask: (N,) bool, on the CPU unless `fixed_shapes`.
         images: (N, ...).
-        function: Called with the masked images only; must keep their shape.
-        parameters: Tensors or arrays (N, ...), one entry per image.
+        function: Called with the masked images only, or with all if `fixed_shapes`; must keep their shape.
+        parameters: (N, ...), one entry per image.
+        fixed_shapes: As of a `PaddedBatch`.
     """
+    if fixed_shapes:
+        return torch.where(mask.view(-1, *[1] * (images.ndim - 1)), function(images, *parameters), images)
     if mask.all():
         return function(images, *parameters)
     if not mask.any():
         return images
-    index = torch.from_numpy(np.flatnonzero(mask))
-    masked = [p[mask] if isinstance(p, np.ndarray) else p[index.to(p.device)] for p in parameters]
+    (index,) = mask.nonzero(as_tuple=True)
+    masked = [parameter[index.to(parameter.device)] for parameter in parameters]
     index = index.to(images.device)
     return images.index_copy(0, index, function(images[index], *masked))
 
@@ -75,10 +105,9 @@ def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return images.reshape(n, c, h * w).gather(2, index.expand(n, c, -1)).view(n, c, rows.shape[1], -1)
 
 
-def per_image(values: np.ndarray, images: Tensor, dims: int = 4) -> Tensor:
+def per_image(values: Tensor, images: Tensor, dims: int = 4) -> Tensor:
     """Move values (N,) or (N, k) to the images' device and append dimensions of length 1, up to `dims` dimensions."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(images.device)
-    return tensor.reshape(*tensor.shape, *[1] * (dims - tensor.ndim))
+    return values.to(images.device).reshape(*values.shape, *[1] * (dims - values.ndim))
 
 
 def to_levels(images: Tensor) -> Tensor:

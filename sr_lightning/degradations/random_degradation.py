@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sr_lightning.degradations.padded_batch import PaddedBatch, check, luma, to_levels, uniform
+from sr_lightning.degradations.padded_batch import PaddedBatch, as_int64, check, luma, per_image, to_levels, uniform
 from sr_lightning.errors import InputError
 
 # Images processed at once; this does not change the result. Few on a CPU, where they are padded to the largest of them
@@ -31,13 +31,13 @@ class Step(Protocol):
     @property
     def num_draws(self) -> int: ...
 
-    def __call__(self, batch: PaddedBatch, random_bits: np.ndarray, lr_sizes: np.ndarray) -> PaddedBatch:
-        """Apply the step.
+    def __call__(self, batch: PaddedBatch, random_bits: Tensor, lr_size: tuple[int, int]) -> PaddedBatch:
+        """Apply the step: `batch._replace(images=...)`, with `sizes=...` if it changes them.
 
         Args:
             batch: N images.
-            random_bits: (N, num_draws) uint64.
-            lr_sizes: (N, 2), height and width of the LR images at the end of the chain.
+            random_bits: (N, num_draws) int64, where `batch.sizes` are.
+            lr_size: Height and width of the LR images at the end of the chain.
         """
         ...
 
@@ -64,25 +64,28 @@ class EitherOrder:
     def num_draws(self) -> int:
         return 1 + _num_draws(self.one) + _num_draws(self.other)
 
-    def __call__(self, batch: PaddedBatch, random_bits: np.ndarray, lr_sizes: np.ndarray) -> PaddedBatch:
-        order, bits_one, bits_other = np.split(random_bits, [1, 1 + _num_draws(self.one)], axis=1)
+    def __call__(self, batch: PaddedBatch, random_bits: Tensor, lr_size: tuple[int, int]) -> PaddedBatch:
+        draws = [_num_draws(self.one), _num_draws(self.other)]
+        order, *bits = random_bits.split([1, *draws], dim=1)
+        chains = list(zip((self.one, self.other), bits, strict=True))
         one_first = uniform(order[:, 0]) < 0.5
+        if batch.fixed_shapes:
+            results = [_apply_chains(turned, batch, lr_size) for turned in (chains, chains[::-1])]
+            height, width = (min(result.images.shape[axis] for result in results) for axis in (2, 3))
+            one, other = (result.images[..., :height, :width] for result in results)
+            return results[0]._replace(images=torch.where(per_image(one_first, one), one, other))
         indices, parts = [], []
-        for index, one_is_first in ((np.flatnonzero(one_first), True), (np.flatnonzero(~one_first), False)):
-            if len(index) == 0:
-                continue
-            part = PaddedBatch(batch.images[torch.from_numpy(index).to(batch.images.device)], batch.sizes[index])
-            chains = [(self.one, bits_one), (self.other, bits_other)]
-            for steps, bits in chains if one_is_first else chains[::-1]:
-                part = _apply_steps(steps, part, bits[index], lr_sizes[index])
-            indices.append(index)
-            parts.append(part)
+        for mask, turned in ((one_first, chains), (~one_first, chains[::-1])):
+            (index,) = mask.nonzero(as_tuple=True)
+            if len(index):
+                part = PaddedBatch(batch.images[index.to(batch.images.device)], batch.sizes[index])
+                parts.append(_apply_chains([(steps, bits[index]) for steps, bits in turned], part, lr_size))
+                indices.append(index)
         if len(parts) == 1:
             return parts[0]
-        original_order = np.argsort(np.concatenate(indices))
-        images = torch.cat([part.images for part in parts])
-        images = images[torch.from_numpy(original_order).to(batch.images.device)]
-        return PaddedBatch(images, np.concatenate([part.sizes for part in parts])[original_order])
+        original_order = torch.cat(indices).argsort()
+        images = torch.cat([part.images for part in parts])[original_order.to(batch.images.device)]
+        return PaddedBatch(images, torch.cat([part.sizes for part in parts])[original_order])
 
 
 @dataclass(frozen=True)
@@ -144,13 +147,14 @@ class RandomDegradation:
         return generator.random_raw(batch_size * _num_draws(self.steps)).reshape(batch_size, -1)
 
     @torch.no_grad()
-    def degrade(self, hr: Tensor, scale: int, random_bits: np.ndarray) -> Tensor:
+    def degrade(self, hr: Tensor, scale: int, random_bits: np.ndarray | Tensor) -> Tensor:
         """Degrade a batch; each image depends only on itself and its random bits.
 
         Args:
             hr: (N, 3, H, W) float32 in [0, 1], H and W multiples of the scale.
             scale: Super-resolution factor.
-            random_bits: (N, num_draws) from `draw`, or a selection of its rows.
+            random_bits: (N, num_draws) from `draw`, or a selection of its rows. As int64 on the device of `hr`: in
+                fixed shapes, so that it can be recorded as a CUDA graph.
 
         Returns:
             (N, 3, H/scale, W/scale) float32, multiples of 1/255, on the device of `hr`.
@@ -162,14 +166,18 @@ class RandomDegradation:
         starts = range(0, len(hr), chunk)
         return torch.cat([self._degrade_chunk(hr[i : i + chunk], scale, random_bits[i : i + chunk]) for i in starts])
 
-    def _degrade_chunk(self, hr: Tensor, scale: int, random_bits: np.ndarray) -> Tensor:
-        hr_sizes = np.tile(hr.shape[-2:], (len(hr), 1))
-        lr_sizes = hr_sizes // scale
-        images, sizes = _apply_steps(self.steps, PaddedBatch(hr.double(), hr_sizes), random_bits, lr_sizes)
-        if not np.array_equal(sizes, lr_sizes):
+    def _degrade_chunk(self, hr: Tensor, scale: int, random_bits: np.ndarray | Tensor) -> Tensor:
+        fixed_shapes = isinstance(random_bits, Tensor)
+        bits = random_bits if fixed_shapes else as_int64(random_bits)
+        height, width = hr.shape[-2:]
+        sizes = torch.stack([torch.full((len(hr),), side, device=bits.device) for side in (height, width)], dim=1)
+        lr_size = (height // scale, width // scale)
+        images, sizes, _ = _apply_chains([(self.steps, bits)], PaddedBatch(hr.double(), sizes, fixed_shapes), lr_size)
+        found = [images.shape[-2:]] if fixed_shapes else sizes.tolist()
+        if wrong := [size for size in found if tuple(size) != lr_size]:
             raise InputError(
-                f"degradation {self.name}: its steps lead to {sizes[0, 0]}x{sizes[0, 1]}, but LR has {lr_sizes[0, 0]}x"
-                f"{lr_sizes[0, 1]}; make the last step that resizes a Resize(relative_to=lr) without up and down"
+                f"degradation {self.name}: its steps lead to {wrong[0][0]}x{wrong[0][1]}, but LR has {lr_size[0]}x"
+                f"{lr_size[1]}; make the last step that resizes a Resize(relative_to=lr) without up and down"
             )
         return to_levels(images).float().mul_(1 / 255)
 
@@ -192,14 +200,14 @@ def _num_draws(steps: Mapping[str, Step]) -> int:
     return sum(step.num_draws for step in steps.values())
 
 
-def _apply_steps(
-    steps: Mapping[str, Step], batch: PaddedBatch, random_bits: np.ndarray, lr_sizes: np.ndarray
+def _apply_chains(
+    chains: Sequence[tuple[Mapping[str, Step], Tensor]], batch: PaddedBatch, lr_size: tuple[int, int]
 ) -> PaddedBatch:
-    """Apply the steps in turn, each with its own columns of the random bits."""
-    used = 0
-    for step in steps.values():
-        batch = step(batch, random_bits[:, used : used + step.num_draws], lr_sizes)
-        used += step.num_draws
+    """Apply chains, each with its random bits, in turn: every step with its own columns of the bits."""
+    for steps, random_bits in chains:
+        parts = random_bits.split([step.num_draws for step in steps.values()], dim=1)
+        for step, bits in zip(steps.values(), parts, strict=True):
+            batch = step(batch, bits, lr_size)
     return batch
 
 

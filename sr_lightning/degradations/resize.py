@@ -3,11 +3,11 @@
 It produces the aliasing and overshoot of images on the web.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +23,12 @@ from sr_lightning.degradations.padded_batch import (
 
 METHODS = ("area", "bilinear", "bicubic")
 _CUBIC_A = -0.75  # OpenCV and PyTorch; MATLAB has -0.5
+_CUBIC_REACH = 4  # pixels, also room for the two of bilinear
+
+Bounds = tuple[tuple[int, int], int]  # largest new height and width, and most source pixels of a new one per axis
 
 
-def resize(images: Tensor, sizes: np.ndarray, new_sizes: np.ndarray, method: np.ndarray) -> Tensor:
+def resize(images: Tensor, sizes: Tensor, new_sizes: Tensor, method: Tensor, bounds: "Bounds | None" = None) -> Tensor:
     """Resize each image to its own new size.
 
     Args:
@@ -34,18 +37,24 @@ def resize(images: Tensor, sizes: np.ndarray, new_sizes: np.ndarray, method: np.
         new_sizes: (N, 2) new height and width of each image.
         method: (N,) index into `METHODS`. "area" averages the pixels under a new pixel, "bilinear" and "bicubic"
             interpolate between 2 and 4 pixels per axis.
+        bounds: Bounds of the new sizes, then no value is read.
 
     Returns:
-        (N, C, H', W') with H' and W' the largest of the new sizes; neither rounded nor clamped.
+        (N, C, H', W') with H' and W' the largest of the new sizes, or their bounds; neither rounded nor clamped.
     """
+    if bounds is not None:
+        return _by_products(images, sizes, new_sizes, method, *bounds)
     taps = None
     for axis in (0, 1):
         old, new = sizes[:, axis], new_sizes[:, axis]
         if axis == 0 or (old != sizes[:, 0]).any() or (new != new_sizes[:, 0]).any():  # else reuse the rows' taps
-            taps = None if (old == new).all() else _taps(old, new, method, images.device)
+            area = -(-old // new) + 1
+            reach = torch.where(method == METHODS.index("area"), area, _CUBIC_REACH)
+            taps = None if (old == new).all() else _taps(old, new, method, int(new.max()), int(reach.max()))
         if taps is not None:
-            images = _along(images, 2 + axis, *taps)
-    return images[..., : new_sizes[:, 0].max(), : new_sizes[:, 1].max()]
+            images = _along(images, 2 + axis, *(tap.to(images.device) for tap in taps))
+    height, width = new_sizes.amax(0).tolist()
+    return images[..., :height, :width]
 
 
 @dataclass(frozen=True)
@@ -62,10 +71,10 @@ class Resize:
         InputError: One or more settings are invalid; the message lists all of them.
 
     Example:
-        >>> batch = PaddedBatch(torch.rand(1, 3, 16, 24, dtype=torch.float64), np.array([[16, 24]]))
-        >>> random_bits = np.zeros((1, Resize.num_draws), np.uint64)
-        >>> Resize(relative_to="lr")(batch, random_bits, lr_sizes=np.array([[4, 6]])).sizes
-        array([[4, 6]])
+        >>> batch = PaddedBatch(torch.rand(1, 3, 16, 24, dtype=torch.float64), torch.tensor([[16, 24]]))
+        >>> random_bits = torch.zeros(1, Resize.num_draws, dtype=torch.int64)
+        >>> Resize(relative_to="lr")(batch, random_bits, lr_size=(4, 6)).sizes
+        tensor([[4, 6]])
     """
 
     up: float = 0.0
@@ -87,16 +96,34 @@ class Resize:
             },
         )
 
-    def __call__(self, batch: PaddedBatch, random_bits: np.ndarray, lr_sizes: np.ndarray) -> PaddedBatch:
+    def __call__(self, batch: PaddedBatch, random_bits: Tensor, lr_size: tuple[int, int]) -> PaddedBatch:
+        images, sizes, fixed_shapes = batch
         u = uniform(random_bits)
         low, high = self.factor
         direction = sample_index(u[:, 0], (self.up, self.down, max(0.0, 1 - self.up - self.down)))
         larger, smaller = scale_to_range(u[:, 1], (1, high)), scale_to_range(u[:, 1], (low, 1))
-        factor = np.choose(direction, (larger, smaller, np.ones_like(larger)))
-        base = batch.sizes if self.relative_to == "input" else lr_sizes
-        new_sizes = np.maximum(np.floor(base * factor[:, None] + 0.5).astype(np.int64), 1)
-        method = sample_index(u[:, 2], np.ones(len(METHODS)))
-        return PaddedBatch(resize(batch.images, batch.sizes, new_sizes, method), new_sizes)
+        factor = torch.where(direction == 0, larger, torch.where(direction == 1, smaller, 1.0))
+        base = sizes.unbind(1) if self.relative_to == "input" else lr_size
+        new_sizes = torch.stack([(side * factor + 0.5).floor().long().clamp(min=1) for side in base], dim=1)
+        method = sample_index(u[:, 2], [1] * len(METHODS))
+        bounds = self._bounds(images.shape[-2:], lr_size) if fixed_shapes else None
+        return batch._replace(images=resize(images, sizes, new_sizes, method, bounds), sizes=new_sizes)
+
+    def _bounds(self, shape: Sequence[int], lr_size: Sequence[int]) -> Bounds:
+        """Return bounds for images of up to a height and width."""
+        low, high = self.factor[0] if self.down else 1, self.factor[1] if self.up else 1
+        bases = shape if self.relative_to == "input" else lr_size
+        ratios = [
+            old / _scaled(old if self.relative_to == "input" else lr_side, low)
+            for side, lr_side in zip(shape, lr_size, strict=True)
+            for old in range(1, side + 1)
+        ]
+        height, width = (_scaled(side, high) for side in bases)
+        return (height, width), max(_CUBIC_REACH, math.ceil(max(ratios)) + 1)
+
+
+def _scaled(side: int, factor: float) -> int:
+    return max(math.floor(side * factor + 0.5), 1)
 
 
 def _along(images: Tensor, dim: int, index: Tensor, weight: Tensor) -> Tensor:
@@ -113,25 +140,35 @@ def _along(images: Tensor, dim: int, index: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-def _taps(old: np.ndarray, new: np.ndarray, method: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Source pixels and weights of every new pixel along an axis, both (N, largest new size, taps)."""
-    area = method == METHODS.index("area")
-    reach = int(np.where(area, -(-old // new) + 1, 4).max())
-    at, tap = np.arange(new.max())[:, None], np.arange(reach)
+def _by_products(
+    images: Tensor, sizes: Tensor, new_sizes: Tensor, method: Tensor, shape: tuple[int, int], reach: int
+) -> Tensor:
+    """Resize to a shape (H', W') as products with matrices (N, H', H) and (N, W, W'), by few and large operations."""
+    index, weight = _taps(sizes.T.flatten(), new_sizes.T.flatten(), method.tile(2), max(shape), reach)
+    at = torch.arange(max(images.shape[-2:]), device=images.device)
+    matrices = torch.where(index[..., None] == at, weight[..., None], 0.0).sum(-2)  # (2 N, H' or W', H or W)
+    rows, columns = matrices.chunk(2)
+    height, width = images.shape[-2:]
+    return rows[:, None, : shape[0], :height] @ images @ columns[:, None, : shape[1], :width].mT
+
+
+def _taps(old: Tensor, new: Tensor, method: Tensor, length: int, reach: int) -> tuple[Tensor, Tensor]:
+    """Source pixels and weights of every new pixel along an axis, both (N, length, reach)."""
+    at, tap = torch.arange(length, device=old.device)[:, None], torch.arange(reach, device=old.device)
     last, old, new, method = (values[:, None, None] for values in (old - 1, old, new, method))
 
     first = at * old // new  # integer arithmetic: both ends are exact
     count = -(-(at + 1) * old // new) - first
-    area_index, area_weight = first + tap, (tap < count) / count
+    area_index, area_weight = first + tap, (tap < count).double() / count
 
     centre = (2 * at + 1) * old - new  # in units of 1/(2*new) old pixels
     index = centre // (2 * new) - 1 + tap
-    distance = np.abs(2 * new * index - centre) / (2 * new)
-    linear = np.maximum(1 - distance, 0)
+    distance = (2 * new * index - centre).abs().double() / (2 * new)
+    linear = (1 - distance).clamp(min=0)
     near = ((_CUBIC_A + 2) * distance - (_CUBIC_A + 3)) * distance**2 + 1
     far = _CUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
-    cubic = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    cubic = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
 
-    index = np.clip(np.where(method == 0, area_index, index), 0, last)
-    weight = np.choose(method, (area_weight, linear, cubic))
-    return torch.from_numpy(index).to(device), torch.from_numpy(weight).to(device)
+    area, bilinear = (method == METHODS.index(name) for name in ("area", "bilinear"))
+    index = torch.minimum(torch.where(area, area_index, index).clamp(min=0), last)
+    return index, torch.where(area, area_weight, torch.where(bilinear, linear, cubic))

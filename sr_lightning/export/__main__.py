@@ -2,7 +2,7 @@
 
 import sys
 
-from sr_lightning.export import main
+from sr_lightning.export.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.optim import Muon
 from sr_lightning.utils.cuda_graphs import Recorder, cuda_graph
+from sr_lightning.utils.devices import fork_rng
 
 if TYPE_CHECKING:
     from sr_lightning.modules.sr import SRModule
@@ -70,8 +71,9 @@ class RecordedStep:
         self.counted: Tensor | int = 1
         self._may_skip, skipped = module.max_skipped_batches > 0, module.skipped_batches
         free = max(0, module.max_skipped_batches - len(skipped)) + 1
-        self.bad = torch.tensor([*skipped, *[0] * free], device=module.device)
-        self.num_bad = torch.tensor([len(skipped)], device=module.device)
+        self.bad = torch.tensor([*skipped, *[0] * free], dtype=torch.float64, device=module.device)
+        self.places = torch.arange(len(self.bad), device=module.device)
+        self.num_bad = torch.tensor(len(skipped), device=module.device)  # also more than there are places
         self.untaken = torch.zeros(len(optimizers), dtype=torch.int64, device=module.device)  # steps of each optimizer
         self.read = self.untaken.clone()  # of these, those that the host has read
         self.unread = 0  # batches since
@@ -107,7 +109,7 @@ class RecordedStep:
             rule.advance(plan, -untaken)
         self.read.copy_(self.untaken)
         self.unread = 0
-        return self.bad[: int(self.num_bad)].tolist()
+        return self.bad[: int(self.num_bad)].long().tolist()
 
     def _numbers_of_the_host(self, done: int, untaken: int = 0) -> list[float]:
         """Return what the host computes for the step after `done` batches, if some counted steps were not taken."""
@@ -122,7 +124,7 @@ class RecordedStep:
 
     def _compute(self, replayed: bool = False) -> None:
         """Take a step; before it is recorded, find out which parameters have gradients, and what the updates need."""
-        module, ok = self.module, torch.ones((), dtype=torch.bool, device=self.module.device)
+        module, ok = self.module, None
         means = module.running_means, module.gradient_norms
         module.running_means, module.gradient_norms = RunningMeans(), RunningMeans()
         try:
@@ -134,7 +136,9 @@ class RecordedStep:
                 loss = loss_of()  # in the precision around it
                 with torch.autocast(module.device.type, enabled=False):
                     loss.backward()
-                    ok = ok & self.finish(optimizer).sum().isfinite()
+                    total = self.finish(optimizer).sum()
+                    is_finite = total - total == 0  # fewer operations than `isfinite`
+                    ok = is_finite if ok is None else ok & is_finite
                     self._update(i, numbers[i] if replayed else self._first_numbers(i), ok)
             self._undo_unless(ok, buffers)
             if module.averaged is not None:
@@ -166,16 +170,17 @@ class RecordedStep:
     def _selected(self) -> list[Tensor]:
         """Return the number of batches before, the weight of the average, and the numbers of each rule, each (K,)."""
         columns = self.numbers.split([1, 1, *self.sizes], dim=1)
+        if len(self.numbers) == 1:  # no batch may be skipped
+            return [column[0] for column in columns]
         rows = (self.untaken - self.read).clamp(max=len(self.numbers) - 1)
         of_rules = [each.index_select(0, row)[0] for each, row in zip(columns[2:], rows.split(1), strict=True)]
         return [columns[0][0], columns[1][0], *of_rules]
 
     def _note(self, ok: Tensor) -> None:
-        """Note the number of a bad batch, from 1, unless there are already more than may be skipped."""
-        last = len(self.bad) - 1
-        slot, is_new = self.num_bad.clamp(max=last), ~ok & (self.num_bad <= last)
-        self.bad.scatter_(0, slot, torch.where(is_new, self.done.long() + 1, self.bad.gather(0, slot)))
-        self.num_bad += is_new
+        """Note the number of a bad batch, from 1, if there is a place for it."""
+        is_bad = ~ok
+        torch.where((self.places == self.num_bad) & is_bad, self.done + 1, self.bad, out=self.bad)
+        self.num_bad += is_bad
 
     def _copies(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Pair tensors with copies of them, if batches may be skipped."""
@@ -258,8 +263,7 @@ def _kept(module: "SRModule", optimizers: Sequence[Optimizer]) -> Iterator[None]
         {parameter: {key: _copy(value) for key, value in state.items()} for parameter, state in each.state.items()}
         for each in optimizers
     ]
-    gpus = [module.device] if module.device.type == "cuda" else []
-    with torch.random.fork_rng(gpus):
+    with fork_rng(module.device):
         yield
     with torch.no_grad():
         for tensor, clone in zip(tensors, clones, strict=True):

@@ -159,6 +159,10 @@ class SRModule(pl.LightningModule):
         else:
             super().__setattr__(name, value)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the recorded step, which replays with the tensors of this module only."""
+        return super().__getstate__() | {"recorded": None}
+
     def _apply(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Move the teacher, which is no submodule, to the same device."""
         if self.teacher is not None:

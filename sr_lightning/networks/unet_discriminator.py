@@ -47,7 +47,7 @@ class UNetDiscriminator(nn.Module):
         if crop_size is not None:
             _check_size(crop_size, crop_size)
         self.num_channels = num_channels
-        n, norm = num_features, utils.spectral_norm if spectral_norm else nn.Identity()
+        n, norm = num_features, _spectral_norm if spectral_norm else nn.Identity()
         self.conv0 = nn.Conv2d(num_channels, n, 3, padding=1)
         self.conv1, self.conv2, self.conv3 = (
             norm(nn.Conv2d(k * n, 2 * k * n, 4, stride=2, padding=1, bias=False)) for k in (1, 2, 4)
@@ -67,6 +67,20 @@ class UNetDiscriminator(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = _activation(conv(x)) + skips.pop()  # (N, 2C, h/2, w/2) -> (N, C, h, w)
         return self.conv9(_activation(self.conv8(_activation(self.conv7(x))))).float()
+
+
+def _spectral_norm(conv: nn.Conv2d) -> nn.Conv2d:
+    """Normalise by torch's older function: the published names of weights are its own, and its initial vectors differ.
+
+    It leaves the weight of the latest forward pass in the layer; without its graph, the layer can be copied.
+    """
+    conv = utils.spectral_norm(conv)
+    conv.register_forward_hook(_detach_weight)
+    return conv
+
+
+def _detach_weight(conv: nn.Conv2d, inputs: object, output: object) -> None:
+    conv.weight = conv.weight.detach()
 
 
 def _check_size(height: int, width: int) -> None:

@@ -6,10 +6,11 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def recorded(run_dir: Path, **facts: Any) -> Iterator[list[Part]]:
 
     Args:
         run_dir: The run's directory.
-        **facts: Further facts, such as the device.
+        **facts: Further facts, such as the device and the step at which it begins.
 
     Yields:
         The parts of the run, this one last: command, host, versions, code, start and end (null after SIGKILL).
@@ -60,6 +61,13 @@ def earlier_parts(path: Path) -> list[Part]:
     except (OSError, ValueError):
         return []
     return parts if isinstance(parts, list) and all(isinstance(part, dict) for part in parts) else []
+
+
+def kills_in_a_row(parts: Sequence[Part]) -> int:
+    """Count the parts just before the last one that were killed after they had begun at the same step as it does."""
+    *earlier, last = parts
+    killed = takewhile(lambda part: part.get("ended") is None and part.get("step") == last["step"], reversed(earlier))
+    return len(list(killed))
 
 
 def write(path: Path, parts: list[Part]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sr_lightning.configs import command
 from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.utils.atomic_files import replacing
@@ -57,4 +58,18 @@ def read_result(run_dir: str | Path) -> dict[str, Any] | None:
             raise ValueError(f"psnr is {result['psnr']}")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read as the result of a run: {reason(error)}") from error
+    return result
+
+
+def finished_result(run: RunFolder) -> dict[str, Any]:
+    """Read result.json of a finished run.
+
+    Raises:
+        InputError: It is no run, has not finished, or the file is damaged.
+    """
+    if not run.config.is_file():
+        raise InputError(f"{run.path} is not the directory of a run: it has no config.yaml")
+    result = read_result(run.path)
+    if result is None or result["status"] != FINISHED:
+        raise InputError(f"{run.path} has not finished: {command('train.py')} resume={run.path}")
     return result

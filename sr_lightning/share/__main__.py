@@ -13,11 +13,8 @@ from sr_lightning.pretrained.hub import PREFIX
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.share.destination import check_folder, check_repository, put_folder, upload
 from sr_lightning.utils.commands import run_command
+from sr_lightning.utils.large_imports import large_imports
 from sr_lightning.utils.messages import escape_messages
-
-require_training_packages(__name__)
-
-from sr_lightning.share.files import facts_of, write_files
 
 DESCRIPTION = """Write the best network of a finished run for others: weights, config.yaml, scores.csv, metrics.csv,
 three pictures, README.md as a Hugging Face model card, and manifest.json with the sha256 of all. Paths and names of
@@ -78,12 +75,19 @@ def share(run: str | Path, to: str, licence: str, *, overwrite: bool = False) ->
     licence = licence.strip()
     if not re.fullmatch(r"[\w.+-]+", licence, re.ASCII):
         raise InputError(f"--licence {licence}: give the name of a licence, such as mit or cc-by-nc-4.0")
-    is_hub = to.startswith(PREFIX)
-    check_repository(to) if is_hub else check_folder(Path(to), overwrite=overwrite)
-    facts = facts_of(RunFolder(Path(run).expanduser()), licence, to if is_hub else Path(to).absolute().name)
+    is_hub, place, source = to.startswith(PREFIX), Path(to).expanduser(), RunFolder(Path(run).expanduser())
+    check_repository(to) if is_hub else check_folder(place, overwrite=overwrite)
+    require_training_packages(__name__)
+    from sr_lightning.runs.result import finished_result
+
+    finished_result(source)  # before torch is imported
+    with large_imports():
+        from sr_lightning.share.files import facts_of, write_files
+
+    facts = facts_of(source, licence, to if is_hub else place.absolute().name)
     with tempfile.TemporaryDirectory(prefix="sr_lightning_") as folder:
         names = write_files(facts, Path(folder))
-        done = upload(Path(folder), to, overwrite=overwrite) if is_hub else put_folder(Path(folder), Path(to))
+        done = upload(Path(folder), to, overwrite=overwrite) if is_hub else put_folder(Path(folder), place)
     missing = "" if facts.pictures else ". It has no pictures: the run has none of a public test set"
     return f"{done}: {', '.join(names)}{missing}"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sr_lightning.errors import InputError
 from sr_lightning.pretrained.hub import MANIFEST, endpoint, parsed, token
-from sr_lightning.utils.atomic_files import replacing
+from sr_lightning.utils.atomic_files import check_writable, replacing
 from sr_lightning.utils.messages import reason
 
 UNMARKED = (".gitattributes", "README.md")  # what a hub may put into a new repository
@@ -20,9 +20,10 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     """Check that a folder can be written.
 
     Raises:
-        InputError: It is a file, or holds files that may not be replaced.
+        InputError: It or a parent is a file, or may not be written into; or it holds files that may not be replaced.
     """
     if not folder.exists():
+        check_writable(folder.absolute().parent, f"--to {folder}")
         return
     if not folder.is_dir():
         raise InputError(f"--to {folder} is a file: name a folder")

@@ -15,15 +15,14 @@ from omegaconf import OmegaConf
 from sr_lightning.api.scores import Scores, read_scores
 from sr_lightning.checkpoints.checkpoint import Trained, load_best
 from sr_lightning.checkpoints.interop import save_weights
-from sr_lightning.configs import CONF, command
-from sr_lightning.errors import InputError
+from sr_lightning.configs import CONF
 from sr_lightning.evaluation.score_table import csv_text
-from sr_lightning.export import metadata
+from sr_lightning.export.writers import metadata
 from sr_lightning.pretrained.hub import MANIFEST, PREFIX
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import read_metrics
 from sr_lightning.runs.provenance import earlier_parts
-from sr_lightning.runs.result import FINISHED, read_result
+from sr_lightning.runs.result import finished_result
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.share.card import card
 from sr_lightning.utils.atomic_files import replacing, write_text
@@ -79,11 +78,7 @@ def facts_of(run: RunFolder, licence: str, reference: str) -> Facts:
     Raises:
         InputError: It is no run, has not ended, has no scores, or a file of it is damaged.
     """
-    if not run.config.is_file():
-        raise InputError(f"{run.path} is not the directory of a run: it has no config.yaml")
-    result = read_result(run.path)
-    if result is None or result["status"] != FINISHED:
-        raise InputError(f"{run.path} has not finished: {command('train.py')} resume={run.path}")
+    result = finished_result(run)
     config = read_config(run.config)
     root, trained, scores = str(config.data_root).rstrip("/"), load_best(run.best), read_scores(run.path)
     first = next(iter(earlier_parts(run.path / "provenance.json")), {})

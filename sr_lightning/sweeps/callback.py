@@ -1,4 +1,4 @@
-"""Hydra callback that prepares a sweep, in the process of the command."""
+"""Hydra callbacks of a command: they check the directory of a run, and prepare a sweep."""
 
 import atexit
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -17,6 +18,7 @@ from sr_lightning.runs.wandb_record import has_record, not_uploaded, sync_comman
 from sr_lightning.sweeps.cell_lines import CellLines
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import SweepInvocation, plan, relative, summary
+from sr_lightning.utils.atomic_files import check_writable
 from sr_lightning.utils.messages import show
 from sr_lightning.utils.signals import handle_signals
 
@@ -48,6 +50,18 @@ class Sweeps(Callback):
             self.lines.closing = picture_study(config)
         except InputError as error:
             self.lines.closing = f"warning: {error}"
+
+
+class RunDirectory(Callback):
+    """Hydra callback that ends a command with one line if Hydra cannot create the directory of its run."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        HydraConfig.instance().set_config(config)  # as Hydra does next: the name of the directory refers to it
+        folder = config.hydra.run.dir
+        try:
+            check_writable(Path(folder), f"the run's directory {folder}")
+        except InputError as error:
+            sys.exit(f"error: {error}")
 
 
 def prepare(config: DictConfig) -> CellLines | None:
@@ -91,6 +105,7 @@ def prepare(config: DictConfig) -> CellLines | None:
         done = prepare_study(config)
         cells = done + config.hydra.sweeper.n_trials
     devices = None if by_scheduler else [] if by_ray else visible_devices()
+    check_writable(Path(config.hydra.sweep.dir), f"the sweep's directory {config.hydra.sweep.dir}")
     invocation = SweepInvocation.begin(Path(config.hydra.sweep.dir), devices, cells=cells, done=done, **facts)
     handle_signals(first=None if by_ray else invocation.stop_cells)
     if config.dry_run:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from sr_lightning.errors import InputError
 from sr_lightning.utils.held_folder import held
@@ -22,9 +23,9 @@ from sr_lightning.utils.signals import ENDING
 
 PARENT = "SR_LIGHTNING_PARENT"  # in the environment of a cell, or of a run of Python's: the process with which it exits
 CELL = "SR_LIGHTNING_CELL"  # in a cell's environment
-ANSWER = "SR_LIGHTNING_ANSWER"  # in the environment of a run of Python's: the file that tells its directory and error
+ANSWER = "SR_LIGHTNING_ANSWER"  # in the environment of a run of Python's: the file that has what `tell_caller` writes
 FIRST = "SR_LIGHTNING_FIRST_PROCESS"  # in the environment of a run's further processes: its first one
-PRELOADED = {"train.py": ["sr_lightning.training.train"]}  # modules that a sweep imports once for all of its cells
+PRELOADED = {"train.py": ["sr_lightning.training.preloaded"]}  # modules that a sweep imports once for all of its cells
 PAUSE = 0.5  # seconds between two checks that the parent is alive
 IN_USE = 75  # exit code of a cell whose directory another process holds
 OF_JOBS = {*ENDING, signal.SIGUSR2}  # which SLURM sends to every process of a job
@@ -94,7 +95,7 @@ def is_cell() -> bool:
     return CELL in os.environ
 
 
-def tell_caller(**facts: str) -> None:
+def tell_caller(**facts: Any) -> None:
     """Write the file for which a caller in Python waits, if there is one."""
     if ANSWER in os.environ and process_rank() == 0:
         Path(os.environ[ANSWER]).write_text(json.dumps(facts), encoding="utf-8")

@@ -199,17 +199,17 @@ def check_kinds(cfg: DictConfig, overrides: Iterable[Override]) -> None:
     Raises:
         InputError: Names the values of another kind, and new keys that nothing reads.
     """
-    if not (overrides := list(overrides)):
+    overrides = list(overrides)
+    groups = HydraConfig.get().runtime.choices if overrides else ()
+    options = [o for o in overrides if o.key_or_group in groups or o.is_delete()]
+    values = [o for o in overrides if o not in options and not o.key_or_group.startswith("hydra.")]
+    if not values:  # composing takes a tenth of a second
         return
-    groups = HydraConfig.get().runtime.choices
-    options = [o.input_line for o in overrides if o.key_or_group in groups or o.is_delete()]
-    loader = GlobalHydra.instance().config_loader()
-    usual = loader.load_configuration(HydraConfig.get().job.config_name, options, RunMode.RUN)
+    loader, lines = GlobalHydra.instance().config_loader(), [o.input_line for o in options]
+    usual = loader.load_configuration(HydraConfig.get().job.config_name, lines, RunMode.RUN)
     wrong = []
-    for override in overrides:
+    for override in values:
         key = override.key_or_group
-        if key in groups or key.startswith("hydra.") or override.is_delete():
-            continue
         if "." not in key and key not in usual:
             likely = difflib.get_close_matches(key, [*usual, *(g for g in groups if not g.startswith("hydra/"))], 1)
             wrong.append(f"{key}: there is no such setting{f'; did you mean {likely[0]}?' if likely else ''}")

@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,8 +28,9 @@ from sr_lightning.optim import Muon
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.sweeps.processes import is_cell, process_rank
+from sr_lightning.training.epoch_loop import HOOKS_WITHIN_A_STEP
 from sr_lightning.training.nodes import is_new
-from sr_lightning.utils.devices import best_device
+from sr_lightning.utils.devices import best_device, fork_rng
 from sr_lightning.utils.messages import counted
 from sr_lightning.utils.timings import GAIN, Step, Timings, facts_of, fastest, processor
 
@@ -46,7 +49,7 @@ GRAPH_ERROR = 0.01  # of the change of the weights in some steps, by rounding; a
 PATIENCE = 1800  # seconds that a process waits for the choices of the first one, unless trainer.timeout is given
 
 
-def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
+def choose(cfg: DictConfig, module: SRModule, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
     """Return the choices of a run: those saved with it, or the fastest on this machine.
 
     Measuring leaves the module and the random state as they were. Of several processes the first measures.
@@ -54,6 +57,7 @@ def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
     Args:
         cfg: The run's config. `chosen` holds the choices of a resumed run.
         module: With initial weights.
+        callbacks: Of the run, besides those of the module.
 
     Returns:
         `precision`, Lightning's name; `threads` of torch on the CPU; `compile`, True if the training step is compiled;
@@ -63,7 +67,7 @@ def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
         InputError: torch.compile is requested, or was used by the resumed run, and does not work here.
     """
     if cfg.resume is not None:
-        return choices_of_resumed_run(cfg, module)
+        return choices_of_resumed_run(cfg, module, callbacks)
     if process_rank() > 0:
         return choices_of_first_process(cfg)
     trial = Trial(cfg, module)
@@ -76,7 +80,7 @@ def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
     if cfg.compile:
         trial.check_compilation(precision, "compile=true")
     compiled = trial.compiles(precision) if cfg.compile is None else cfg.compile
-    graph = bool(cfg.graph) and trial.records(precision, reason_against_graph(cfg, module, precision))
+    graph = bool(cfg.graph) and trial.records(precision, reason_against_graph(cfg, module, precision, callbacks))
     return {
         "precision": precision,
         "threads": threads,
@@ -86,7 +90,7 @@ def choose(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
     }
 
 
-def choices_of_resumed_run(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
+def choices_of_resumed_run(cfg: DictConfig, module: SRModule, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
     """Return the saved choices, and log if others are in force or would be faster on this machine.
 
     Runs saved by earlier versions hold no choices: bfloat16 followed from the processor's flags.
@@ -118,8 +122,8 @@ def choices_of_resumed_run(cfg: DictConfig, module: SRModule) -> dict[str, Any]:
             chosen["threads"],
         )
     trial = Trial(cfg, module)
-    if chosen["graph"] and trial.device.type != "cuda":
-        log.warning("the run goes on without the CUDA graph of its steps: there is no GPU here")
+    if chosen["graph"] and (reason := reason_against_graph(cfg, module, chosen["precision"], callbacks)):
+        log.warning("the run goes on without the CUDA graph of its steps, which is not used with %s", reason)
         chosen["graph"] = False
     if chosen["compile"]:
         trial.check_compilation(chosen["precision"], f"resume={cfg.resume}: the run was compiled")
@@ -169,11 +173,16 @@ def precision_by_flags(cfg: DictConfig) -> str:
     return "bf16-mixed" if computes_in_bfloat16(device_of(cfg).type) else "32-true"
 
 
-def reason_against_graph(cfg: DictConfig, module: SRModule, precision: str) -> str:
+def reason_against_graph(
+    cfg: DictConfig, module: SRModule, precision: str, callbacks: Sequence[pl.Callback] = ()
+) -> str:
     """Return what in a run's settings keeps its steps from being a CUDA graph; empty if nothing does."""
     partials = [getattr(module, name, None) for name in OPTIMIZERS]
     classes = [getattr(optimizer, "func", None) for optimizer in partials if optimizer is not None]
     others = [getattr(each, "__name__", str(each)) for each in classes if each not in (Muon, *FUSED)]
+    own = module.configure_callbacks()
+    kinds = [*map(type, callbacks), *map(type, own if isinstance(own, Sequence) else [own])]
+    hooks = hooks_within_a_step([*kinds, *(get_object(each._target_) for each in cfg.trainer.get("callbacks") or ())])
     strategy = str(cfg.trainer.get("strategy", "auto"))
     known = strategy.startswith(("auto", "ddp", "single_device")) and "spawn" not in strategy
     reasons = {
@@ -185,9 +194,18 @@ def reason_against_graph(cfg: DictConfig, module: SRModule, precision: str) -> s
         f"trainer.precision={precision}, which scales the loss": precision.startswith("16"),
         "trainer.profiler": cfg.trainer.get("profiler") is not None,
         f"the optimizer {', '.join(others)}": bool(others),
+        f"{', '.join(hooks)}, called within a step": bool(hooks),
         "dampening": any(getattr(each, "keywords", {}).get("dampening") for each in partials),
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)
+
+
+def hooks_within_a_step(kinds: Sequence[type[pl.Callback]]) -> list[str]:
+    """Name the hooks of callbacks that Lightning calls within a step; a recorded step has no place for them."""
+    hooks = ((kind, hook) for kind in kinds for hook in HOOKS_WITHIN_A_STEP)
+    return [
+        f"{kind.__name__}.{hook}" for kind, hook in hooks if getattr(kind, hook, None) is not getattr(pl.Callback, hook)
+    ]
 
 
 class Trial:
@@ -263,7 +281,7 @@ class Trial:
             InputError: torch.compile fails.
         """
         try:
-            with torch.random.fork_rng():
+            with fork_rng(self.device):
                 self.step(precision, compiled=True)()
         except Exception as error:
             raise InputError(
@@ -292,7 +310,7 @@ class Trial:
         module, batch = copy.deepcopy(self.module).to(self.device).train(), self.batch()
         optimizers = optimizers_of(module)
         before = torch.cat([p.detach().flatten() for p in module.parameters()])
-        with torch.random.fork_rng(), autocast(precision, self.device):
+        with fork_rng(self.device), autocast(precision, self.device):
             step = RecordedStep(module, optimizers, batch, record=record or (lambda program: program))
             for number in range(GRAPH_STEPS):
                 for group in (group for optimizer in optimizers for group in optimizer.param_groups):
@@ -308,7 +326,7 @@ class Trial:
             "shape": [self.patches, self.side],
             **facts_of(self.module, self.device, str(self.module.memory_format), *optimizer_classes(self.module)),
         }
-        with torch.random.fork_rng():
+        with fork_rng(self.device):
             return self.timings.seconds(key, names, build, BUDGET)
 
     def step(self, precision: str, compiled: bool = False) -> Step:

@@ -31,6 +31,7 @@ from sr_lightning.images.files import image_size
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.fingerprint import cell_name
 from sr_lightning.sweeps.invocation import SweepInvocation, plan
+from sr_lightning.sweeps.processes import tell_caller
 from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
 from sr_lightning.training.checks import check_settings, downloads, teacher_options
 from sr_lightning.training.choices import Trial, backward, optimizers_of
@@ -55,7 +56,9 @@ def dry_run(cfg: DictConfig) -> float:
     """
     name, hydra = cell_name(cfg), HydraConfig.get()
     if not in_sweep():
-        log.info("\n%s", plan([{"cell": name, "words": [], "status": "fine"} | estimate(cfg)]))
+        numbers = estimate(cfg)
+        log.info("\n%s", plan([{"cell": name, "words": [], "status": "fine"} | numbers]))
+        tell_caller(run_dir=cfg.run_dir, estimate=numbers)
         return 0.0
     report = Reporter(SweepInvocation.current(), hydra.job.num, name, list(hydra.overrides.task))
     try:

@@ -34,8 +34,9 @@ from sr_lightning.modules import SRModule
 from sr_lightning.modules.recorded_step import cuda_graph
 from sr_lightning.network_costs import count, lr_size
 from sr_lightning.runs.folder import RunFolder
-from sr_lightning.runs.provenance import recorded
+from sr_lightning.runs.provenance import kills_in_a_row, recorded
 from sr_lightning.runs.result import FINISHED, PRUNED, write_result
+from sr_lightning.runs.wandb_record import agent_run_id
 from sr_lightning.sweeps.processes import is_cell, process_rank
 from sr_lightning.training.checks import teacher_options
 from sr_lightning.training.choices import choose
@@ -49,6 +50,8 @@ from sr_lightning.utils.malloc import keep_freed_memory
 from sr_lightning.utils.signals import postponed
 
 log = logging.getLogger(__name__)
+
+MOST_KILLS = 3  # of a run of W&B's agents, without a step in between
 
 
 def train(cfg: DictConfig) -> float:
@@ -85,30 +88,33 @@ def train(cfg: DictConfig) -> float:
         write_result(cfg.run_dir, FINISHED, cfg, psnr=psnr, **facts)
         return psnr
 
+    run, bicubic = RunFolder(cfg.run_dir), BicubicScore(datamodule, module.protocol)
+    callbacks = build_callbacks(cfg, run, bicubic)
     with open_dict(cfg), named_shortage(cfg, module):
-        cfg.chosen = choose(cfg, module)
+        cfg.chosen = choose(cfg, module, callbacks)
     if cfg.chosen.compile:
         module.compile_training()
     if cfg.chosen.graph:
         module.record = cuda_graph
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=True))  # a checkpoint describes its network
-    run = start_run_folder(cfg)
+    start_run_folder(cfg, run)
     done, trained = (0, False) if cfg.resume is None else progress(run.last, cfg.max_steps)
-    bicubic = BicubicScore(datamodule, module.protocol)
     if process_rank() == 0:
         introduce(cfg, module, datamodule, sets, bicubic.known(), done)
     loggers = build_loggers(cfg.get("logger"), run, done)
-    facts = {"device": device_name(cfg), "threads": torch.get_num_threads()}
+    facts = {"device": device_name(cfg), "threads": torch.get_num_threads(), "step": done}
     with recorded(run.path, **facts) if process_rank() == 0 else nullcontext([]) as parts, closing(loggers):
         module.provenance = parts
         trainer = build_trainer(
             OmegaConf.merge(cfg.trainer, {"precision": cfg.chosen.precision}),
             module,
             loggers,
-            build_callbacks(cfg, run, bicubic),
+            callbacks,
             **{key: cfg[key] for key in ("run_dir", "max_steps", "val_every", "save_every")},
         )
         log_costs(cfg, run_loggers(loggers))
+        if agent_run_id() is not None and process_rank() == 0:
+            check_kills(parts)
         if not trained:
             try:
                 with postponed(), named_loss(cfg.trainer.get("timeout")), named_shortage(cfg, module):
@@ -140,17 +146,28 @@ def log_costs(cfg: DictConfig, loggers: Sequence[RunLogger]) -> None:
             logger.log_summary({"parameters": costs.parameters, "multiply_adds": costs.multiply_adds})
 
 
-def start_run_folder(cfg: DictConfig) -> RunFolder:
+def check_kills(parts: Sequence[dict[str, Any]]) -> None:
+    """End a run that W&B would otherwise give to its agents again and again.
+
+    Raises:
+        InputError: The parts of the run before this one were killed before they had saved a step.
+    """
+    if (kills := kills_in_a_row(parts)) >= MOST_KILLS:
+        raise InputError(
+            f"the run was killed {kills} times in a row after step {parts[-1]['step']}, before it had saved a later "
+            "one: out of memory? Choose a smaller network, data.batch_size or data.patch_size"
+        )
+
+
+def start_run_folder(cfg: DictConfig, run: RunFolder) -> None:
     """Write config.yaml, and remove the result.json of an earlier part of the run; in further processes do nothing."""
-    run = RunFolder(cfg.run_dir)
     if process_rank() > 0:
-        return run
+        return
     for left in run.path.glob("**/.*.[0-9]*.tmp"):  # by a killed process of an earlier version
         left.unlink(missing_ok=True)
     with replacing(run.config) as temporary:
         OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), temporary)
     run.result.unlink(missing_ok=True)
-    return run
 
 
 def progress(checkpoint: Path, max_steps: int) -> tuple[int, bool]:

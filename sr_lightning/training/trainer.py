@@ -20,17 +20,14 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.overrides.distributed import _sync_module_states
 from pytorch_lightning.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from sr_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from sr_lightning.errors import InputError
 from sr_lightning.modules import SRModule
 from sr_lightning.runs.folder import RunFolder
-from sr_lightning.training.epoch_loop import HOOKS_WITHIN_A_STEP, GroupedEpochLoop
+from sr_lightning.training.epoch_loop import GroupedEpochLoop
 from sr_lightning.utils.atomic_files import replacing
 from sr_lightning.utils.devices import best_device
-
-log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -127,28 +124,11 @@ def build_trainer(
     trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # noqa: SLF001  it broadcasts amid a step
     if settings.get("timeout") is not None:
         trainer.strategy._timeout = timedelta(seconds=settings.timeout)  # noqa: SLF001  whatever strategy was chosen
-    if module.record is not None:
-        prepare_recording(trainer, module)
+    if module.record is not None and isinstance(trainer.strategy, DDPStrategy):
+        # A recorded step averages gradients itself; DistributedDataParallel would wait for a backward pass of its own
+        trainer.strategy.configure_ddp = partial(_sync_module_states, module)  # and nothing more
     GroupedEpochLoop.install(trainer, module.log_every, val_every, save_every)
     return trainer
-
-
-def prepare_recording(trainer: pl.Trainer, module: SRModule) -> None:
-    """Let a recorded step average the gradients of several processes itself, or let hooks within a step end recording.
-
-    DistributedDataParallel would wait for a backward pass of its own in each step.
-    """
-    hooks = {
-        f"{type(callback).__name__}.{hook}"
-        for callback in trainer.callbacks
-        for hook in HOOKS_WITHIN_A_STEP
-        if is_overridden(hook, callback)
-    }
-    if hooks:
-        log.warning("graph=true: not used with %s, which is called within a step", ", ".join(sorted(hooks)))
-        module.record = None
-    elif isinstance(trainer.strategy, DDPStrategy):
-        trainer.strategy.configure_ddp = partial(_sync_module_states, module)  # and nothing more
 
 
 def profiler_of(setting: str | DictConfig | None, run: RunFolder) -> dict[str, Any]:

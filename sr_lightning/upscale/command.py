@@ -16,6 +16,7 @@ from sr_lightning.upscale.plan import STDOUT, check_output, check_suffix, find_i
 from sr_lightning.upscale.size import parse_factor, size_of_results, suffix_of
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.devices import PRECISIONS
+from sr_lightning.utils.large_imports import large_imports
 from sr_lightning.utils.messages import escape_messages, listing
 from sr_lightning.utils.signals import Interrupted, interruptible
 
@@ -170,8 +171,9 @@ def run(options: argparse.Namespace) -> list[str]:
     sources = find_inputs(options.inputs, options.out, recursive=options.recursive)
     out = STDOUT if options.out is None and options.inputs == ["-"] else options.out
     check_output(sources, out, options.format)
-    from sr_lightning.upscale.pipeline import upscale_all
-    from sr_lightning.upscale.upscaler import Upscaler
+    with large_imports():
+        from sr_lightning.upscale.pipeline import upscale_all
+        from sr_lightning.upscale.upscaler import Upscaler
     from sr_lightning.utils.cores import limit_threads
     from sr_lightning.utils.malloc import keep_freed_memory
 

@@ -20,6 +20,7 @@ from sr_lightning.images.formats import (
     WRITABLE_VIDEO_SUFFIXES,
 )
 from sr_lightning.images.streams import Stdin, Stdout
+from sr_lightning.utils.atomic_files import check_writable
 from sr_lightning.utils.messages import listing
 
 log = logging.getLogger("sr_lightning.upscale")
@@ -202,11 +203,7 @@ def check_output(sources: Mapping[Source, Path], out: Path | None, image_format:
     else:
         folders = {out}
     for folder in sorted(folders):
-        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        if not existing.is_dir():
-            raise InputError(f"-o {folder}: {existing} is a file; give a folder")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise InputError(f"-o {folder}: no permission to write into {existing}; give another folder")
+        check_writable(folder, f"-o {folder}")
 
 
 def check_suffix(suffix: str | None, out: Path | None) -> None:

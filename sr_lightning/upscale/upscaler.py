@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ class Upscaler:
 
     A one-channel network gets the luma of colour images, and chroma is upscaled bicubically; a three-channel network
     gets gray images as gray RGB. Alpha is upscaled bicubically. If all fully transparent pixels have one colour, which
-    is then meaningless, that colour does not bleed into visible pixels.
+    is then meaningless, that colour does not bleed into visible pixels. Threads may share an upscaler; it can be copied
+    and pickled.
 
     Args:
         network: Has `scale`, `num_channels` and `receptive_radius`; it is copied.
@@ -91,6 +93,15 @@ class Upscaler:
         self.self_ensemble = self_ensemble
         self.scale: int = network.scale
         self._bicubic = Bicubic(scale=self.scale).to(self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out graphs and streams, which a copy has of its own."""
+        return self.__dict__ | {"_replays": self._replays is not None, "_transfers": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._replays = Replays(self.device) if state["_replays"] else None
+        self._transfers = Transfers(self.device)
 
     @classmethod
     def load(

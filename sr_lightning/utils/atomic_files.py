@@ -70,6 +70,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+def check_writable(folder: Path, given: str) -> None:
+    """Check that files can be written into a folder; it and its parents may be missing, as `replacing` creates them.
+
+    Args:
+        folder: Of the files.
+        given: What the user has named it by, such as "-o big/photo.png".
+
+    Raises:
+        InputError: Names the file that is in the way, or the folder without permission.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise InputError(f"{given}: {existing} is a file; give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{given}: no permission to write into {existing}; give another folder")
+
+
 def check_guards(path: Path) -> None:
     """Call the guard of the folder that this process holds and that contains a file."""
     for folder, guard in list(guards.items()):

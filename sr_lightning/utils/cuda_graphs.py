@@ -13,8 +13,9 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 Program = Callable[[], None]
+Inputs = tuple[Tensor, ...]
 Recorder = Callable[[Program], Program]  # records a program, and returns its replay
-Function = Callable[[Tensor], tuple[Tensor, ...]]
+Function = Callable[..., tuple[Tensor, ...]]
 
 RECORDING = threading.Lock()  # torch records one graph of a process at a time
 
@@ -38,7 +39,7 @@ def cuda_graph(program: Program, **options: Any) -> Program:
 
 
 class Replays:
-    """Replays of a function of a tensor, a graph for each shape, recorded when the shape comes for the second time.
+    """Replays of a function of tensors, a graph for their shapes, recorded when these come for the second time.
 
     Before that it is computed directly, so that a shape that comes once, as those of photos, costs nothing more. A
     function that cannot be recorded is always computed directly.
@@ -60,47 +61,47 @@ class Replays:
         self.lock = threading.Lock()
 
     @torch.inference_mode()
-    def __call__(self, function: Function, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the function of a tensor.
+    def __call__(self, function: Function, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the function of tensors.
 
         Args:
             function: Does not wait for the device; always the same.
-            x: On the device.
+            *inputs: On the device.
         """
         with self.lock:
             try:
-                return self._computed(function, x)
+                return self._computed(function, inputs)
             except torch.OutOfMemoryError:
                 if not any(self.graphs.values()):
                     raise
             # Not in the except block: while an exception is handled, its traceback keeps tensors alive.
             self.graphs.clear()  # they hold memory
             torch.cuda.empty_cache()
-            return self._computed(function, x)
+            return self._computed(function, inputs)
 
-    def _computed(self, function: Function, x: Tensor) -> tuple[Tensor, ...]:
-        key = x.dtype, x.shape, x.stride()
+    def _computed(self, function: Function, inputs: Inputs) -> tuple[Tensor, ...]:
+        key = tuple((x.dtype, x.shape, x.stride()) for x in inputs)
         came_before, graph = key in self.graphs, self.graphs.pop(key, None)
         if came_before and graph is None and not self.is_refused:
-            graph = self._recorded(function, x)
-        results = function(x) if graph is None else self._replayed(graph, x)
+            graph = self._recorded(function, inputs)
+        results = function(*inputs) if graph is None else self._replayed(graph, inputs)
         self.graphs[key] = graph
         if len(self.graphs) > self.most:
             del self.graphs[next(iter(self.graphs))]
         return results
 
-    def _replayed(self, graph: "_Graph", x: Tensor) -> tuple[Tensor, ...]:
-        if x.is_cuda:  # graphs share memory, and threads may have streams of their own
-            stream = torch.cuda.current_stream(x.device)
+    def _replayed(self, graph: "_Graph", inputs: Inputs) -> tuple[Tensor, ...]:
+        if inputs[0].is_cuda:  # graphs share memory, and threads may have streams of their own
+            stream = torch.cuda.current_stream(inputs[0].device)
             if self.stream is not None and self.stream != stream:
                 stream.wait_stream(self.stream)
             self.stream = stream
-        return graph(x)
+        return graph(inputs)
 
-    def _recorded(self, function: Function, x: Tensor) -> "_Graph | None":
+    def _recorded(self, function: Function, inputs: Inputs) -> "_Graph | None":
         try:
-            with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-                return _Graph(function, x, self.record)
+            with torch.cuda.device(inputs[0].device) if inputs[0].is_cuda else nullcontext():
+                return _Graph(function, inputs, self.record)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever stops the recording, the function can be computed directly
@@ -111,18 +112,19 @@ class Replays:
 
 
 class _Graph:
-    """A recorded function of tensors with the shape of `x`."""
+    """A recorded function of tensors with the shapes of `inputs`."""
 
-    def __init__(self, function: Function, x: Tensor, record: Recorder) -> None:
-        self.x, self.results = x.clone(), ()
-        function(self.x)  # prepares the libraries, which torch opens for each thread
+    def __init__(self, function: Function, inputs: Inputs, record: Recorder) -> None:
+        self.inputs, self.results = tuple(x.clone() for x in inputs), ()
+        function(*self.inputs)  # prepares the libraries, which torch opens for each thread
 
         def program() -> None:
-            self.results = function(self.x)
+            self.results = function(*self.inputs)
 
         self.replay = record(program)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        self.x.copy_(x)
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
         self.replay()
         return tuple(result.clone() for result in self.results)  # the next replay overwrites them

@@ -3,6 +3,7 @@
 import glob
 import re
 import sys
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from sr_lightning.errors import InputError
@@ -49,3 +50,13 @@ def best_device() -> "torch.device":
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fork_rng(device: "torch.device") -> AbstractContextManager:
+    """Return a context after which the random state of torch, on the CPU and on this device, is as before.
+
+    torch's own initialises every GPU of the machine, with a warning, unless it is told which ones are in use.
+    """
+    import torch
+
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -78,6 +78,28 @@ def test_callers_hydra_and_threads_are_left_alone(tmp_path):
         assert [cfg.seed for cfg in configs] == [0, 1, 2, 3] and compose_here("mine") == {"a": 1}
 
 
+def test_dry_run_from_python_has_an_estimate_and_scale_may_be_a_number(command, monkeypatch):
+    outputs = []
+
+    def forked(words, variables):
+        outputs.append(Command(*words, environment=variables).wait())
+        return outputs[-1].returncode, outputs[-1].stdout.splitlines()
+
+    monkeypatch.setattr(training, "_run", forked)
+    dry = sr_lightning.train(*command[1:], "scale=3", dry_run=True)
+    assert "_x3_" in outputs[0].stdout
+    assert dry.estimate["steps"] == 30 and dry.estimate.keys() == {
+        "parameters",
+        "steps",
+        "patches",
+        "memory",
+        "seconds",
+    }
+    for use in (lambda: dry.folder, lambda: dry.result, lambda: dry.scores, dry.load, lambda: os.fspath(dry)):
+        with pytest.raises(InputError, match="dry_run=True trains nothing, and leaves no files"):
+            use()
+
+
 def test_killed_training_names_signal_and_way_on(monkeypatch, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()

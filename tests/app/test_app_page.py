@@ -85,16 +85,19 @@ def message(page):
     return page.get_by_role("alert").inner_text()
 
 
-@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize(("width", "suffix"), [(1200, "png"), (390, "tif")])
 def test_a_photo_becomes_a_comparison_and_a_download_equal_to_the_upscaler(
-    visit, folder, trained, pictures, tmp_path, width
+    visit, folder, trained, pictures, tmp_path, width, suffix
 ):
-    page = visit(width)
-    give(page, pictures / "0.png")
+    page, file = visit(width), tmp_path / f"0.{suffix}"
+    with Image.open(pictures / "0.png") as photo:
+        photo.save(file)
+    give(page, file)
+    page.wait_for_function("[...document.images].some(image => image.naturalWidth == 80)")  # shown, also a TIFF
     page.get_by_role("button", name="Enlarge").click()
     download = page.get_by_text("Download best.ckpt (PNG)")
     download.wait_for()
-    assert page.locator("#status").inner_text() == "0.png x2: 160x192 pixels"
+    assert page.locator("#status").inner_text() == f"0.{suffix} x2: 160x192 pixels"
     page.wait_for_function("document.querySelectorAll('#divider img').length >= 2")
     wide = page.evaluate("document.documentElement.scrollWidth")
     assert wide <= width
@@ -115,13 +118,17 @@ def test_what_is_no_photo_or_too_large_is_one_sentence_and_is_not_computed(visit
     page = visit()
     give(page, tmp_path / "text.png")
     assert message(page).startswith("text.png: not an image that Pillow can read")
+    Image.new("RGB", (80, 80)).save(tmp_path / "cut.tif")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "cut.tif").read_bytes()[:9000])
+    give(page, tmp_path / "cut.tif")
+    assert message(page).startswith("cut.tif: ")
     give(page, tmp_path / "huge.png")
     assert message(page) == (
         "huge.png: 20000x10000 pixels, of which x2 makes 800,000,000; the limit of this page is 40,000"
     )
     page.get_by_role("button", name="Enlarge").click()
     page.get_by_text("Drop a photo first").wait_for()
-    assert {path.name for path in files_below(folder)} == {"text.png", "huge.png"}  # no result
+    assert {path.name for path in files_below(folder)} == {"text.png", "cut.tif", "huge.png"}  # no result
 
 
 def test_names_of_files_are_no_markup(visit, tmp_path):

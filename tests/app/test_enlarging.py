@@ -12,8 +12,18 @@ from PIL import Image
 
 from sr_lightning import load
 from sr_lightning.app import __main__ as command
+from sr_lightning.app import enlarging
 from sr_lightning.app.__main__ import labels, main
-from sr_lightning.app.enlarging import Networks, Stopped, Visit, check_size, enlarge_photo, factor_for
+from sr_lightning.app.enlarging import (
+    BROWSER_FORMATS,
+    Networks,
+    Stopped,
+    Visit,
+    check_size,
+    enlarge_photo,
+    factor_for,
+    preview,
+)
 from sr_lightning.errors import InputError
 from sr_lightning.images.photo import DeepPhoto, read_photo, write_photo
 
@@ -165,13 +175,33 @@ def test_a_stopped_computation_ends_at_the_next_tile_also_if_another_begins(tmp_
 
     with pytest.raises(Stopped):
         enlarge_photo(pictures / "0.png", nets, ["tiny"], 8, visit, LIMIT, progress)
-    assert seen[-1] == ("tiny", 0)
+    assert seen[-1] == ("tiny", pytest.approx(0.5))
 
 
-def test_progress_ends_at_one(nets, visit, pictures):
-    shares = []
-    enlarge_photo(pictures / "0.png", nets, ["tiny"], 8, visit, LIMIT, lambda share, name: shares.append(share))
+def test_progress_has_bicubic_and_ends_at_one(nets, visit, pictures):
+    seen = []
+    enlarge_photo(pictures / "0.png", nets, ["tiny"], 8, visit, LIMIT, lambda *progress: seen.append(progress))
+    shares = [share for share, _ in seen]
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
+    assert [share for share, name in seen if name == "bicubic"][-1] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "jp2", "ppm"])
+def test_photo_that_browsers_do_not_show_gets_a_small_preview(tmp_path, suffix):
+    photo = tmp_path / f"photo.{suffix}"
+    Image.new("RGB", (1200, 30), "red").save(photo)
+    shown = preview(photo)
+    assert (shown == photo) == (suffix in ("png", "jpg", "webp", "bmp"))
+    with Image.open(shown) as image:
+        assert image.format in BROWSER_FORMATS and image.size == ((1200, 30) if shown == photo else (1024, 26))
+
+
+@pytest.mark.parametrize("pixels", [np.full((9, 8), 257 * 9, np.uint16), np.full((9, 8, 3), 257 * 9, np.uint16)])
+def test_preview_of_16_bits_has_8_of_them(tmp_path, monkeypatch, pixels):
+    photo = tmp_path / "deep.png"
+    write_photo(photo, DeepPhoto(pixels) if pixels.ndim == 3 else Image.fromarray(pixels))
+    monkeypatch.setattr(enlarging, "BROWSER_FORMATS", ())
+    assert (np.asarray(Image.open(preview(photo))) == 9).all()
 
 
 def test_results_replace_earlier_ones_and_are_deleted_with_the_photo_at_the_end_of_a_visit(tmp_path, nets, visit):

@@ -3,7 +3,7 @@
 python tests/benchmarks/bench_degradations.py [cpu | cuda]
 
 Image by image means SciPy's filters, Pillow's resizing and JPEG, and NumPy's noise, in the same order with the same
-probabilities, on one core; the batch takes one thread as well, or the GPU.
+probabilities, on one core; the batch takes one thread as well, or the GPU, which also replays it as a CUDA graph.
 """
 
 import io
@@ -26,6 +26,8 @@ from sr_lightning.data.patches import PatchSampler, gather
 from sr_lightning.data.sources import image_folder
 from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import JPEG, Bicubic, Blur, EitherOrder, Noise, Resize
+from sr_lightning.degradations.replayed import ReplayedDegradation
+from sr_lightning.utils.cuda_graphs import cuda_graph
 from sr_lightning.utils.malloc import keep_freed_memory
 
 ROUNDS, SCALE, SIDE = 30, 4, 96
@@ -55,7 +57,7 @@ def one_by_one(steps, image, rng):
 
 
 def blurred(step, image, rng):
-    kernel = step.draw(rng.integers(0, 1 << 63, (1, step.num_draws), dtype=np.uint64))[0].numpy()
+    kernel = step.draw(torch.from_numpy(rng.integers(-(1 << 63), 1 << 63, (1, step.num_draws))))[0].numpy()
     return np.stack([ndimage.correlate(plane, kernel, mode="mirror") for plane in image.transpose(2, 0, 1)], axis=-1)
 
 
@@ -100,6 +102,10 @@ def main(device):
 
             return run
 
+        def replayed(degradation):
+            degrade = ReplayedDegradation(degradation, SCALE, cuda_graph)
+            return lambda k, hr: degrade(hr, degradation.draw(0, k, 16))
+
         def each(degradation):
             def run(k, hr):
                 for image in hr.permute(0, 2, 3, 1).cpu().numpy():
@@ -110,6 +116,8 @@ def main(device):
         runs = {"gathering": lambda k, hr: gathered(k)}
         for name, degradation in degradations.items():
             runs |= {name: batched(degradation), f"{name}, one by one": each(degradation)}
+            if device != "cpu":
+                runs[f"{name}, replayed"] = replayed(degradation)
         # On a CPU, the time of this one thread: other programs take turns without being counted.
         clock = time.process_time if device == "cpu" else time.perf_counter
         seconds = {name: [] for name in runs}
@@ -134,6 +142,8 @@ def main(device):
             f"{name}: {median[name] / median['gathering']:.0f} times the gathering ({1e3 * median[name]:.1f} ms), "
             f"{median[name] / alone:.2f} of one by one"
         )
+        if device != "cpu":
+            print(f"{name}, replayed: {1e3 * median[f'{name}, replayed']:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Training steps and enlarging on a GPU: python -m tests.benchmarks.bench_gpu [--through-train] [--try-on-cpu].
 
 Milliseconds of a step in bfloat16, in interleaved rounds: launched one by one; as train.py records it (graph=true); and
-of a loop written by hand, network, L1, backward pass and fused Adam in one CUDA graph, the floor for the same size (of
-a GAN: of its generator alone). Before them the ceilings of the device: bfloat16 matrix products, copies in memory.
+of a loop written by hand, network, L1, backward pass and the same optimizer in one CUDA graph, the floor for the same
+size (of a GAN: of its generator alone). Beside them the operations of the last two, which a CPU can count as well, and
+before them the ceilings of the device: bfloat16 matrix products, copies in memory.
 --through-train adds those of train.py graph=true with all that surrounds a step, and the patches per second aimed at.
 Then milliseconds of an image of 1920x1080, 8 bits: from array to array, and of the network alone, launched in float32
 and as a float16 graph written by hand; and frames of a video per second.
---try-on-cpu runs the program without a GPU and a graph, with small batches; its figures mean nothing.
+--try-on-cpu runs the program without a GPU and a graph, with small batches; only the operations mean something.
 """
 
 import argparse
@@ -27,11 +28,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sr_lightning.inference import fuse_for_inference
-from sr_lightning.modules.recorded_step import RecordedStep, cuda_graph
+from sr_lightning.modules.recorded_step import FusedRule, RecordedStep, cuda_graph
 from sr_lightning.network_costs import MultiplyAdds
 from sr_lightning.networks import EDSR, ESPCN, SRResNet
+from sr_lightning.optim import Muon
 from sr_lightning.training.choices import autocast, optimizers_of
 from sr_lightning.upscale.upscaler import Upscaler
 from sr_lightning.upscale.video import upscale_video
@@ -69,21 +72,43 @@ def settings_of(words: str) -> DictConfig:
     return compose("data.patch_size=36", *words.split(), f"data.batch_size={BATCH}", "trainer.accelerator=auto")
 
 
-def steps_of(words: str, device: torch.device, record: Callable) -> dict[str, Callable[[], object]]:
-    """Build the three forms of a step on the batches of a config."""
+class Operations(TorchDispatchMode):
+    """Counts operations of a program that compute: a GPU launches one kernel or more for each."""
+
+    VIEWS = ("detach", "expand", "permute", "record_function", "select", "split", "squeeze", "unbind", "view")
+
+    def __init__(self, program: Callable[[], None]) -> None:
+        super().__init__()
+        self.count = 0
+        with self:
+            program()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__.strip("_")
+        self.count += not (operation.is_view or name.startswith(self.VIEWS))
+        return operation(*args, **(kwargs or {}))
+
+
+def steps_of(words: str, device: torch.device, record: Callable) -> tuple[dict[str, Callable[[], object]], list[int]]:
+    """Build the three forms of a step on the batches of a config, and count the operations of the last two."""
     cfg = settings_of(words)
-    forms, batch = {}, random_batch(cfg.data.patch_size, cfg.scale, device)
+    forms, batch, counts = {}, random_batch(cfg.data.patch_size, cfg.scale, device), []
+
+    def counted(program: Callable[[], None]) -> Callable[[], None]:
+        counts.append(Operations(program).count)
+        return record(program)
+
     for name in ("launched", "recorded", "by hand"):
         torch.manual_seed(0)
         module = instantiate(cfg.model, _convert_="all").to(device).train()
         if name == "by hand":
-            forms[name] = by_hand(module, batch, record)
+            forms[name] = by_hand(module, batch, counted)
             continue
         optimizers = optimizers_of(module)
         with autocast(PRECISION, device):
-            step = RecordedStep(module, optimizers, batch, record=record) if name == "recorded" else None
+            step = RecordedStep(module, optimizers, batch, record=counted) if name == "recorded" else None
         forms[name] = (lambda step=step: step(batch)) if step else launched(module, optimizers, batch)
-    return forms
+    return forms, counts
 
 
 def random_batch(patch: int, scale: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -107,8 +132,9 @@ def launched(module, optimizers, batch) -> Callable[[], None]:
 
 
 def by_hand(module, batch, record: Callable) -> Callable[[], None]:
-    network = module.network
-    optimizer = torch.optim.Adam(network.parameters(), lr=torch.tensor(1e-4), fused=True, capturable=True)
+    network, optimizer = module.network, optimizers_of(module)[0]
+    rule = optimizer if isinstance(optimizer, Muon) else FusedRule(optimizer)
+    plan, numbers = None, None
     lr, hr = batch["lr"][:, : network.num_channels].contiguous(memory_format=torch.channels_last), batch["hr"]
 
     def step() -> None:
@@ -116,7 +142,12 @@ def by_hand(module, batch, record: Callable) -> Callable[[], None]:
         with autocast(PRECISION, lr.device):
             sr = network(lr)
         torch.nn.functional.l1_loss(sr.float(), hr[:, : network.num_channels]).backward()
-        optimizer.step()
+        nonlocal plan, numbers
+        if numbers is None:
+            plan = rule.plan()
+            rule.advance(plan)
+            numbers = torch.tensor(rule.numbers(plan), dtype=torch.float64, device=lr.device)
+        rule.update(plan, numbers)
 
     stream = torch.cuda.Stream() if lr.is_cuda else None
     if stream is not None:
@@ -245,13 +276,17 @@ def main() -> None:
     products, copied = ceilings(device)
     print(f"bfloat16 matrix products {2 * products / 1e12:.0f} TFLOP/s, copies {copied / 1e12:.2f} TB/s")
     record = cuda_graph if on_gpu else lambda program: program
-    print("settings, ms a step:                    launched recorded by hand, ratio  train.py, patches/s, aim, of rate")
+    print(
+        "settings, ms a step:                    launched recorded by hand, ratio  operations, ratio  train.py, "
+        "patches/s, aim, of rate"
+    )
     for words, aim in CASES.items():
         line = f"{words.removeprefix('model='):40}"
         if "degradation" not in words:  # whose LR is made between the steps
-            times = milliseconds(steps_of(words, device, record), device)
+            forms, (recorded, hand) = steps_of(words, device, record)
+            times = milliseconds(forms, device)
             line += "".join(f"{each:8.2f}" for each in times.values())
-            line += f"{times['recorded'] / times['by hand']:7.2f}"
+            line += f"{times['recorded'] / times['by hand']:7.2f} {recorded:6}/{hand} {recorded / hand:.2f}"
         if options.through_train:
             each = through_train(words, options.through_train)
             share = multiply_adds(words) * BATCH / (each / 1e3) / products

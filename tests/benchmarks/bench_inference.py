@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from sr_lightning.checkpoints.checkpoint import Trained, load_network
-from sr_lightning.export import ONNX_PACKAGES, write_onnx
+from sr_lightning.export import ONNX_PACKAGES
+from sr_lightning.export.writers import write_onnx
 from sr_lightning.inference import FastInference, fuse_for_inference, to_channels
 from sr_lightning.inference.forms import possible_forms
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from sr_lightning.checkpoints.checkpoint import Trained
-from sr_lightning.export import write_onnx
+from sr_lightning.export.writers import write_onnx
 from sr_lightning.inference import FastInference
 from sr_lightning.networks import EDSR, ESPCN, FSRCNN
 from sr_lightning.utils.malloc import keep_freed_memory

@@ -13,7 +13,7 @@ from sr_lightning import load
 from sr_lightning.checkpoints.checkpoint import load_best, load_network, read_checkpoint
 from sr_lightning.checkpoints.interop import load_weights, read_weights
 from sr_lightning.errors import InputError
-from sr_lightning.export import main as export_command
+from sr_lightning.export.command import main as export_command
 from sr_lightning.networks import EDSR, ESPCN
 from sr_lightning.upscale.command import main as upscale_command
 from tests.checkpoints.fuzz import RUN, zipped

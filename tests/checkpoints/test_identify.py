@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sr_lightning.checkpoints.checkpoint import load_network
-from sr_lightning.checkpoints.identify import FORMS, PLAIN, load_any
+from sr_lightning.checkpoints.forms import FORMS, PLAIN
+from sr_lightning.checkpoints.identify import load_any
 from sr_lightning.checkpoints.interop import load_weights, save_weights, warm_start
 from sr_lightning.checkpoints.key_maps import KEY_MAPS, export_keys
 from sr_lightning.errors import InputError

@@ -19,6 +19,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.evaluation.scoring import load_sample
 from sr_lightning.images.files import write_image
 from sr_lightning.metrics.protocol import Protocol
+from tests.fake_graph import FakeGraph
 from tests.helpers import compose, rows_of, run
 
 
@@ -71,6 +72,17 @@ def test_hr_is_that_of_bicubic_and_lr_is_made_from_it(pictures, cache):
     words = degradation().draw(3, 7, 8)
     assert torch.equal(made["lr"], degradation().degrade(usual["hr"], 2, words))
     assert len(list(cache.glob("*/index.json"))) == 3  # training images once, validation images with either LR
+
+
+def test_lr_is_replayed_where_training_steps_are(pictures, cache):
+    data, plain = module(pictures, cache), module(pictures, cache)
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(record=FakeGraph))
+    for number in range(4):
+        replayed, usual = batch(data, number), batch(plain, number)
+        assert torch.equal(replayed["lr"], usual["lr"]) and torch.equal(replayed["hr"], usual["hr"])
+    assert all(data.replayed_degradation.replays.graphs.values()) and plain.replayed_degradation is None
+    data.teardown("fit")
+    assert data.replayed_degradation is None
 
 
 def test_images_on_the_device_give_the_same_batch(pictures, cache):

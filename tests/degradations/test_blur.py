@@ -8,8 +8,8 @@ import torch
 from scipy import ndimage, special
 
 from sr_lightning.degradations import Blur
-from sr_lightning.degradations.blur import KERNELS, blur, gaussian_kernels, plateau_kernels, sinc_kernels
-from sr_lightning.degradations.padded_batch import PaddedBatch
+from sr_lightning.degradations.blur import KERNELS, blur, cut, radial_kernels, sinc_kernels
+from sr_lightning.degradations.padded_batch import PaddedBatch, as_int64
 from sr_lightning.errors import InputError
 
 
@@ -18,7 +18,17 @@ def float64(*values):
 
 
 def random_bits(count, seed=0):
-    return np.random.Philox(key=seed).random_raw(count * Blur.num_draws).reshape(count, -1)
+    return as_int64(np.random.Philox(key=seed).random_raw(count * Blur.num_draws)).view(count, -1)
+
+
+def radial(sigma, angle, beta, is_plateau=False):
+    """A normalised kernel of 21 x 21."""
+    kernels = radial_kernels(torch.tensor([is_plateau]), *map(float64, (sigma, angle, beta)))
+    return cut(kernels, torch.tensor([21]))[0]
+
+
+def sinc(cutoff, size=21):
+    return cut(sinc_kernels(float64(cutoff * math.pi)), torch.tensor([size]))[0]
 
 
 @pytest.mark.parametrize("sizes", [[(40, 33), (25, 50)], [(11, 11), (1, 3)], [(6, 2)]])
@@ -29,7 +39,7 @@ def test_each_image_is_filtered_with_its_own_kernel_and_mirrored_at_its_own_bord
     kernels = rng.standard_normal((len(sizes), 21, 21))
     for image, (h, w) in zip(images, sizes, strict=True):
         image[:, :h, :w] = torch.from_numpy(rng.random((3, h, w)))
-    blurred = blur(images, torch.from_numpy(kernels), np.array(sizes))
+    blurred = blur(images, torch.from_numpy(kernels), torch.tensor(sizes))
     for i, (h, w) in enumerate(sizes):
         for c in range(3):
             expected = ndimage.correlate(images[i, c, :h, :w].numpy(), kernels[i], mode="mirror")
@@ -39,7 +49,7 @@ def test_each_image_is_filtered_with_its_own_kernel_and_mirrored_at_its_own_bord
 def test_isotropic_gaussians_match_scipy_at_every_angle():
     impulse = np.zeros((21, 21))
     impulse[10, 10] = 1
-    kernels = gaussian_kernels(float64([1.7, 1.7], [1.7, 1.7]), float64(0, 1), float64(1, 1), torch.tensor([21, 21]))
+    kernels = [radial([1.7, 1.7], angle, 1) for angle in (0, 1)]
     np.testing.assert_allclose(
         kernels[0], ndimage.gaussian_filter(impulse, 1.7, radius=10, mode="constant"), atol=1e-12
     )
@@ -48,7 +58,7 @@ def test_isotropic_gaussians_match_scipy_at_every_angle():
 
 def test_an_anisotropic_gaussian_has_the_given_covariance():
     angle, (long, short) = 0.6, (2.5, 0.9)
-    kernel = gaussian_kernels(float64([long, short]), float64(angle), float64(1), torch.tensor([21]))[0].numpy()
+    kernel = radial([long, short], angle, 1).numpy()
     at = np.arange(-10, 11)
     xx, yy = (kernel.sum(0) * at**2).sum(), (kernel.sum(1) * at**2).sum()
     xy = (kernel * np.outer(at, at)).sum()
@@ -61,18 +71,17 @@ def test_an_anisotropic_gaussian_has_the_given_covariance():
 
 
 def test_beta_flattens_gaussians_and_plateaus_fall_to_half_at_one_sigma():
-    sigma, zero, size = float64([3, 3]), float64(0), torch.tensor([21])
-    gaussian, flat = (gaussian_kernels(sigma, zero, float64(beta), size)[0, 10] for beta in (1, 4))
+    gaussian, flat = (radial([3, 3], 0, beta)[10] for beta in (1, 4))
     assert gaussian[11] / gaussian[10] == pytest.approx(math.exp(-1 / 18))
     assert flat[11] / flat[10] == pytest.approx(math.exp(-0.5 / 9**4))
-    plateau = plateau_kernels(sigma, zero, float64(2), size)[0, 10]
+    plateau = radial([3, 3], 0, 2, is_plateau=True)[10]
     assert plateau[13] / plateau[10] == pytest.approx(0.5)
     assert plateau[16] / plateau[10] == pytest.approx(1 / (1 + 4**2))
 
 
 @pytest.mark.parametrize("cutoff", [0.4, 0.7])
 def test_the_sinc_passes_frequencies_below_its_cutoff_and_rings(cutoff):
-    kernel = sinc_kernels(float64(cutoff * math.pi), torch.tensor([21]))[0]
+    kernel = sinc(cutoff)
     spectrum = torch.fft.fft2(kernel, s=(64, 64)).abs()
     along = np.arange(33) / 32  # the highest frequency is 1
     assert (spectrum[0, :33][along < cutoff - 0.12] - 1).abs().max() < 0.15
@@ -110,13 +119,13 @@ def test_the_cutoff_of_narrow_sincs_is_at_least_a_third():
         kernels = Blur({"sinc": 1}, cutoff=(0.2, 0.2), size=(size, size)).draw(random_bits(1))
         return kernels[0, 10, 10]
 
-    assert lowest(11) == pytest.approx(sinc_kernels(float64(math.pi / 3), torch.tensor([11]))[0, 10, 10])
-    assert lowest(13) == pytest.approx(sinc_kernels(float64(math.pi / 5), torch.tensor([13]))[0, 10, 10])
+    assert lowest(11) == pytest.approx(sinc(1 / 3, 11)[10, 10])
+    assert lowest(13) == pytest.approx(sinc(1 / 5, 13)[10, 10])
 
 
 def test_blur_is_skipped_with_the_given_probability():
     images = torch.rand(400, 3, 4, 4, dtype=torch.float64)
-    batch = PaddedBatch(images, np.full((400, 2), 4))
+    batch = PaddedBatch(images, torch.full((400, 2), 4))
     blurred = Blur({"iso": 1}, sigma=(1, 1), probability=0.8)(batch, random_bits(400), None).images
     same = (blurred == images).flatten(1).all(dim=1)
     assert 40 < same.sum() < 120  # 80 +- 8

@@ -9,7 +9,7 @@ from PIL import Image, JpegImagePlugin, features
 
 from sr_lightning.degradations import JPEG
 from sr_lightning.degradations.jpeg import CHROMA, LUMA, jpeg, quality_table
-from sr_lightning.degradations.padded_batch import PaddedBatch
+from sr_lightning.degradations.padded_batch import PaddedBatch, as_int64
 from sr_lightning.errors import InputError
 
 SIZES = [(96, 96), (24, 24), (37, 50), (23, 9), (16, 17), (1, 5), (50, 31)]
@@ -27,8 +27,8 @@ def compressed(image, quality):
 
 def padded(images):
     """Arrays (h, w, 3) -> images padded to one size with random values, and their sizes."""
-    sizes = np.array([image.shape[:2] for image in images])
-    planes = torch.rand(len(images), 3, *sizes.max(0), dtype=torch.float64)
+    sizes = torch.tensor([image.shape[:2] for image in images])
+    planes = torch.rand(len(images), 3, *sizes.amax(0).tolist(), dtype=torch.float64)
     for plane, image, (h, w) in zip(planes, images, sizes, strict=True):
         plane[:, :h, :w] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) / 255
     return planes, sizes
@@ -41,7 +41,7 @@ def test_an_image_is_compressed_exactly_like_by_pillow(quality):
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     images = [np.ascontiguousarray(image[:h, :w]) for image in (SMOOTH, noise) for h, w in SIZES]
     planes, sizes = padded(images)
-    ours = jpeg(planes, np.full(len(images), quality), sizes)
+    ours = jpeg(planes, torch.full((len(images),), quality), sizes)
     for image, result in zip(images, ours, strict=True):
         h, w = image.shape[:2]
         levels = (result[:, :h, :w] * 255).round().numpy().transpose(1, 2, 0)
@@ -52,7 +52,7 @@ def test_an_image_is_compressed_exactly_like_by_pillow(quality):
 def test_the_quantisation_tables_match_pillows(quality):
     tables = compressed(SMOOTH, quality).quantization
     for number, table in enumerate((LUMA, CHROMA)):
-        ours = quality_table(table, np.array([quality]))[0].flatten().tolist()
+        ours = quality_table(table, torch.tensor([quality]))[0].flatten().tolist()
         file = list(tables[number])
         assert sorted(ours) == sorted(file) and ours[:2] == file[:2]
     assert JpegImagePlugin.get_sampling(compressed(SMOOTH, quality)) == 2  # 4:2:0
@@ -60,7 +60,7 @@ def test_the_quantisation_tables_match_pillows(quality):
 
 def test_each_image_has_its_own_quality_and_does_not_depend_on_the_batch():
     planes, sizes = padded([SMOOTH, SMOOTH[:40, :50], SMOOTH])
-    qualities = np.array([95, 60, 10])
+    qualities = torch.tensor([95, 60, 10])
     together = jpeg(planes, qualities, sizes)
     for i, (h, w) in enumerate(sizes):
         alone = jpeg(planes[i : i + 1, :, :h, :w], qualities[i : i + 1], sizes[i : i + 1])
@@ -73,17 +73,17 @@ def test_images_are_first_clamped_and_rounded_to_8_bits():
     planes, sizes = padded([SMOOTH])
     moved = planes + 0.3 / 255
     moved[planes == planes.max()] += 1
-    expected = jpeg(torch.where(planes == planes.max(), 1.0, planes), np.array([80]), sizes)
-    assert torch.equal(jpeg(moved, np.array([80]), sizes), expected)
+    expected = jpeg(torch.where(planes == planes.max(), 1.0, planes), torch.tensor([80]), sizes)
+    assert torch.equal(jpeg(moved, torch.tensor([80]), sizes), expected)
 
 
 def test_every_quality_in_the_range_is_drawn():
-    random_bits = np.random.Philox(key=0).random_raw(400).reshape(200, 2)
+    random_bits = as_int64(np.random.Philox(key=0).random_raw(400)).view(200, 2)
     batch = PaddedBatch(
-        torch.from_numpy(SMOOTH[:16, :16].transpose(2, 0, 1) / 255).expand(200, -1, -1, -1), np.full((200, 2), 16)
+        torch.from_numpy(SMOOTH[:16, :16].transpose(2, 0, 1) / 255).expand(200, -1, -1, -1), torch.full((200, 2), 16)
     )
     drawn = JPEG(quality=(20, 22), probability=0.5)(batch, random_bits, None).images
-    possible = [batch.images[0], *(jpeg(batch.images[:1], np.array([q]), batch.sizes[:1])[0] for q in (20, 21, 22))]
+    possible = [batch.images[0], *(jpeg(batch.images[:1], torch.tensor([q]), batch.sizes[:1])[0] for q in (20, 21, 22))]
     counts = [int((drawn == image).flatten(1).all(1).sum()) for image in possible]
     assert sum(counts) == 200 and 75 < counts[0] < 125 and all(15 < count < 55 for count in counts[1:])
 

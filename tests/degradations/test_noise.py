@@ -7,7 +7,7 @@ from scipy import stats
 
 from sr_lightning.degradations import Noise, noise
 from sr_lightning.degradations.noise import PHOTONS, gaussian_noise, poisson_noise, splitmix64, standard_normal
-from sr_lightning.degradations.padded_batch import PaddedBatch
+from sr_lightning.degradations.padded_batch import PaddedBatch, as_int64
 from sr_lightning.errors import InputError
 
 
@@ -95,8 +95,8 @@ def test_poisson_noise_grows_with_brightness_is_zero_on_black_and_can_be_gray():
 
 
 def test_kind_strength_and_grayness_follow_their_probabilities():
-    random_bits = np.random.Philox(key=3).random_raw(2000).reshape(400, 5)
-    batch = PaddedBatch(flat(128, 400, 24), np.full((400, 2), 24))
+    random_bits = as_int64(np.random.Philox(key=3).random_raw(2000)).view(400, 5)
+    batch = PaddedBatch(flat(128, 400, 24), torch.full((400, 2), 24))
     noise = Noise(gaussian=0.25, sigma=(5, 10), poisson_scale=(0, 0), gray=0.4, probability=0.8)
     change = noise(batch, random_bits, None).images - batch.images
     deviation = change[:, 0].std(dim=(1, 2)) * 255

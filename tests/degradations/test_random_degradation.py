@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sr_lightning.degradations import JPEG, Blur, EitherOrder, Noise, RandomDegradation, Resize
-from sr_lightning.degradations.padded_batch import PaddedBatch
+from sr_lightning.degradations.padded_batch import PaddedBatch, as_int64
 from sr_lightning.errors import InputError
 from tests.helpers import slow_except
 
@@ -94,7 +94,10 @@ def test_everything_is_computed_on_the_images_device_without_synchronising(name)
     for k in range(5):
         hr = torch.empty(12, 3, 48, 48, device="meta")  # reading a value would fail
         with OneDevice():
-            assert degradation.degrade(hr, 4, degradation.draw(0, k, 12)).device == hr.device
+            random_bits = degradation.draw(0, k, 12)
+            there = as_int64(random_bits).to(hr.device)
+            assert degradation.degrade(hr, 4, random_bits).device == hr.device
+            assert degradation.degrade(hr, 4, there).device == hr.device
 
 
 def test_a_whole_image_gets_the_same_lr_in_every_run():
@@ -145,19 +148,21 @@ class Mark:
     def __init__(self, digit):
         self.digit, self.num_draws = digit, digit
 
-    def __call__(self, batch, random_bits, lr_sizes):
+    def __call__(self, batch, random_bits, lr_size):
         assert random_bits.shape == (len(batch.images), self.num_draws)
-        return PaddedBatch(10 * batch.images + self.digit, batch.sizes)
+        return batch._replace(images=10 * batch.images + self.digit)
 
 
 def test_both_orders_are_used_and_each_step_gets_its_own_random_bits():
     step = EitherOrder({"a": Mark(1), "b": Mark(2)}, {"c": Mark(3)})
     assert step.num_draws == 7
-    random_bits = np.random.Philox(key=0).random_raw(200 * 7).reshape(200, 7)
-    batch = PaddedBatch(torch.zeros(200, 3, 1, 1, dtype=torch.float64), np.ones((200, 2), np.int64))
-    orders = step(batch, random_bits, np.ones((200, 2), np.int64)).images[:, 0, 0, 0].int().tolist()
-    assert orders == [123 if bits < 1 << 63 else 312 for bits in random_bits[:, 0].tolist()]
-    assert set(orders) == {123, 312}
+    random_bits = as_int64(np.random.Philox(key=0).random_raw(200 * 7)).view(200, 7)
+    for fixed_shapes in (False, True):
+        zeros, sizes = torch.zeros(200, 3, 1, 1, dtype=torch.float64), torch.ones(200, 2, dtype=torch.int64)
+        batch = step(PaddedBatch(zeros, sizes, fixed_shapes), random_bits, (1, 1))
+        orders = batch.images[:, 0, 0, 0].int().tolist()
+        assert orders == [123 if bits >= 0 else 312 for bits in random_bits[:, 0].tolist()]
+        assert set(orders) == {123, 312}
 
 
 def test_invalid_chains_and_images_are_refused():

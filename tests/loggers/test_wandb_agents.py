@@ -126,6 +126,11 @@ def test_command_of_an_agent_resumes_its_run_offline(agent, command, tmp_path):
     words = [ROOT / "train.py", *given[start + 1 : end], *command[1:], *args["args_no_hyphens"]]
     words += ["scale=x2", "logger.offline=true", "model.loss._target_=tests.training.failing.FailingLoss"]
     failed = Command(*words, cwd=tmp_path, environment={"SR_FAIL": "0:17"}).wait()
+    provenance = tmp_path / "multirun" / "abcd1234" / "wxyz5678" / "provenance.json"
+    parts = json.loads(provenance.read_text())
+    provenance.write_text(json.dumps(parts + 3 * [parts[0] | {"step": 10, "ended": None}]))
+    hopeless = Command(*words, cwd=tmp_path).wait()
+    assert hopeless.returncode == 1 and "killed 3 times in a row after step 10" in hopeless.stdout
     resumed = Command(*words, cwd=tmp_path).wait()
     assert (failed.returncode, resumed.returncode) == (1, 0), resumed.stdout + resumed.stderr
     again = Command(*words, cwd=tmp_path).wait()  # killed before W&B had all, it would be given out again
@@ -133,7 +138,7 @@ def test_command_of_an_agent_resumes_its_run_offline(agent, command, tmp_path):
     (run_dir,) = tmp_path.glob("multirun/abcd1234/*")
     assert run_dir.name == "wxyz5678" and json.loads((run_dir / "result.json").read_text())["steps"] == 30
     parts = sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(parts) == 3
+    assert len(parts) == 4
     for part in parts:
         done = subprocess.run([WANDB, "leet", "inspect", "--json", part], capture_output=True, check=True)
         record = next(record["run"] for record in map(json.loads, done.stdout.splitlines()) if "run" in record)

@@ -109,10 +109,12 @@ def test_bad_batches_are_noted_up_to_the_first_that_may_not_be_skipped():
     module.skipped_batches = [3]
     good, bad = batches(2)
     bad["lr"][0] = torch.nan
-    step = RecordedStep(module, [optimizer], good, record=FakeGraph)
+    factor = torch.ones(1)  # of the norms, which it makes infinite
+    step = RecordedStep(module, [optimizer], good, lambda each: factor * module.noted_norms_of(each), FakeGraph)
     assert step.bad_batches() == [3]
     noted = []
-    for done, batch in enumerate((good, bad, good, bad, bad), 3):
+    for done, (batch, of_norms) in enumerate(((good, 1), (bad, 1), (good, 1), (good, torch.inf), (bad, 1)), 3):
+        factor.fill_(of_norms)
         step(batch, done)
         state = copy.deepcopy(optimizer.state_dict()["state"])
         noted.append((step.bad_batches(), {each["step"] for each in state.values() if "step" in each}))

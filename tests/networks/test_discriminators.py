@@ -118,10 +118,12 @@ def test_the_patch_discriminators_initial_weights_are_those_of_the_paper():
 @EVERY
 @EITHER_NORM
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_the_gradient_reaches_every_parameter_and_the_image(kind, spectral_norm, num_channels):
+def test_the_gradient_reaches_every_parameter_and_the_image_also_after_a_copy(kind, spectral_norm, num_channels):
     network = perturbed(kind, spectral_norm=spectral_norm, num_channels=num_channels)
     x = images(num_channels).requires_grad_()
-    network(x).square().sum().backward()
+    logits = network(x)
+    assert copy.deepcopy(network)(x).equal(logits)
+    logits.square().sum().backward()
     assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert (x.grad != 0).float().mean() > 0.9
 

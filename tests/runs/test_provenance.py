@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sr_lightning.runs import provenance
-from sr_lightning.runs.provenance import earlier_parts, recorded, state_of
+from sr_lightning.runs.provenance import earlier_parts, kills_in_a_row, recorded, state_of
 
 
 def git(folder, *words):
@@ -41,6 +41,20 @@ def test_each_part_of_a_run_is_recorded_with_its_outcome(tmp_path, monkeypatch):
     assert first["versions"]["torch"] == torch.__version__
     assert first["started"] <= first["ended"] <= second["started"]
     assert (first["outcome"], second["outcome"]) == ("finished", "division by zero")
+
+
+@pytest.mark.parametrize(
+    ("parts", "kills"),
+    [
+        ([(0, None)], 0),
+        ([(0, None), (0, None)], 1),
+        ([(0, "time"), (10, "time"), (10, None), (10, None), (10, None)], 2),
+        ([(10, None), (20, None), (30, None)], 0),  # slow, but not in vain
+        ([(None, None), (0, None)], 0),  # of an earlier version
+    ],
+)
+def test_kills_without_a_step_in_between_are_counted(parts, kills):
+    assert kills_in_a_row([{"step": step, "ended": ended} for step, ended in parts]) == kills
 
 
 def test_commit_and_uncommitted_changes_are_recorded(repository, tmp_path, monkeypatch):

@@ -67,7 +67,11 @@ def test_a_resumed_run_may_name_losses_optimizers_and_parts_of_the_trainer(targe
     [
         *("os.system", "builtins.eval", "subprocess.Popen", "antigravity.Net", "hydra.utils.get_method"),
         *("hydra.utils.get_class", "hydra.utils.instantiate", "torch.load", "torch.hub.load", "torch.nn.Linear"),
-        *("sr_lightning.utils.download.download", "sr_lightning.export.main", "sr_lightning.data.store.np.save"),
+        *(
+            "sr_lightning.utils.download.download",
+            "sr_lightning.export.command.main",
+            "sr_lightning.data.store.np.save",
+        ),
         *("sr_lightning.upscale.__main__.main", "torch.optim.lr_scheduler.Counter", "sr_lightning.losses.vgg.download"),
         *(3, None, "", {"_target_": "torch.nn.L1Loss"}, ["torch.nn.L1Loss"]),
     ],

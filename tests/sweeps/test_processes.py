@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from textwrap import dedent
 
 import pytest
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 from sr_lightning import cli
 from sr_lightning.sweeps import run as run_module
 from sr_lightning.sweeps.invocation import SweepInvocation
-from sr_lightning.sweeps.processes import CELL, IN_USE, PARENT
+from sr_lightning.sweeps.processes import CELL, IN_USE, PARENT, PRELOADED
 from sr_lightning.sweeps.run import run_cell, wait_for_holder
 from sr_lightning.utils.signals import Interrupted
 from tests.helpers import ROOT, Command, command_server
@@ -125,3 +126,8 @@ def test_sweep_is_stopped_while_it_starts_a_cell(tmp_path, monkeypatch):
         threading.Timer(0.1, process.wait).start()
         invocation.stop_cells()
         assert process.poll() == -signal.SIGTERM
+
+
+def test_modules_that_cells_share_exist():
+    """The server of processes ignores one that does not, and each cell would import torch itself."""
+    assert all(find_spec(name) for names in PRELOADED.values() for name in names)

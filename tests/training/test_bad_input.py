@@ -232,11 +232,6 @@ def test_missing_gpu_is_one_line(trainer):
         check_device(compose(f"trainer={trainer}").trainer)
 
 
-def test_scale_may_be_a_number(command, tmp_path):
-    done = run(*command, "scale=3", "dry_run=true")
-    assert "_x3_" in done.stdout
-
-
 def test_missing_weights_of_a_measure_are_named_before_the_network_is_built(monkeypatch):
     def missing():
         raise InputError("fid needs weights")

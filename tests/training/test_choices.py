@@ -15,6 +15,7 @@ from sr_lightning.training.nodes import EARLIER, remember_earlier_config
 from sr_lightning.utils import timings
 from tests.fake_graph import FakeGraph
 from tests.helpers import compose, run, use_times
+from tests.training.own_data import EachStep
 
 FASTER = {"32-true": 1.0, "bf16-mixed": 0.5, "1": 3.0, "2": 3.1, "4": 3.2, "8": 3.3, "eager": 1.0, "compiled": 0.5}
 
@@ -101,11 +102,12 @@ def test_processes_share_the_cores(eight_threads, monkeypatch):
     assert choose(*built("trainer.devices=2"))["threads"] == 4
 
 
-def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path):
+def test_measuring_changes_neither_weights_nor_random_numbers(monkeypatch, tmp_path):
     cfg, module = built("max_steps=1000", f"cache_dir={tmp_path}")
     before = copy.deepcopy(module.state_dict())
     state = torch.random.get_rng_state()
     trial = Trial(cfg, module)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # which are not even initialised
     trial.timings.seconds = lambda key, names, build, budget: [build(name)() for name in names] and {"eager": 1e-9}
     trial.compiles("32-true")
     assert trial.is_accurate("32-true")
@@ -115,8 +117,8 @@ def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path):
     assert module.running_means.state_dict(lambda values: values[None]) == {"count": 0, "sums": {}}
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_runs_with_other_learning_rates_and_seeds_share_the_measurement(monkeypatch):
-    monkeypatch.setattr(choices, "computes_in_bfloat16", lambda device: True)
     keys = use_times(monkeypatch, FASTER)
     for words in (["seed=1"], ["seed=2", "model.optimizer.lr=1e-5"], ["model.network.num_features=8"]):
         Trial(*built("model=edsr_baseline", *words)).fastest_precision()
@@ -227,6 +229,10 @@ def test_recording_that_fails_leaves_the_run_without_a_graph(monkeypatch, caplog
         (["trainer=ddp", "trainer.strategy=fsdp"], "trainer.strategy=fsdp"),
         (["trainer.profiler=simple"], "trainer.profiler"),
         (["model.optimizer._target_=torch.optim.RMSprop"], "the optimizer RMSprop"),
+        (
+            ["+trainer.callbacks=[{_target_: tests.training.own_data.EachStep}]"],
+            "EachStep.on_before_zero_grad, called within a step",
+        ),
         ([], ""),
     ],
 )
@@ -246,7 +252,25 @@ def test_graph_that_is_requested_on_a_cpu_is_named_and_left_out(monkeypatch, cap
     with open_dict(cfg):
         cfg.resume, cfg.chosen = "outputs/run", saved
     assert choose(cfg, module) == saved | {"graph": False}
-    assert "goes on without the CUDA graph of its steps: there is no GPU here" in caplog.text
+    assert "goes on without the CUDA graph of its steps, which is not used with the CPU" in caplog.text
+
+
+def test_hook_within_a_step_keeps_it_from_being_a_graph_and_the_choice_is_saved(monkeypatch, caplog):
+    use_times(monkeypatch, {})
+    monkeypatch.setattr(choices, "device_of", lambda cfg: torch.device("cuda"))
+    cfg, module = built("graph=true", "max_steps=10")
+    own, reason = EachStep("val/psnr", 3, 0.1), "not used with EachStep.on_before_zero_grad, called within a step"
+    assert not choose(cfg, module, [own])["graph"]
+    assert f"graph=true: {reason}" in caplog.text
+    with open_dict(cfg):
+        cfg.resume = "outputs/run"
+        cfg.chosen = {"precision": "32-true", "threads": 1, "compile": False, "graph": True, "processor": "a GPU"}
+        cfg.trainer.precision = "32-true"
+    assert choose(cfg, module)["graph"]
+    assert not choose(cfg, module, [own])["graph"]
+    assert f"the run goes on without the CUDA graph of its steps, which is {reason}" in caplog.text
+    monkeypatch.setattr(module, "configure_callbacks", lambda: own)
+    assert not choose(cfg, module)["graph"]
 
 
 def test_a_run_of_an_earlier_version_resumes_by_the_flags_of_the_processor(monkeypatch):
@@ -295,13 +319,16 @@ def test_choices_do_not_affect_the_name_of_a_run():
 
 @pytest.mark.slow
 def test_choices_are_saved_with_the_run_and_kept_by_a_resume(command, tmp_path):
-    run(*command, "trainer.precision=auto", "max_steps=10", f"hydra.run.dir={tmp_path / 'run'}")
+    own = ("early_stopping=psnr", "early_stopping._target_=tests.training.own_data.EachStep")
+    words = ("trainer.precision=auto", "graph=true", *own, "max_steps=10", f"hydra.run.dir={tmp_path / 'run'}")
+    done = run(*command, *words)
+    assert "graph=true: not used with the CPU, EachStep.on_before_zero_grad, called within a step" in done.stdout
     config = OmegaConf.load(tmp_path / "run" / "config.yaml")
     assert config.trainer.precision == "auto"
     chosen = OmegaConf.to_container(config.chosen)
-    assert chosen.keys() == choices.KINDS.keys()
+    assert chosen.keys() == choices.KINDS.keys() and not chosen["graph"]
     assert read_checkpoint(tmp_path / "run")["hyper_parameters"]["chosen"] == chosen
     config.chosen.processor = "another"
     OmegaConf.save(config, tmp_path / "run" / "config.yaml")
-    run("train.py", f"resume={tmp_path / 'run'}")
+    run("train.py", f"resume={tmp_path / 'run'}", "allow=tests")
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").chosen.processor == "another"

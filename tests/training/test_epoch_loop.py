@@ -1,5 +1,6 @@
 """Groups of steps change no bit of a run."""
 
+import copy
 import math
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from sr_lightning.callbacks import Progress
 from sr_lightning.checkpoints.checkpoint import steps_done
 from sr_lightning.data import FolderDataModule
-from sr_lightning.degradations import Bicubic
+from sr_lightning.data.pair_images import Degradation
+from sr_lightning.degradations import Bicubic, Noise, RandomDegradation, Resize
 from sr_lightning.errors import DivergedError
 from sr_lightning.loggers import MetricsCSV
 from sr_lightning.modules import SRModule
@@ -58,6 +60,7 @@ class Fit:
         module_class: type[SRModule] = SRModule,
         loss: torch.nn.Module | None = None,
         record: Recorder | None = None,
+        degradation: Degradation | None = None,
         **options: Any,
     ) -> Path:
         self.patch.setattr(epoch_loop, "GROUP_SECONDS", group_seconds)
@@ -69,7 +72,7 @@ class Fit:
         module = module_class(network, loss or torch.nn.L1Loss(), log_every=LOG_EVERY, **options)
         module.record = record
         data = FolderDataModule(
-            *(str(self.pictures),), scale=2, degradation=Bicubic(), patch_size=8, batch_size=4, seed=0,
+            *(str(self.pictures),), scale=2, degradation=degradation or Bicubic(), patch_size=8, batch_size=4, seed=0,
             max_steps=STEPS["max_steps"], cache_dir=self.folder / "cache",
         )  # fmt: skip
         run_dir = self.folder / name
@@ -198,12 +201,26 @@ def test_run_resumed_with_groups_of_another_size_equals_an_uninterrupted_one(fit
     assert_same_run(whole, resumed)
 
 
-def test_replayed_run_resumes_in_the_same_bits(fit):
-    plain = fit("plain", ONE, ema=0.9)
+class Copying(pl.Callback):
+    """Copies the module, as callbacks that average weights do."""
+
+    def on_validation_end(self, trainer, module):
+        self.copy = copy.deepcopy(module)
+        assert not list(differences(self.copy.state_dict(), module.state_dict(), "copy"))
+
+
+def test_replayed_run_resumes_in_the_same_bits_and_can_be_copied(fit):
+    """Step and random degradation."""
+    options = {
+        "ema": 0.9,
+        "degradation": RandomDegradation("short", {"resize": Resize(relative_to="lr"), "noise": Noise()}),
+    }
+    plain, copying = fit("plain", ONE, **options), Copying()
     with pytest.raises(RuntimeError, match="stopped"):
-        fit("stopped", LONGEST, ema=0.9, callbacks=(StopAt(30),), record=FakeGraph)
+        fit("stopped", LONGEST, callbacks=(copying, StopAt(30)), record=FakeGraph, **options)
+    assert copying.copy.recorded is None
     last = str(fit.folder / "stopped" / "checkpoints" / "last.ckpt")
-    assert_same_run(plain, fit("stopped", LONGEST, ema=0.9, resume=last, record=FakeGraph))
+    assert_same_run(plain, fit("stopped", LONGEST, resume=last, record=FakeGraph, **options))
 
 
 class EachBatch(pl.Callback):
@@ -227,14 +244,6 @@ def test_second_training_of_a_module_is_recorded_with_its_own_optimizer(fit, mon
     again = pl.Trainer(max_steps=2, logger=False, enable_checkpointing=False, limit_val_batches=0, accelerator="cpu")
     again.fit(module, data)
     assert module.recorded.optimizers is again.optimizers and again.optimizers is not first
-
-
-def test_hook_within_a_step_ends_recording(fit, caplog):
-    callback = EachBatch()
-    recorded = fit("recorded", LONGEST, callbacks=(callback,), record=FakeGraph)
-    assert callback.count == 40
-    assert "graph=true: not used with EachBatch.on_before_zero_grad, which is called within a step" in caplog.text
-    assert_same_run(fit("plain", ONE), recorded)
 
 
 class OwnModule(SRModule):

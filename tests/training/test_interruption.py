@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from sr_lightning.callbacks import Pruning
 from sr_lightning.checkpoints.checkpoint import is_trained, steps_done
 from sr_lightning.utils.signals import Interrupted, interruptible, postponed
 from tests.helpers import Command
@@ -100,6 +101,20 @@ def test_save_or_stop_waits_for_the_step_of_accumulated_gradients(fit):
     last = fit.folder / "killed" / "checkpoints" / "last.ckpt"
     assert steps_done(read(fit.folder / "killed", "last")) == 9
     assert_same_run(whole, fit("killed", ONE, *words, resume=str(last)))
+
+
+class Hopeless(Pruning):
+    """Stops at the first validation at which it may."""
+
+    def is_hopeless(self, step: int) -> bool:
+        return True
+
+
+def test_pruning_waits_for_a_validation_at_a_step_of_accumulated_gradients(fit):
+    words = ["+trainer.accumulate_grad_batches=2"]
+    whole, pruned = fit("whole", ONE, *words), fit("pruned", ONE, *words, callbacks=(Hopeless("pruned", 10),))
+    assert steps_done(read(pruned, "last")) == 30  # not 15
+    assert_same_run(whole, fit("pruned", ONE, *words, resume=str(pruned / "checkpoints" / "last.ckpt")))
 
 
 def test_signal_before_the_first_step_leaves_no_directory(command, tmp_path):

@@ -116,7 +116,16 @@ def test_every_residence_trains_to_the_same_weights(command, tmp_path):
 def test_commands_run_in_new_interpreters(command, pictures, tmp_path):
     """Other tests fork their commands from a process that has imported torch; these import everything themselves."""
     run_dir = tmp_path / "run"
-    run_in_new_interpreter(*command, "max_steps=10", f"hydra.run.dir={run_dir}")
+    code = f"""
+import gc, runpy, sys
+sys.argv = {[*command, "max_steps=10", f"hydra.run.dir={run_dir}"]!r}
+runpy.run_path("train.py", run_name="__main__")
+assert gc.get_freeze_count() > 200_000 and gc.isenabled()  # the libraries
+assert not {{"matplotlib", "scipy"}} & set(sys.modules)
+from lightning_utilities.core.imports import RequirementCache, package_available
+assert RequirementCache("scipy") and package_available("scipy")
+"""
+    run_in_new_interpreter("-c", code)
     benchmark = tmp_path / "benchmark" / "Mine" / "HR"
     shutil.copytree(pictures, benchmark)
     words = (f"ckpt={run_dir}", "benchmarks=[Mine]", f"data_root={tmp_path}", f"hydra.run.dir={tmp_path / 'scored'}")

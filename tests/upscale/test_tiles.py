@@ -25,8 +25,11 @@ from tests.helpers import slow_except
 from tests.networks.test_every_network import CHOICES, small
 
 
-def tiled(network, lr, tile, margin):
-    """Assemble the network's output for (1, C, H, W) from tiles; also return the sizes of its inputs."""
+def tiled(network, lr, tile, margin, alignment=None):
+    """Assemble the network's output for (1, C, H, W) from tiles; also return the sizes of its inputs.
+
+    An alignment of None is that of the network.
+    """
     height, width = lr.shape[-2:]
     scale = network.scale
     sr = torch.full((1, lr.shape[1], height * scale, width * scale), torch.nan)
@@ -37,7 +40,7 @@ def tiled(network, lr, tile, margin):
         sizes.append(tuple(part.shape[-2:]))
         return network(part)[(..., *box.slices_in(around, scale))]
 
-    alignment = getattr(network, "alignment", 1)
+    alignment = alignment or getattr(network, "alignment", 1)
     with torch.inference_mode():
         for box, part in tile_map(compute, height, width, margin, tile and (tile, tile), alignment):
             rows = slice(box.top * scale, box.bottom * scale)
@@ -47,7 +50,7 @@ def tiled(network, lr, tile, margin):
     return sr, sizes
 
 
-TILINGS = [(2, 37, 53, 11), (3, 41, 30, 17), (4, 29, 45, 8)]
+TILINGS = [(2, 37, 53, 11), (3, 61, 30, 17), (4, 29, 45, 8)]
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -61,6 +64,7 @@ def test_tiles_with_a_margin_of_the_receptive_radius_equal_the_whole(name, scale
         whole = network(lr)
     sr, sizes = tiled(network, lr, tile, network.receptive_radius)
     assert len(sizes) == -(-height // tile) * -(-width // tile)
+    assert any(size != (height, width) for size in sizes)  # else this test would see no margin
     alignment = getattr(network, "alignment", 1)
     assert max(map(max, sizes)) <= tile + 2 * (network.receptive_radius + alignment - 1)
     torch.testing.assert_close(sr, whole, rtol=0, atol=1e-4)
@@ -82,26 +86,28 @@ WINDOWS = {"num_features": 12, "num_groups": 1, "num_blocks": 2}
 
 
 @pytest.mark.parametrize(
-    "network",
+    ("network", "height", "width", "tile"),
     [
-        EDSR(scale=2, num_features=8, num_blocks=2),
-        SwinIR(scale=2, **WINDOWS),
-        RRDBNet(scale=2, num_features=8, num_blocks=1, unshuffle=2),
+        (EDSR(scale=2, num_features=8, num_blocks=2), 39, 47, 15),
+        (SwinIR(scale=2, **WINDOWS), 31, 39, 15),
+        (RRDBNet(scale=2, num_features=8, num_blocks=1, unshuffle=2), 7, 97, 9),  # wider than two margins
     ],
-    ids=lambda network: type(network).__name__,
+    ids=["EDSR", "SwinIR", "RRDBNet"],
 )
 @pytest.mark.parametrize("flipped", [False, True])
-def test_tiles_are_aligned_as_the_network_needs_it_also_for_a_self_ensemble(network, flipped):
-    """Larger weights, so that what one pixel sees matters. 39 and 47 are no multiples of a window."""
+def test_tiles_are_aligned_as_the_network_needs_it_also_for_a_self_ensemble(network, height, width, tile, flipped):
+    """Larger weights, so that what one pixel sees matters. The sides are no multiples of a window."""
     torch.manual_seed(0)
     network = copy.deepcopy(network).eval()
     for parameter in network.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     network = SelfEnsemble(network) if flipped else network
-    lr = torch.rand(1, 3, 39, 47)
+    lr = torch.rand(1, 3, height, width)
     with torch.inference_mode():
         whole = network(lr)
-    torch.testing.assert_close(tiled(network, lr, 9, network.receptive_radius)[0], whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(tiled(network, lr, tile, network.receptive_radius)[0], whole, rtol=0, atol=1e-4)
+    if getattr(network, "alignment", 1) > 1:
+        assert (tiled(network, lr, tile, network.receptive_radius, alignment=1)[0] - whole).abs().max() > 1e-3
 
 
 class Repeat(nn.Module):

@@ -1,8 +1,11 @@
 """load() and Upscaler: the result has the type of the input."""
 
+import copy
 import logging
+import pickle
 import subprocess
 import sys
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +19,7 @@ from sr_lightning.degradations.bicubic import resize
 from sr_lightning.errors import InputError
 from sr_lightning.inference import super_resolve
 from sr_lightning.networks import EDSR, ESPCN, RCAN, WDSR, Bicubic
-from sr_lightning.upscale import tiles
+from sr_lightning.upscale import tiles, upscaler
 from sr_lightning.upscale.upscaler import Upscaler, _strips
 from sr_lightning.utils.cuda_graphs import Replays
 from sr_lightning.utils.devices import select_device
@@ -378,7 +381,7 @@ def quickly(monkeypatch):
         (lambda: EDSR(scale=3, num_features=8, num_blocks=1), False),
     ],
 )
-def test_replayed_tiles_have_the_bits_of_others(build, ensemble):
+def test_replayed_tiles_have_the_bits_of_others_also_of_copies(build, ensemble, monkeypatch):
     torch.manual_seed(0)
     network = build()
     options = {"tile": 16, "device": "cpu", "self_ensemble": ensemble}
@@ -388,6 +391,10 @@ def test_replayed_tiles_have_the_bits_of_others(build, ensemble):
     for image in (wide, wide[..., :3].astype(np.uint16) * 257, wide[..., 0] / 255, tensor, Image.fromarray(wide)):
         assert (np.asarray(other.upscale(image)) == np.asarray(net.upscale(image))).all()
     assert any(other._replays.graphs.values()) and not other._replays.is_refused
+    monkeypatch.setattr(upscaler, "Replays", partial(Replays, record=FakeGraph))
+    for another in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        assert (another.upscale(wide) == net.upscale(wide)).all()
+        assert any(another._replays.graphs.values()) and another._replays is not other._replays
 
 
 @pytest.mark.usefixtures("quickly")

@@ -61,7 +61,7 @@ def test_the_shapes_used_last_are_remembered(function):
     replays = Replays(CPU, FakeGraph, most=2)
     for side in (1, 1, 2, 2, 1, 3, 3, 1):  # 3 takes the place of 2
         replays(function, torch.ones(side))
-    assert sorted(shape for _, shape, _ in replays.graphs) == [(1,), (3,)] and all(replays.graphs.values())
+    assert sorted(shape for ((_, shape, _),) in replays.graphs) == [(1,), (3,)] and all(replays.graphs.values())
     for side in (2, 3, 1) * 2:  # too many shapes in turn: none is recorded in vain
         replays(function, torch.ones(side))
     assert not any(replays.graphs.values())
@@ -90,7 +90,7 @@ def test_graphs_are_released_where_there_is_too_little_memory_beside_them():
         replays(enlarge, torch.ones(3))
     assert any(replays.graphs.values())
     assert replays(enlarge, torch.ones(4))[0].tolist() == [2] * 4
-    assert [shape for _, shape, _ in replays.graphs] == [(4,)]
+    assert [shape for ((_, shape, _),) in replays.graphs] == [(4,)]
     with pytest.raises(torch.OutOfMemoryError):
         replays(enlarge, torch.ones(5))
 
@@ -104,5 +104,5 @@ def test_too_little_memory_for_a_recording_releases_the_others():
     replays = Replays(CPU, record)
     for side in (3, 3, 4, 4, 4):
         assert replays(lambda x: (2 * x,), torch.ones(side))[0].tolist() == [2] * side
-    assert [shape for (_, shape, _), graph in replays.graphs.items() if graph] == [(4,)]
+    assert [shape for ((_, shape, _),), graph in replays.graphs.items() if graph] == [(4,)]
     assert not replays.is_refused

@@ -1,0 +1,63 @@
+"""Random degradation of training patches as one program of a GPU."""
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sr_lightning.degradations.padded_batch import as_int64
+from sr_lightning.degradations.random_degradation import RandomDegradation
+from sr_lightning.utils.cuda_graphs import Recorder, Replays
+
+log = logging.getLogger(__name__)
+
+TRIED, TIES = 4, 1e-3  # patches of the first batch, and the share of their values that rounding ties may change
+
+
+class ReplayedDegradation:
+    """A random degradation recorded as a CUDA graph: a GPU computes its operations faster than the host launches them.
+
+    The first patches are degraded on the CPU as well: if their LR differs, nothing is replayed, with a warning.
+
+    Args:
+        degradation: Makes LR.
+        scale: Super-resolution factor.
+        record: `cuda_graph`, or what computes the same.
+    """
+
+    def __init__(self, degradation: RandomDegradation, scale: int, record: Recorder) -> None:
+        self.degradation, self.scale, self.record = degradation, scale, record
+        self.replays: Replays | None = None  # None: before the first batch
+        self.is_equal = True
+
+    def __call__(self, hr: Tensor, random_bits: np.ndarray) -> Tensor:
+        """Degrade a batch as `RandomDegradation.degrade` does; the host does not wait for the device."""
+        if self.replays is None:
+            self.replays = Replays(hr.device, self.record)
+            self.is_equal = self._agrees(hr[:TRIED], random_bits[:TRIED])
+        if not self.is_equal:
+            return self.degradation.degrade(hr, self.scale, random_bits)
+        (lr,) = self.replays(self._in_fixed_shapes, hr, _on(hr.device, random_bits))
+        return lr.clone()  # of inference mode, in which no later operation would be allowed
+
+    def _in_fixed_shapes(self, hr: Tensor, random_bits: Tensor) -> tuple[Tensor]:
+        return (self.degradation.degrade(hr, self.scale, random_bits),)
+
+    def _agrees(self, hr: Tensor, random_bits: np.ndarray) -> bool:
+        expected = self.degradation.degrade(hr.cpu(), self.scale, random_bits)
+        try:
+            (lr,) = self._in_fixed_shapes(hr, _on(hr.device, random_bits))
+            share = float((lr.cpu() != expected).double().mean())
+            fault = f"{share:.1%} of the values differ from a CPU's" if share > TIES else ""
+        except RuntimeError as error:
+            fault = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if fault:
+            log.warning("degradation %s: no CUDA graph is used: %s", self.degradation.name, fault)
+        return not fault
+
+
+def _on(device: torch.device, random_bits: np.ndarray) -> Tensor:
+    """Copy random bits to a device, which the host does not wait for."""
+    bits = as_int64(random_bits)
+    return (bits.pin_memory() if device.type == "cuda" else bits).to(device, non_blocking=True)
