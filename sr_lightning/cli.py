@@ -47,13 +47,14 @@ from sr_lightning.sweeps.processes import (
     process_rank,
     tell_caller,
 )
-from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, unquoted
+from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, quoted, unquoted
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.held_folder import FolderInUseError
 from sr_lightning.utils.messages import escape_messages
 from sr_lightning.utils.signals import Interrupted, handle_signals
 
 log = logging.getLogger(__name__)
+PATHS = ("run_dir", "hydra.run.dir", "hydra.sweep.dir", "cache_dir", "data_root")  # that need not exist
 composing = threading.Lock()  # of Hydra's state, of which a process has one
 
 OmegaConf.register_new_resolver("if_none", lambda value, then, otherwise: then if value is None else otherwise)
@@ -136,7 +137,7 @@ def for_hydra(arguments: Sequence[str]) -> list[str]:
     """
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     upgraded = [part for argument in upgrade_overrides(arguments) for part in name_folder(argument)]
-    return [quote_address(name_option(name_run(argument))) for argument in upgraded]
+    return [quote_path(quote_address(name_option(name_run(argument)))) for argument in upgraded]
 
 
 def compose_config(name: str, arguments: Sequence[str]) -> DictConfig:
@@ -247,6 +248,18 @@ def quote_address(argument: str) -> str:
     ("ckpt='https://host/x2.pth#sha256=00ff'", 'ckpt=best.ckpt')
     """
     return argument if re.search("['\"]", argument) else re.sub(r"(?<=[=\[,])(https?://[^\s,\]}]+)", r"'\1'", argument)
+
+
+def quote_path(argument: str) -> str:
+    """Quote a path with characters that Hydra does not read, such as accents; return other arguments unchanged.
+
+    >>> quote_path("run_dir=läufe/1"), quote_path("name=läufe"), quote_path("data.hr='läufe'")
+    ("run_dir='läufe/1'", 'name=läufe', "data.hr='läufe'")
+    """
+    key, _, value = argument.partition("=")
+    is_plain = re.fullmatch(r"[\w\s./~+%@:?*-]*", value, re.ASCII) or re.search(r"['\"\[{,$]", value)
+    is_path = key.lstrip("+") in PATHS or (not is_plain and Path(value).expanduser().exists())
+    return f"{key}={quoted(value)}" if is_path and not is_plain else argument
 
 
 def check_resume(arguments: Sequence[str]) -> None:

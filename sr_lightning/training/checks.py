@@ -22,6 +22,7 @@ from sr_lightning.cli import resume_override
 from sr_lightning.configs import command
 from sr_lightning.data.sources import benchmark_folder, check_benchmarks, folder_pairs
 from sr_lightning.errors import InputError, find_input_error, raise_all
+from sr_lightning.images.formats import max_pixels
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.result import FINISHED, read_result
@@ -158,6 +159,7 @@ def check_settings(cfg: DictConfig) -> None:
         partial(check_loggers, cfg.get("logger")),
         partial(check_early_stopping, cfg.get("early_stopping")),
         partial(check_device, cfg.trainer),
+        max_pixels,
         partial(check_classes, cfg),
         partial(check_measures, cfg.measures),
         partial(check_benchmarks, cfg.benchmarks),
