@@ -8,7 +8,7 @@ from PIL import Image
 
 from sr_lightning.errors import InputError
 from sr_lightning.metrics import extra
-from sr_lightning.training import train
+from sr_lightning.training import checks, train
 from sr_lightning.training.checks import check_device, check_settings, lacks_gpu, may_be_null
 from tests.helpers import compose, run, run_in_new_interpreter, slow_except
 
@@ -130,6 +130,7 @@ def test_all_wrong_settings_are_named_at_once(command):
 
 def test_limit_of_pixels_that_is_no_number_is_named_before_the_training(monkeypatch):
     monkeypatch.setenv("SR_MAX_PIXELS", "1e9")
+    monkeypatch.setattr(checks, "overrides_of_command", list)  # earlier tests have run jobs of Hydra
     with pytest.raises(InputError, match="^SR_MAX_PIXELS=1e9: give a number of pixels"):
         check_settings(compose("run_dir=run", "choices={data: demo}"))
 
