@@ -131,7 +131,7 @@ def test_all_wrong_settings_are_named_at_once(command):
 def test_limit_of_pixels_that_is_no_number_is_named_before_the_training(monkeypatch):
     monkeypatch.setenv("SR_MAX_PIXELS", "1e9")
     monkeypatch.setattr(checks, "overrides_of_command", list)  # earlier tests have run jobs of Hydra
-    with pytest.raises(InputError, match="^SR_MAX_PIXELS=1e9: give a number of pixels"):
+    with pytest.raises(InputError, match=r"^SR_MAX_PIXELS=1e9: give a number of pixels"):
         check_settings(compose("run_dir=run", "choices={data: demo}"))
 
 
