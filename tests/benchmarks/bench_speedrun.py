@@ -85,7 +85,8 @@ def run(words: list[str]) -> Run:
 
 
 def multiply_adds(cfg: DictConfig) -> str:
-    return f"{count(OmegaConf.to_container(cfg.model.network, resolve=True), *lr_size(cfg.scale)).multiply_adds / 1e9:.2f} G"
+    network = OmegaConf.to_container(cfg.model.network, resolve=True)
+    return f"{count(network, *lr_size(cfg.scale)).multiply_adds / 1e9:.2f} G"
 
 
 def reach(names: list[str]) -> None:
