@@ -35,6 +35,7 @@ from sr_lightning.sweeps.processes import tell_caller
 from sr_lightning.sweeps.run import CellFailed, Reporter, in_sweep
 from sr_lightning.training.checks import check_settings, downloads, teacher_options
 from sr_lightning.training.choices import Trial, backward, optimizers_of
+from sr_lightning.training.memory import named_shortage
 from sr_lightning.utils.cores import limit_threads
 from sr_lightning.utils.devices import best_device
 from sr_lightning.utils.threads import in_threads
@@ -90,7 +91,8 @@ def estimate(cfg: DictConfig) -> dict[str, float]:
     images = [] if datamodule is None else [lr for _, lr in sizes_of(datamodule.val, cfg.scale)]
     precision = str(cfg.trainer.precision)
     if steps and precision == "auto":
-        precision = Trial(cfg, module_without_downloads(cfg)).fastest_precision()
+        with named_shortage(cfg, module):
+            precision = Trial(cfg, module_without_downloads(cfg)).fastest_precision()
     num_devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1 else 1
     memory, flops, operations = 0, 0.0, 0
     if steps:

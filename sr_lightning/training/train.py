@@ -78,7 +78,8 @@ def train(cfg: DictConfig) -> float:
     if cfg.resume is None and module.warm_start is not None:
         warm_start(module.network, module.warm_start)
     datamodule: SRDataModule = instantiate(cfg.data, _convert_="all")
-    preflight(module, datamodule)
+    with named_shortage(cfg, module):
+        preflight(module, datamodule)
     sets = sets_of_run(datamodule.val, cfg.benchmarks, cfg.data_root, cfg.scale)
     scorer.check_sets(sets)
     images = EvaluationImages(cfg.run_dir, cfg.num_comparisons, cfg.report_images)

@@ -7,7 +7,7 @@ import torch
 
 from sr_lightning.errors import InputError
 from sr_lightning.modules import SRModule
-from sr_lightning.training import memory
+from sr_lightning.training import dry_run, memory, train
 from sr_lightning.training.memory import bytes_of_step, named_shortage, shortage
 from tests.helpers import compose
 
@@ -55,6 +55,21 @@ def test_shortage_in_training_and_in_validation_is_named(cfg, error):
     for training, message in [(True, "not enough memory on cpu for steps of 64"), (False, "validate whole images")]:
         with pytest.raises(InputError, match=message), named_shortage(cfg, module.train(training)):
             raise error
+
+
+def test_shortage_in_a_dry_run_and_before_the_first_step_is_named(cfg, monkeypatch):
+    def exhausted(*_, **__):
+        raise MemoryError
+
+    module = SRModule(torch.nn.Identity(), optimizer=torch.optim.SGD)
+    monkeypatch.setattr(dry_run, "build_on_meta", lambda cfg: (module, None))
+    monkeypatch.setattr(dry_run, "Trial", exhausted)
+    monkeypatch.setattr(train, "instantiate", lambda *_, **__: module)
+    monkeypatch.setattr(train, "preflight", exhausted)
+    monkeypatch.setattr(train.pl, "seed_everything", lambda *_, **__: None)
+    for command in (dry_run.estimate, train.train):
+        with pytest.raises(InputError, match="not enough memory on cpu for steps of 64 patches"):
+            command(cfg)
 
 
 def test_other_errors_stay(cfg):
