@@ -1,6 +1,7 @@
 """LightningModule that trains a network on a pixel loss."""
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -522,7 +523,17 @@ def settings_of(key: str) -> Iterator[None]:
 
 
 def with_scheduler(optimizer: Optimizer, scheduler: Callable[[Optimizer], LRScheduler] | None) -> dict[str, Any]:
-    """Combine an optimizer and a schedule, stepped once per batch, into the dictionary that Lightning expects."""
+    """Combine an optimizer and a schedule, stepped once per batch, into the dictionary that Lightning expects.
+
+    Raises:
+        InputError: The optimizer needs a closure, as LBFGS does.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise InputError(
+            f"{type(optimizer).__name__} computes the loss several times in a step, and a training step does so once: "
+            "choose another optimizer, such as torch.optim.AdamW"
+        )
     if scheduler is None:
         return {"optimizer": optimizer}
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "interval": "step"}}

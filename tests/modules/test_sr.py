@@ -44,6 +44,11 @@ def test_learning_rate_factors_require_a_learning_rate():
         module(optimizer=partial(torch.optim.SGD), lr_factors={"conv3": 0.1}).configure_optimizers()
 
 
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    with pytest.raises(InputError, match="LBFGS computes the loss several times in a step"):
+        module(optimizer=torch.optim.LBFGS).configure_optimizers()
+
+
 def test_the_scheduler_steps_per_batch():
     configured = module(scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=3)).configure_optimizers()
     assert configured["lr_scheduler"]["interval"] == "step"
