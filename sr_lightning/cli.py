@@ -136,6 +136,7 @@ def for_hydra(arguments: Sequence[str]) -> list[str]:
     ['-m', 'model=espcn', 'seed=1,2']
     """
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+    arguments = [name_deletion(argument) for argument in arguments]
     upgraded = [part for argument in upgrade_overrides(arguments) for part in name_folder(argument)]
     return [quote_path(quote_address(name_option(name_run(argument)))) for argument in upgraded]
 
@@ -224,18 +225,29 @@ def name_folder(argument: str) -> list[str]:
     return ["data=folder", f"data.hr={value}"] if is_folder else [argument]
 
 
+def name_deletion(argument: str) -> str:
+    """Replace the deletion of a group or a top-level setting by null, which is checked; return others unchanged.
+
+    >>> name_deletion("~max_steps"), name_deletion("~model=espcn"), name_deletion("~model.scheduler")
+    ('max_steps=null', 'model=null', '~model.scheduler')
+    """
+    deletion = re.fullmatch(r"~(\w+)(=.*)?", argument)
+    return f"{deletion[1]}=null" if deletion else argument
+
+
 def name_option(argument: str) -> str:
     """Quote a number, true, false or null as option of a group: Hydra then names the options instead of ValueError.
 
-    Null, as default of a group, leaves it out.
+    Null, as default of a group, leaves it out, and no logger is that of metrics.csv alone.
 
-    >>> name_option("gan=true"), name_option("gan=null"), name_option("model=null"), name_option("seed=3")
-    ("gan='true'", '~gan', "model='null'", 'seed=3')
+    >>> name_option("gan=true"), name_option("logger=null"), name_option("model=null"), name_option("seed=3")
+    ("gan='true'", '~logger', "model='null'", 'seed=3')
     """
     group, _, value = argument.partition("=")
     if not group or not (CONF / group).is_dir():
         return argument
-    if value == "null" and f"- {group}: null\n" in (CONF / "train.yaml").read_text(encoding="utf-8"):
+    defaults = (CONF / "train.yaml").read_text(encoding="utf-8")
+    if value == "null" and (group == "logger" or f"- {group}: null\n" in defaults):
         return f"~{group}"
     odd = re.fullmatch(r"true|false|null|[-+.\d]+", value, re.IGNORECASE)
     return f"{group}='{value}'" if odd else argument

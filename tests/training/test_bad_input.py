@@ -118,6 +118,7 @@ def test_all_wrong_settings_are_named_at_once(command):
         "+trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 (must be a whole number of",
         "+trainer.callbacks=3": "trainer.callbacks=3: give a list of classes, such as [{_target_: ",
         "model.loss._target_=mine.Loss": "model.loss._target_=mine.Loss: there is no package mine; install it",
+        "~save_every": "save_every=null: give a number, such as 500",
         "name=null": "name=null: give a text, such as",
         "cache_dir=2024": "cache_dir=2024: give a text, such as",
         "model.log_every=null": "model.log_every=null: give a number, such as",
