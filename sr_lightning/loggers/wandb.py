@@ -19,7 +19,7 @@ from sr_lightning.loggers.base import Outcome, RunLogger
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.metrics_csv import read_metrics
 from sr_lightning.runs.result import FAILED
-from sr_lightning.runs.wandb_record import agent_run_id, not_uploaded, run_id, sync_command
+from sr_lightning.runs.wandb_record import agent_run_id, not_uploaded, run_id, sync_command, wandb_mode
 from sr_lightning.utils.signals import Interrupted
 from sr_lightning.utils.wandb_server import connection_problem, server_problem
 
@@ -111,7 +111,7 @@ class WandbRun(RunLogger, WandbLogger):
         self._variables = [name for name in defaults if name not in os.environ]
         os.environ |= {name: defaults[name] for name in self._variables}
         self._wandb_init["id"] = self._id = run_id(self.save_dir, agent_run_id())
-        mode = "offline" if self._offline else os.environ.get("WANDB_MODE", "online")
+        mode = "offline" if self._offline else wandb_mode()
         if mode == "online":
             try:
                 if (reason := self._offline_reason()) is None:

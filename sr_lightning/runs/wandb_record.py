@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sr_lightning.errors import InputError
 from sr_lightning.utils.atomic_files import write_text
 
 ID_FILE = "wandb_id"
@@ -18,6 +19,19 @@ AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")  # what an 
 def agent_run_id() -> str | None:
     """Return the id that a sweep agent of W&B has given to the run of this process; None without an agent."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def wandb_mode() -> str:
+    """Return the mode that WANDB_MODE sets: online by default, offline or disabled.
+
+    Raises:
+        InputError: It is another one.
+    """
+    given = os.environ.get("WANDB_MODE", "online")
+    mode = {"run": "online", "dryrun": "offline"}.get(given, given)  # W&B's earlier names
+    if mode not in ("online", "offline", "disabled"):
+        raise InputError(f"WANDB_MODE={given}: choose online, offline or disabled, or unset it")
+    return mode
 
 
 def run_id(run_dir: str | Path, given: str | None = None) -> str:

@@ -28,7 +28,7 @@ from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.result import FINISHED, read_result
 from sr_lightning.runs.saved_config import config_to_resume, read_config
 from sr_lightning.runs.targets import allowed, missing_part, targets
-from sr_lightning.runs.wandb_record import agent_run_id
+from sr_lightning.runs.wandb_record import agent_run_id, wandb_mode
 from sr_lightning.sweeps.processes import is_cell
 from sr_lightning.utils.devices import lacks_gpu
 
@@ -339,7 +339,7 @@ def check_classes(cfg: DictConfig) -> None:
 
 
 def check_loggers(loggers: DictConfig | None) -> None:
-    """Check that loggers are chosen and their packages installed.
+    """Check that loggers are chosen, their packages installed, and WANDB_MODE is one of W&B's modes.
 
     Raises:
         InputError: Names those that are not, with the way to choose or install them.
@@ -356,6 +356,8 @@ def check_loggers(loggers: DictConfig | None) -> None:
         modules, packages = LOGGER_PACKAGES.get(each["_target_"], ((), ""))
         if missing := [module for module in modules if find_spec(module) is None]:
             wrong.append(f"{each['_target_']} needs {', '.join(missing)}: pip install {packages}")
+        elif "wandb" in modules:
+            wandb_mode()
     if wrong:
         raise InputError("\n".join(wrong))
 

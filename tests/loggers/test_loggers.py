@@ -16,7 +16,9 @@ from sr_lightning.errors import InputError
 from sr_lightning.loggers.base import Outcome
 from sr_lightning.loggers.metrics_csv import MetricsCSV
 from sr_lightning.loggers.wandb import WandbRun, run_id
-from tests.helpers import rows_of, slow_except
+from sr_lightning.runs.wandb_record import wandb_mode
+from sr_lightning.training.checks import check_loggers
+from tests.helpers import compose, rows_of, slow_except
 from tests.loggers.wandb_server import KEY, WANDB
 
 
@@ -246,3 +248,16 @@ def test_run_id_is_written_before_the_run_starts(private_wandb, tmp_path, monkey
 def test_invalid_wandb_settings_are_refused_before_the_training(private_wandb, tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         WandbRun(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(("given", "mode"), [("run", "online"), ("dryrun", "offline"), ("disabled", "disabled")])
+def test_earlier_names_of_modes_of_wandb_are_known(monkeypatch, given, mode):
+    monkeypatch.setenv("WANDB_MODE", given)
+    assert wandb_mode() == mode
+
+
+@pytest.mark.parametrize("logger", ["wandb", "both"])
+def test_unknown_mode_of_wandb_is_named_before_the_training(monkeypatch, logger):
+    monkeypatch.setenv("WANDB_MODE", "nope")
+    with pytest.raises(InputError, match=r"^WANDB_MODE=nope: choose online, offline or disabled"):
+        check_loggers(compose(f"logger={logger}", "choices={data: demo}").logger)
