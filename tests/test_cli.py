@@ -39,8 +39,14 @@ except SystemExit as end:
         assert key == "hydra" or key in cfg.hydra.runtime.choices or f"\n  {key}:" in done.stdout
 
 
-def test_directory_that_cannot_be_created_is_one_line():
-    folder, message = f"{__file__}/run", f"{__file__} is a file; give a folder"
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        (f"{__file__}/run", f"{__file__} is a file; give a folder"),
+        (300 * "n", "File name too long; give another folder"),
+    ],
+)
+def test_directory_that_cannot_be_created_is_one_line(folder, message):
     for name in ("train", "evaluate"):
         cfg = compose(*name_directory([f"run_dir={folder}"]), config=name, hydra=True)
         (check,) = [each for each in cfg.hydra.callbacks.values() if each._target_.endswith("RunDirectory")]

@@ -78,9 +78,12 @@ def check_writable(folder: Path, given: str) -> None:
         given: What the user has named it by, such as "-o big/photo.png".
 
     Raises:
-        InputError: Names the file that is in the way, or the folder without permission.
+        InputError: Names the file that is in the way, the folder without permission, or a name that is too long.
     """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    try:
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    except OSError as error:  # a name that is too long, a parent without permission
+        raise InputError(f"{given}: {error.strerror}; give another folder") from None
     if not existing.is_dir():
         raise InputError(f"{given}: {existing} is a file; give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
