@@ -34,7 +34,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 
 
 def raise_all(*checks: Callable[[], object]) -> None:
-    """Call all checks, then raise one InputError with the messages of those that raised one.
+    """Call all checks, then raise one InputError with the messages of those that raised one, each once.
 
     What else a check raises counts only if there is no message yet: a wrong value may well be its cause.
     """
@@ -48,7 +48,7 @@ def raise_all(*checks: Callable[[], object]) -> None:
             if not problems:
                 raise
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(dict.fromkeys(problems)))
 
 
 def require_training_packages(module: str) -> None:

@@ -224,7 +224,7 @@ class SRDataModule(pl.LightningDataModule):
             except InputError as error:  # the other set is checked as well, so that one message has all problems
                 errors.append(str(error))
         if errors:
-            raise InputError("\n".join(errors))
+            raise InputError("\n".join(dict.fromkeys(errors)))  # a wrong cache_dir is wrong for both
         stores[0].check_patch_size(self.patch_size)
         files = (i for i, pair in enumerate(self.train) if pair.lr is not None)
         if self.augmentation and (first := next(files, None)) is not None:

@@ -493,6 +493,14 @@ def test_unreadable_entries_are_all_named_where_small_images_are_left_out(tmp_pa
         assert f"{name}: " in str(caught.value)
 
 
+def test_a_cache_that_serves_neither_set_is_named_once(tmp_path):
+    train, _ = images(tmp_path / "train", (64, 64))
+    (tmp_path / "file").touch()
+    settings = {"patch_size": 8, "batch_size": 1, "max_steps": 1, "seed": 0, "cache_dir": tmp_path / "file"}
+    with pytest.raises(InputError, match=rf"^{tmp_path}/file: cannot create this folder .*; set another cache_dir$"):
+        SRDataModule(train, train, scale=2, degradation=Bicubic(), **settings).setup()
+
+
 def test_images_smaller_than_a_patch_are_all_named(tmp_path):
     pairs, _ = images(tmp_path / "hr", (40, 40), (14, 40), (40, 22))
     store = ImageStore.open(pairs, 2, FirstPixel(), tmp_path / "cache")

@@ -9,9 +9,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from sr_lightning.errors import InputError
+from sr_lightning.errors import InputError, raise_all
 from sr_lightning.utils import messages
 from sr_lightning.utils.commands import run_command
+
+
+def test_what_several_checks_find_is_named_once():
+    with pytest.raises(InputError, match=r"^no folder\nno file$"):
+        raise_all(*(lambda text=text: raising(InputError(text))() for text in ("no folder", "no file", "no folder")))
 
 
 def raising(error):
