@@ -2,11 +2,13 @@
 
 import argparse
 import difflib
+import logging
 import math
 import os
 import re
 import sys
 import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,12 +39,15 @@ if TYPE_CHECKING:
 
     from sr_lightning.evaluation.scoring import Sample, ScoredModel
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = (".png", ".pdf")
 PANEL = 240  # pixels: geometric mean of a panel's sides, at most; a crop is enlarged by a whole number
 LONGEST = 480  # pixels of a panel's longer side; a longer crop is not enlarged, and has larger letters
 NARROWEST = 120  # pixels that a panel's caption takes
 DPI, LETTERS, LINE, GAP = 150, 8, 22, 8  # letters in points; height of a line and distance of panels in pixels
 COLOUR = "#e6194b"  # of the square
+FONT = "DejaVu Sans"  # comes with matplotlib
 
 DESCRIPTION = """Draw the figure of a paper: HR with a square marked, and the pixels in the square of HR, LR, bicubic
 and each network, with the PSNR of the whole image below each. The numbers are those of evaluate.py."""
@@ -369,6 +374,7 @@ def draw(path: Path, versions: Versions, box: Box, title: str, about: str) -> No
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import findfont, get_font
     from matplotlib.patches import Rectangle
 
     longest = max(box.width, box.height)
@@ -407,8 +413,12 @@ def draw(path: Path, versions: Versions, box: Box, title: str, about: str) -> No
             )
         return axes
 
-    rc = {"pdf.fonttype": 42, "font.family": ["DejaVu Sans"]}  # TrueType: publishers refuse type 3
-    with rc_context(rc):
+    glyphs = get_font(findfont(FONT)).get_charmap()
+    if missing := sorted({letter for text in (title, *captions) for letter in text if ord(letter) not in glyphs}):
+        log.warning("boxes are drawn for %s, which %s lacks: use TEXT=RUN in other letters", " ".join(missing), FONT)
+    rc = {"pdf.fonttype": 42, "font.family": [FONT]}  # TrueType: publishers refuse type 3
+    with rc_context(rc), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         axes = put(_resized(versions.pictures["HR"][part.pixels], whole_width, whole_height), 0, 0, first, [title])
         factor_x, factor_y = whole_width / part.width, whole_height / part.height
         corner = ((box.left - part.left) * factor_x - 0.5, (box.top - part.top) * factor_y - 0.5)

@@ -51,6 +51,13 @@ def test_crops_of_a_png_are_the_pixels_enlarged(tmp_path, box, zoom):
         assert contains(drawn, picture[box.pixels].repeat(zoom, 0).repeat(zoom, 1)), name
 
 
+def test_letters_that_the_font_lacks_are_named_in_one_line(tmp_path, caplog, recwarn):
+    versions = Pictures(noise(HR=(9, 9), LR=(9, 9), 蝶=(9, 9)), {"蝶": 21.0}, "y", "protocol", Box(0, 0, 9, 9))
+    draw(tmp_path / "figure.png", versions, versions.chosen, "翅, Müller", "about")
+    assert [record.getMessage() for record in caplog.records if "翅 蝶" in record.getMessage()] == caplog.messages
+    assert len(caplog.messages) == 1 and not recwarn.list
+
+
 def test_a_pdf_holds_the_pixels_without_loss_and_no_type_3_font(tmp_path, root):
     for name in ("a.pdf", "b.pdf"):
         figure([RUN], "wing", crop="4,4,20,20", output=tmp_path / name, data_root=root)
