@@ -5,6 +5,7 @@ Imported before Hydra runs, so it must stay light: only the tasks import torch, 
 
 import atexit
 import difflib
+import errno
 import functools
 import logging
 import os
@@ -79,7 +80,7 @@ def scratch() -> str:
 def leaderboard_dir(runs: Any) -> str | None:
     """Return the directory of the leaderboard of a sweep; None if `runs` is not the writable folder of one sweep."""
     folders = [Path(str(path)).expanduser() for path in (runs if isinstance(runs, ListConfig) else [runs]) if path]
-    is_one = len(folders) == 1 and (folders[0] / ".sweep").is_dir() and os.access(folders[0], os.W_OK)
+    is_one = len(folders) == 1 and os.path.lexists(folders[0] / ".sweep") and os.access(folders[0], os.W_OK)
     return str(folders[0] / "leaderboard") if is_one else None
 
 
@@ -96,10 +97,13 @@ def prepare_command(about: str, name: str) -> None:
     bound_spinning()
     escape_messages()
     handle_signals()
-    sys.argv[1:] = name_directory(for_hydra(sys.argv[1:]))
-    if name == "train":
-        sys.argv[1:] = place_run(sys.argv[1:])
-    check_resume(sys.argv[1:])
+    try:
+        sys.argv[1:] = name_directory(for_hydra(sys.argv[1:]))
+        if name == "train":
+            sys.argv[1:] = place_run(sys.argv[1:])
+        check_resume(sys.argv[1:])
+    except OSError as error:  # a name that is too long, no permission
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     if not {"-h", "--help"} & set(sys.argv[1:]):
         return
     text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
@@ -308,7 +312,7 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                     remove_failed_start(cfg.run_dir)
             raise
         except Exception as error:
-            input_error = find_input_error(error) or constructor_error(error)
+            input_error = find_input_error(error) or constructor_error(error) or path_error(error)
             if input_error is None:
                 log.exception("failed")
             else:
@@ -342,6 +346,13 @@ def constructor_error(error: BaseException | None) -> InputError | None:
         return None
     key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else "the settings"
     return InputError(f"{key}: {cause}")
+
+
+def path_error(error: BaseException | None) -> InputError | None:
+    """Return what is wrong with a path, too long a name or no permission, if that caused an exception."""
+    while error is not None and getattr(error, "errno", None) not in (errno.ENAMETOOLONG, errno.EACCES):
+        error = error.__cause__ or error.__context__
+    return InputError(f"{error.filename}: {error.strerror}") if isinstance(error, OSError) else None
 
 
 def how_to_go_on(cfg: DictConfig, stop: Interrupted | LostProcessError) -> str:

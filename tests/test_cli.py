@@ -1,12 +1,15 @@
 """`--help` and directories of train.py and evaluate.py."""
 
+import errno
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from hydra.utils import instantiate
 
-from sr_lightning.cli import name_directory
+from sr_lightning import cli
+from sr_lightning.cli import name_directory, path_error, prepare_command
 from sr_lightning.configs import command
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps.callback import prepare
@@ -54,6 +57,20 @@ def test_directory_that_cannot_be_created_is_one_line(folder, message):
             instantiate(check).on_run_start(cfg)
     with pytest.raises(InputError, match=f"^the sweep's directory {folder}: {message}$"):
         prepare(compose(f"hydra.sweep.dir={folder}", hydra=True))
+
+
+def test_path_that_cannot_be_used_is_one_line(monkeypatch):
+    problem = OSError(errno.ENAMETOOLONG, "File name too long", "nnn")
+    try:
+        raise RuntimeError from problem
+    except RuntimeError as error:
+        assert str(path_error(error)) == "nnn: File name too long"
+    assert path_error(FileNotFoundError(errno.ENOENT, "No such file", "nnn")) is None
+    for name in ("bound_spinning", "escape_messages", "handle_signals"):
+        monkeypatch.setattr(cli, name, lambda: None)
+    monkeypatch.setattr(cli, "for_hydra", Mock(side_effect=problem))
+    with pytest.raises(SystemExit, match=r"^error: nnn: File name too long$"):
+        prepare_command("", "train")
 
 
 def test_printed_commands_run_from_any_folder(monkeypatch):
