@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -12,7 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sr_lightning.degradations.padded_batch import PaddedBatch, as_int64, check, luma, per_image, to_levels, uniform
+from sr_lightning.degradations.padded_batch import (
+    PaddedBatch,
+    as_int64,
+    check,
+    constant,
+    luma,
+    per_image,
+    to_levels,
+    uniform,
+)
 from sr_lightning.errors import InputError
 
 # Images processed at once; this does not change the result. Few on a CPU, where they are padded to the largest of them
@@ -157,7 +167,8 @@ class RandomDegradation:
                 fixed shapes, so that it can be recorded as a CUDA graph.
 
         Returns:
-            (N, 3, H/scale, W/scale) float32, multiples of 1/255, on the device of `hr`.
+            (N, 3, H/scale, W/scale) float32, multiples of 1/255, on the device of `hr`. In fixed shapes, NaN where the
+            steps produce a smaller image.
 
         Raises:
             InputError: The steps do not produce LR's size.
@@ -179,6 +190,9 @@ class RandomDegradation:
                 f"degradation {self.name}: its steps lead to {wrong[0][0]}x{wrong[0][1]}, but LR has {lr_size[0]}x"
                 f"{lr_size[1]}; make the last step that resizes a Resize(relative_to=lr) without up and down"
             )
+        if fixed_shapes:
+            is_filled = (sizes == constant(lr_size, sizes.device)).all(1)
+            images = torch.where(per_image(is_filled, images), images, math.nan)
         return to_levels(images).float().mul_(1 / 255)
 
     def __call__(self, hr: Tensor, scale: int) -> Tensor:

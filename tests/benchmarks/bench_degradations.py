@@ -103,7 +103,7 @@ def main(device):
             return run
 
         def replayed(degradation):
-            degrade = ReplayedDegradation(degradation, SCALE, cuda_graph)
+            degrade = ReplayedDegradation(degradation, SCALE, cuda_graph, 16)
             return lambda k, hr: degrade(hr, degradation.draw(0, k, 16))
 
         def each(degradation):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 @pytest.mark.parametrize("name", NAMES)
 def test_replayed_lr_is_that_of_a_cpu(name):
     degradation = load(name)
-    replayed, results = ReplayedDegradation(degradation, 4, cuda_graph), []
+    replayed, results = ReplayedDegradation(degradation, 4, cuda_graph, 16), []
     batches = [(patches(16, seed=number), degradation.draw(0, number, 16)) for number in range(6)]
     on_device = [(hr.cuda(), random_bits) for hr, random_bits in batches]
     try:
