@@ -47,7 +47,6 @@ from sr_lightning.sweeps.processes import (
     tell_caller,
 )
 from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, unquoted
-from sr_lightning.utils.atomic_files import check_writable
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.held_folder import FolderInUseError
 from sr_lightning.utils.messages import escape_messages
@@ -184,8 +183,6 @@ def name_run(argument: str) -> str:
 def name_directory(arguments: Sequence[str]) -> list[str]:
     """Replace `run_dir=` by Hydra's key, so that Hydra writes there as well; exit if it names no directory of one run.
 
-    Exit as well if Hydra could not create it.
-
     >>> name_directory(["model=edsr", "run_dir=mine"])
     ['model=edsr', 'hydra.run.dir=mine']
     """
@@ -199,11 +196,6 @@ def name_directory(arguments: Sequence[str]) -> list[str]:
             sys.exit(f"error: {argument} names no directory: give one, or leave it out for outputs/NAME/TIME")
         if key.lstrip("+") == "run_dir" and {"-m", "--multirun"} & set(arguments):
             sys.exit(f"error: {argument} is the directory of one run: name that of a sweep by hydra.sweep.dir={value}")
-        if "$" not in value:
-            try:
-                check_writable(Path(unquoted(value)), argument)
-            except InputError as error:
-                sys.exit(f"error: {error}")
         named.append(f"hydra.run.dir={value}")
     return named
 

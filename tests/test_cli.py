@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra.utils import instantiate
 
 from sr_lightning.cli import name_directory
 from sr_lightning.configs import command
@@ -40,8 +41,11 @@ except SystemExit as end:
 
 def test_directory_that_cannot_be_created_is_one_line():
     folder, message = f"{__file__}/run", f"{__file__} is a file; give a folder"
-    with pytest.raises(SystemExit, match=f"^error: run_dir={folder}: {message}$"):
-        name_directory([f"run_dir={folder}"])
+    for name in ("train", "evaluate"):
+        cfg = compose(*name_directory([f"run_dir={folder}"]), config=name, hydra=True)
+        (check,) = [each for each in cfg.hydra.callbacks.values() if each._target_.endswith("RunDirectory")]
+        with pytest.raises(SystemExit, match=f"^error: the run's directory {folder}: {message}$"):
+            instantiate(check).on_run_start(cfg)
     with pytest.raises(InputError, match=f"^the sweep's directory {folder}: {message}$"):
         prepare(compose(f"hydra.sweep.dir={folder}", hydra=True))
 

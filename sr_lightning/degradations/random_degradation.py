@@ -25,9 +25,9 @@ from sr_lightning.degradations.padded_batch import (
 )
 from sr_lightning.errors import InputError
 
-# Images processed at once; this does not change the result. Few on a CPU, where they are padded to the largest of them
-# and should fit into the cache; many on a GPU, to keep it busy (64 HR images of 128 x 128 need 1 GB).
-_CPU_CHUNK, _GPU_CHUNK = 8, 64
+# What is processed at once, which does not change the result: few images on a CPU, where they are padded to the largest
+# of them and should fit into the cache; many pixels on a GPU, to keep it busy (64 HR images of 128 x 128 need 1 GB).
+_CPU_IMAGES, _GPU_PIXELS = 8, 64 * 128**2
 _WHOLE_IMAGE = threading.Lock()  # whole images are degraded one at a time: each needs many times its own size
 
 
@@ -173,7 +173,7 @@ class RandomDegradation:
         Raises:
             InputError: The steps do not produce LR's size.
         """
-        chunk = _CPU_CHUNK if hr.device.type == "cpu" else _GPU_CHUNK
+        chunk = _CPU_IMAGES if hr.device.type == "cpu" else max(1, _GPU_PIXELS // hr[0, 0].numel())
         starts = range(0, len(hr), chunk)
         return torch.cat([self._degrade_chunk(hr[i : i + chunk], scale, random_bits[i : i + chunk]) for i in starts])
 

@@ -1,4 +1,4 @@
-"""Hydra callback that prepares a sweep, in the process of the command."""
+"""Hydra callbacks of a command: they check the directory of a run, and prepare a sweep."""
 
 import atexit
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -48,6 +49,18 @@ class Sweeps(Callback):
             self.lines.closing = picture_study(config)
         except InputError as error:
             self.lines.closing = f"warning: {error}"
+
+
+class RunDirectory(Callback):
+    """Hydra callback that ends a command with one line if Hydra cannot create the directory of its run."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        HydraConfig.instance().set_config(config)  # as Hydra does next: the name of the directory refers to it
+        folder = config.hydra.run.dir
+        try:
+            check_writable(Path(folder), f"the run's directory {folder}")
+        except InputError as error:
+            sys.exit(f"error: {error}")
 
 
 def prepare(config: DictConfig) -> CellLines | None:

@@ -1,7 +1,6 @@
 """Training processes: one per run directory, and none outlives the sweep that started it."""
 
 import atexit
-import gc
 import json
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ PARENT = "SR_LIGHTNING_PARENT"  # in the environment of a cell, or of a run of P
 CELL = "SR_LIGHTNING_CELL"  # in a cell's environment
 ANSWER = "SR_LIGHTNING_ANSWER"  # in the environment of a run of Python's: the file that has what `tell_caller` writes
 FIRST = "SR_LIGHTNING_FIRST_PROCESS"  # in the environment of a run's further processes: its first one
-PRELOADED = {"train.py": ["sr_lightning.training.train"]}  # modules that a sweep imports once for all of its cells
+PRELOADED = {"train.py": ["sr_lightning.training.preloaded"]}  # modules that a sweep imports once for all of its cells
 PAUSE = 0.5  # seconds between two checks that the parent is alive
 IN_USE = 75  # exit code of a cell whose directory another process holds
 OF_JOBS = {*ENDING, signal.SIGUSR2}  # which SLURM sends to every process of a job
@@ -167,7 +166,6 @@ def start_command(words: Sequence[str], environment: Mapping[str, str], log: Pat
 
 def _run_command(words: list[str], environment: dict[str, str], log: Path) -> None:
     """Run `python WORDS` in this process, as if it had been started from a shell."""
-    gc.freeze()  # what the server has imported remains shared: the collector would write to it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_JOBS)
     os.setsid()
     os.environ.clear()

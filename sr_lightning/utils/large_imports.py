@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-HIDDEN = {"librosa", "matplotlib", "scipy", "transformers"}  # packages that torchmetrics imports if they are installed
+HIDDEN = {"librosa", "matplotlib", "scipy"}  # packages that torchmetrics imports if they are installed
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def large_imports() -> Iterator[None]:
 def import_torchmetrics() -> None:
     """Import torchmetrics, which Lightning needs, without the packages of metrics that are not used here.
 
-    It would import those that are installed, for plots and for metrics of sound and text: matplotlib and scipy alone
+    It would import those that are installed, for plots and for metrics of sound: matplotlib and scipy alone
     are 600 modules, 90 MB, and a fifth of the time until the first training step. In this process torchmetrics finds
     none of them, for `Metric.plot` neither; other modules may import them.
     """

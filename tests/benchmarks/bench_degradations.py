@@ -3,7 +3,8 @@
 python tests/benchmarks/bench_degradations.py [cpu | cuda]
 
 Image by image means SciPy's filters, Pillow's resizing and JPEG, and NumPy's noise, in the same order with the same
-probabilities, on one core; the batch takes one thread as well, or the GPU, which also replays it as a CUDA graph.
+probabilities, on one core; the batch takes one thread as well, or the GPU, which also computes it in
+fixed shapes, launched one by one and replayed as a CUDA graph.
 """
 
 import io
@@ -26,6 +27,7 @@ from sr_lightning.data.patches import PatchSampler, gather
 from sr_lightning.data.sources import image_folder
 from sr_lightning.data.store import ImageStore
 from sr_lightning.degradations import JPEG, Bicubic, Blur, EitherOrder, Noise, Resize
+from sr_lightning.degradations.padded_batch import as_int64
 from sr_lightning.degradations.replayed import ReplayedDegradation
 from sr_lightning.utils.cuda_graphs import cuda_graph
 from sr_lightning.utils.malloc import keep_freed_memory
@@ -102,6 +104,9 @@ def main(device):
 
             return run
 
+        def fixed(degradation):
+            return lambda k, hr: degradation.degrade(hr, SCALE, as_int64(degradation.draw(0, k, 16)).to(device))
+
         def replayed(degradation):
             degrade = ReplayedDegradation(degradation, SCALE, cuda_graph, 16)
             return lambda k, hr: degrade(hr, degradation.draw(0, k, 16))
@@ -117,7 +122,7 @@ def main(device):
         for name, degradation in degradations.items():
             runs |= {name: batched(degradation), f"{name}, one by one": each(degradation)}
             if device != "cpu":
-                runs[f"{name}, replayed"] = replayed(degradation)
+                runs |= {f"{name}, fixed": fixed(degradation), f"{name}, replayed": replayed(degradation)}
         # On a CPU, the time of this one thread: other programs take turns without being counted.
         clock = time.process_time if device == "cpu" else time.perf_counter
         seconds = {name: [] for name in runs}
@@ -143,7 +148,8 @@ def main(device):
             f"{median[name] / alone:.2f} of one by one"
         )
         if device != "cpu":
-            print(f"{name}, replayed: {1e3 * median[f'{name}, replayed']:.2f} ms")
+            for form in ("fixed", "replayed"):
+                print(f"{name}, {form}: {1e3 * median[f'{name}, {form}']:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -78,26 +78,40 @@ def test_a_gpu_gives_the_same_bits():
         )
 
 
-class OneDevice(TorchDispatchMode):
-    """Fail at operations with operands on two devices, except copies and scalars."""
+class Devices(TorchDispatchMode):
+    """Fail at operations with operands on two devices, except copies and scalars; note those with the host's."""
+
+    def __init__(self):
+        super().__init__()
+        self.on_host = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim > 0]
+        result = operation(*args, **(kwargs or {}))
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if "copy" not in str(operation):
-            assert len({operand.device for operand in operands}) < 2, operation
-        return operation(*args, **(kwargs or {}))
+            assert len({operand.device for operand in operands if operand.ndim > 0}) < 2, operation
+        if any(leaf.device.type == "cpu" for leaf in tree_leaves((operands, result)) if isinstance(leaf, torch.Tensor)):
+            self.on_host.append(str(operation))
+        return result
 
 
 @pytest.mark.parametrize("name", slow_except(NAMES, "blur_noise_jpeg"))
-def test_everything_is_computed_on_the_images_device_without_synchronising(name):
+def test_everything_is_computed_on_the_images_device_without_synchronising(name, monkeypatch):
+    """In fixed shapes nothing comes from the host, except for constants at the first time: a graph has no copies."""
     degradation = load(name)
     for k in range(5):
         hr = torch.empty(12, 3, 48, 48, device="meta")  # reading a value would fail
-        with OneDevice():
-            random_bits = degradation.draw(0, k, 12)
-            there = as_int64(random_bits).to(hr.device)
+        random_bits = degradation.draw(0, k, 12)
+        there = as_int64(random_bits).to(hr.device)
+        with Devices():
             assert degradation.degrade(hr, 4, random_bits).device == hr.device
+        if k > 0:
+            for name in ("tensor", "as_tensor", "from_numpy"):
+                monkeypatch.setattr(torch, name, None)
+        with Devices() as devices:
             assert degradation.degrade(hr, 4, there).device == hr.device
+        monkeypatch.undo()
+        assert k == 0 or not devices.on_host
 
 
 def test_a_whole_image_gets_the_same_lr_in_every_run():

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from textwrap import dedent
 
 import pytest
 
-from sr_lightning.sweeps.processes import CELL, IN_USE, PARENT
+from sr_lightning.sweeps.processes import CELL, IN_USE, PARENT, PRELOADED
 from sr_lightning.sweeps.run import wait_for_holder
 from tests.helpers import ROOT, Command, command_server
 
@@ -83,3 +84,8 @@ def test_job_of_a_sweep_waits_until_another_machine_has_trained_the_cell(far, ca
         wait_for_holder(run_dir)
     assert f"{run_dir} is in use by process 7 on far, since 2026-01-01 00:00: waiting until it ends" in caplog.text
     assert ended.is_set()
+
+
+def test_modules_that_cells_share_exist():
+    """The server of processes ignores one that does not, and each cell would import torch itself."""
+    assert all(find_spec(name) for names in PRELOADED.values() for name in names)
