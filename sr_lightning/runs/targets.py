@@ -29,6 +29,7 @@ OF_A_RUN = re.compile(
     """,
     re.VERBOSE,
 )
+BY_PROGRAM = r"__getattr__|\b(exec|globals|locals|setattr|vars)\(|sys\.modules"  # in sources that make names so
 WAY_OUT = (
     "\nNothing of it was imported. If you trust it, allow its package: allow={package} for train.py and evaluate.py, "
     '--allow {package} for sr-upscale and sr-export, load(…, allow="{package}") in Python'
@@ -96,11 +97,16 @@ def missing_part(target: str) -> str | None:
 def _may_have(module: str, name: str, seen: frozenset[str]) -> bool:
     """Return False if the source of a module, and those of which it imports all names, do not mention a name."""
     file = _source(module)
-    if file is None or re.search(rf"\b{re.escape(name)}\b|__getattr__|globals\(", file.read_text(encoding="utf-8")):
+    text = "" if file is None else file.read_text(encoding="utf-8", errors="ignore")
+    if file is None or re.search(rf"\b{re.escape(name)}\b|{BY_PROGRAM}", text):
+        return True
+    try:
+        nodes = list(_statements(_parse(file)))
+    except SyntaxError:  # which the import names
         return True
     stars = [
         _origin(node, module, file.stem == "__init__")
-        for node in _statements(_parse(file))
+        for node in nodes
         if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
     ]
     return any(_may_have(origin, name, seen | {module}) for origin in stars if origin not in seen)
