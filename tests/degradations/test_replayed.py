@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from sr_lightning.degradations import Noise, RandomDegradation, Resize, replayed
+from sr_lightning.degradations import JPEG, EitherOrder, Noise, RandomDegradation, Resize, replayed
 from sr_lightning.degradations.padded_batch import as_int64
 from sr_lightning.degradations.replayed import ReplayedDegradation
 from sr_lightning.errors import InputError
@@ -103,13 +103,15 @@ def test_a_degradation_that_fails_on_the_device_is_not_replayed(fault, monkeypat
 
 
 def test_padding_does_not_leak_into_images():
-    """Sizes that follow one another down and up, with the largest batch beside the smallest image."""
+    """Sizes that follow one another down and up, and that depend on the order, the smallest beside the largest."""
     steps = {
         "a": Resize(down=0.5, up=0.5, factor=(0.2, 1.5)),
         "b": Resize(down=1, factor=(0.3, 1)),
-        "c": Resize(relative_to="lr"),
+        "c": EitherOrder({"up": Resize(up=1, factor=(1, 2))}, {"lr": Resize(relative_to="lr"), "jpeg": JPEG()}),
+        "d": Resize(relative_to="lr"),
     }
     degradation = RandomDegradation("sizes", steps)
     hr, random_bits = patches(16, 32, 48), degradation.draw(0, 0, 16)
-    there = as_int64(random_bits)
-    assert torch.equal(degradation.degrade(hr, 4, there), degradation.degrade(hr, 4, random_bits))
+    alone = torch.cat([degradation.degrade(hr[i, None], 4, random_bits[i, None]) for i in range(16)])
+    for each in (random_bits, as_int64(random_bits)):
+        assert torch.equal(degradation.degrade(hr, 4, each), alone)
