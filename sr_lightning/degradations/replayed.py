@@ -20,7 +20,8 @@ TRIED, TIES = 4, 1e-3  # patches of the first batch, and the share of their valu
 class ReplayedDegradation:
     """A random degradation recorded as a CUDA graph: a GPU computes its operations faster than the host launches them.
 
-    The first patches are degraded on the CPU as well: if their LR differs, nothing is replayed, with a warning.
+    The first batch is recorded in reverse, then replayed, and some of its patches are degraded on the CPU as well: if
+    their LR differs, nothing is replayed, with a warning.
 
     Args:
         degradation: Makes LR.
@@ -38,11 +39,11 @@ class ReplayedDegradation:
         """Degrade a batch as `RandomDegradation.degrade` does; the host does not wait for the device."""
         if self.replays is None:
             self.replays = Replays(hr.device, self.record)
-            self.is_equal = self._agrees(hr[:TRIED], random_bits[:TRIED])
+            self.is_equal = self._agrees(self.replays, hr[: self.batch_size], random_bits[: self.batch_size])
         if self.replays.is_refused or not self.is_equal:
             return self.degradation.degrade(hr, self.scale, random_bits)
         count, missing = len(hr), -len(hr) % self.batch_size
-        bits = _on(hr.device, np.pad(random_bits, ((0, missing), (0, 0))))  # without the gaps of one process's rows
+        bits = _on(hr.device, np.pad(random_bits, ((0, missing), (0, 0))))
         parts = zip(pad(hr, (0, 0) * 3 + (0, missing)).split(self.batch_size), bits.split(self.batch_size), strict=True)
         # A copy, since that of the replay is of inference mode, in which no later operation would be allowed
         return torch.cat([self.replays(self._in_fixed_shapes, *part)[0] for part in parts])[:count]
@@ -50,22 +51,26 @@ class ReplayedDegradation:
     def _in_fixed_shapes(self, hr: Tensor, random_bits: Tensor) -> tuple[Tensor]:
         return (self.degradation.degrade(hr, self.scale, random_bits),)
 
-    def _agrees(self, hr: Tensor, random_bits: np.ndarray) -> bool:
-        expected = self.degradation.degrade(hr.cpu(), self.scale, random_bits)
+    def _agrees(self, replays: Replays, hr: Tensor, random_bits: np.ndarray) -> bool:
+        expected = self.degradation.degrade(hr[:TRIED].cpu(), self.scale, random_bits[:TRIED])
         try:
-            (lr,) = self._in_fixed_shapes(hr, _on(hr.device, random_bits))
-            share = float((lr.cpu() != expected).double().mean())
+            inputs = hr, _on(hr.device, random_bits)
+            others = [each.flip(0) for each in inputs]
+            for each in (others, others, inputs):  # computed directly, recorded, replayed
+                (lr,) = replays(self._in_fixed_shapes, *each)
+            share = float((lr[:TRIED].cpu() != expected).double().mean())
             fault = f"{share:.1%} of the values differ from a CPU's" if share > TIES else ""
         except InputError:
             raise
         except Exception as error:  # whatever stops it, LR can be made as usual
             fault = f"{type(error).__name__}: {error}".partition("\n")[0]
         if fault:
+            replays.graphs.clear()  # they hold memory
             log.warning("degradation %s: no CUDA graph is used: %s", self.degradation.name, fault)
         return not fault
 
 
 def _on(device: torch.device, random_bits: np.ndarray) -> Tensor:
-    """Copy random bits to a device, which the host waits for only if there are gaps between the rows."""
-    bits = as_int64(random_bits)
+    """Copy random bits to a device; the host would wait for a copy with gaps, as between the rows of one process."""
+    bits = as_int64(np.ascontiguousarray(random_bits))
     return (bits.pin_memory() if device.type == "cuda" else bits).to(device, non_blocking=True)

@@ -18,7 +18,7 @@ def test_replayed_lr_is_that_of_a_cpu(name):
     on_device = [(hr.cuda(), random_bits) for hr, random_bits in batches]
     try:
         for number, (hr, random_bits) in enumerate(on_device):
-            torch.cuda.set_sync_debug_mode("error" if number > 1 else "default")  # recorded at the second batch
+            torch.cuda.set_sync_debug_mode("error" if number > 0 else "default")  # recorded at the first batch
             results.append(replayed(hr, random_bits))
     finally:
         torch.cuda.set_sync_debug_mode("default")
