@@ -64,10 +64,17 @@ def check_targets(config: Any, source: object, allow: Sequence[str] = ()) -> Non
 def foreign_packages(config: Any) -> list[str]:
     """List the packages whose classes a config, in plain containers, names beside those that every run may name.
 
-    A command that reads the config or a checkpoint of such a run needs them in `allow`.
+    A command that reads the config or a checkpoint of such a run needs them in `allow`: classes that no source defines
+    by their own names.
     """
-    places = (definition(target) for _, target in targets(config))
-    return list(dict.fromkeys(place.partition(".")[0] for place in places if place and not OF_A_RUN.fullmatch(place)))
+    places = {target: definition(target) for _, target in targets(config) if is_dotted(target)}
+    foreign = {target: place for target, place in places.items() if not (place and OF_A_RUN.fullmatch(place))}
+    return list(dict.fromkeys(place.partition(".")[0] if place else target for target, place in foreign.items()))
+
+
+def is_dotted(target: Any) -> bool:
+    """Return True for a dotted name."""
+    return isinstance(target, str) and all(map(str.isidentifier, target.split(".")))
 
 
 def missing_part(target: str) -> str | None:

@@ -140,6 +140,9 @@ def test_class_that_does_not_exist_is_seen_without_importing_it(target, missing,
 def test_packages_of_own_parts_are_listed_once():
     mine = {
         "_target_": "collections.Counter",
-        "callbacks": [{"_target_": "json.JSONDecoder"}, {"_target_": "json.dump"}],
+        "callbacks": [{"_target_": "json.JSONDecoder"}, {"_target_": "json.dump"}, {"_target_": "math.Callback"}],
+        "network": {"_target_": "${network}"},
     }
-    assert foreign_packages({"model": {"_target_": "torch.nn.L1Loss"}, "trainer": mine}) == ["collections", "json"]
+    names = foreign_packages({"model": {"_target_": "torch.nn.L1Loss"}, "trainer": mine})
+    assert names == ["collections", "json", "math.Callback"]
+    check_targets(mine | {"network": None}, "config.yaml", names)
