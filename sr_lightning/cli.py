@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -46,13 +47,14 @@ from sr_lightning.sweeps.processes import (
     process_rank,
     tell_caller,
 )
-from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, unquoted
+from sr_lightning.sweeps.run import CellFailed, hydra_value, in_sweep, quoted, unquoted
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.held_folder import FolderInUseError
 from sr_lightning.utils.messages import escape_messages
 from sr_lightning.utils.signals import Interrupted, handle_signals
 
 log = logging.getLogger(__name__)
+PATHS = ("run_dir", "hydra.run.dir", "hydra.sweep.dir", "cache_dir", "data_root")  # that need not exist
 composing = threading.Lock()  # of Hydra's state, of which a process has one
 
 OmegaConf.register_new_resolver("if_none", lambda value, then, otherwise: then if value is None else otherwise)
@@ -126,9 +128,16 @@ def prepare_command(about: str, name: str) -> None:
 
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
-    """Replace what users may write by what Hydra reads: earlier names of keys, folders, last checkpoints, addresses."""
-    upgraded = [part for argument in upgrade_overrides(list(arguments)) for part in name_folder(argument)]
-    return [quote_address(name_option(name_run(argument))) for argument in upgraded]
+    """Replace what users may write by what Hydra reads: earlier names of keys, folders, last checkpoints, addresses.
+
+    A flag of a sweep among the overrides, of which Hydra reads one part only, becomes the first argument.
+
+    >>> for_hydra(["model=espcn", "-m", "seed=1,2"])
+    ['-m', 'model=espcn', 'seed=1,2']
+    """
+    arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+    upgraded = [part for argument in upgrade_overrides(arguments) for part in name_folder(argument)]
+    return [quote_path(quote_address(name_option(name_run(argument)))) for argument in upgraded]
 
 
 def compose_config(name: str, arguments: Sequence[str]) -> DictConfig:
@@ -241,6 +250,18 @@ def quote_address(argument: str) -> str:
     return argument if re.search("['\"]", argument) else re.sub(r"(?<=[=\[,])(https?://[^\s,\]}]+)", r"'\1'", argument)
 
 
+def quote_path(argument: str) -> str:
+    """Quote a path with characters that Hydra does not read, such as accents; return other arguments unchanged.
+
+    >>> quote_path("run_dir=läufe/1"), quote_path("name=läufe"), quote_path("data.hr='läufe'")
+    ("run_dir='läufe/1'", 'name=läufe', "data.hr='läufe'")
+    """
+    key, _, value = argument.partition("=")
+    is_plain = re.fullmatch(r"[\w\s./~+%@:?*-]*", value, re.ASCII) or re.search(r"['\"\[{,$]", value)
+    is_path = key.lstrip("+") in PATHS or (not is_plain and Path(value).expanduser().exists())
+    return f"{key}={quoted(value)}" if is_path and not is_plain else argument
+
+
 def check_resume(arguments: Sequence[str]) -> None:
     """Exit if `resume=` names no run, before Hydra creates that directory; a further process tells the first one."""
     try:
@@ -271,10 +292,11 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 sys.exit(0)  # the first process reports; Lightning would kill it for another exit code of this one
             if is_cell() or not in_sweep():
                 log.info("%s", how_to_go_on(cfg, stop))
-                remove_failed_start(cfg.run_dir)
+                if not is_cell():  # the next command of the sweep may just use its directory: the job removes it
+                    remove_failed_start(cfg.run_dir)
             raise
         except Exception as error:
-            input_error = find_input_error(error)
+            input_error = find_input_error(error) or constructor_error(error)
             if input_error is None:
                 log.exception("failed")
             else:
@@ -285,12 +307,29 @@ def task(function: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if is_cell() and not in_use:
                 record_failure(cfg, str(input_error or f"{type(error).__name__}: {error}"))
             if is_cell() or (input_error is not None and not in_sweep()):  # in a sweep, the other jobs continue
-                if not is_further_process():
+                if not (is_further_process() or is_cell()):
                     remove_failed_start(cfg.run_dir)
                 sys.exit(IN_USE if is_cell() and in_use else 1)
             raise
 
     return wrapper
+
+
+def constructor_error(error: BaseException | None) -> InputError | None:
+    """Return the refusal of settings by a constructor that a config names, if that caused an exception.
+
+    None for an exception within the code of others, whose traceback they need.
+    """
+    while error is not None and not isinstance(error, InstantiationException):
+        error = error.__cause__ or error.__context__
+    cause = None if error is None else error.__cause__
+    if not isinstance(cause, ValueError | TypeError | ModuleNotFoundError):
+        return None
+    raised_by = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(cause.__traceback__)][-1]
+    if raised_by.partition(".")[0] not in ("hydra", "sr_lightning", "torch", "pytorch_lightning", "lightning_fabric"):
+        return None
+    key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else "the settings"
+    return InputError(f"{key}: {cause}")
 
 
 def how_to_go_on(cfg: DictConfig, stop: Interrupted | LostProcessError) -> str:

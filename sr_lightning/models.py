@@ -13,7 +13,7 @@ from sr_lightning.pretrained.published import PUBLISHED
 from sr_lightning.utils.cores import bound_spinning
 from sr_lightning.utils.large_imports import large_imports
 from sr_lightning.utils.markdown import markdown_table
-from sr_lightning.utils.messages import drop_output
+from sr_lightning.utils.messages import show
 
 EXAMPLE = """example:
   sr-models --scale 4             parameters, multiply-adds, receptive field
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.weights:
         if unknown := [name for name in options.names if name not in included() and name not in PUBLISHED]:
             parser.error(f"there are no weights named {', '.join(unknown)}; sr-models --weights lists all")
-        print_unless_closed("\n\n".join(map(describe_weights, options.names)) or list_weights())
+        show("\n\n".join(map(describe_weights, options.names)) or list_weights())
         return
     if unknown := [name for name in options.names if name not in (*names_in("model"), *names_in("experiment"))]:
         parser.error(f"no file in conf/model or conf/experiment is named {', '.join(unknown)}")
@@ -64,15 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     lr = (int(size[2]), int(size[1])) if options.lr else None
     require_training_packages("__main__")
     bound_spinning()
-    print_unless_closed(report(options.scale, options.budget if options.measure else None, options.names, lr))
-
-
-def print_unless_closed(text: str) -> None:
-    """Print a text, of which the reader, such as `head`, may take a part."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        drop_output()
+    show(report(options.scale, options.budget if options.measure else None, options.names, lr))
 
 
 def list_weights() -> str:

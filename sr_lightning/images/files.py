@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sr_lightning.errors import InputError
 from sr_lightning.images.exif import swaps_sides, upright_transpose
-from sr_lightning.images.formats import MAX_PIXELS_PER_BYTE
+from sr_lightning.images.formats import MAX_PIXELS_PER_BYTE, max_pixels
 from sr_lightning.images.modes import (
     GRAY_MODES,
     check_integer,
@@ -133,10 +132,8 @@ def open_image(path: str | Path | ZipMember | Stdin) -> Iterator[Image.Image]:
 
 def _set_limit() -> None:
     """Set Pillow's limit of pixels from SR_MAX_PIXELS."""
-    if text := os.environ.get("SR_MAX_PIXELS"):
-        if not text.isdecimal():
-            raise InputError(f"SR_MAX_PIXELS={text}: give a number of pixels, such as 1000000000")
-        Image.MAX_IMAGE_PIXELS = (int(text) + 1) // 2  # Pillow warns above it, refuses above twice
+    if (limit := max_pixels()) is not None:
+        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # Pillow warns above it, refuses above twice
 
 
 def _check_holds(path: str | Path | ZipMember | Stdin, image: Image.Image) -> None:

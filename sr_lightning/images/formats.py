@@ -1,4 +1,8 @@
-"""File formats of images and videos: constants only, so that paths are checked before Pillow and torch are imported."""
+"""File formats of images and videos, and the limit of pixels, known before Pillow and torch are imported."""
+
+import os
+
+from sr_lightning.errors import InputError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -46,3 +50,15 @@ SAVED_METADATA = {
     "TIFF": ("icc_profile", "exif", "dpi"),  # xmp is in its exif
     "WEBP": ("icc_profile", "exif", "xmp"),
 }
+
+
+def max_pixels() -> int | None:
+    """Return the limit of pixels that the user sets by SR_MAX_PIXELS, if any.
+
+    Raises:
+        InputError: It is not a number.
+    """
+    text = os.environ.get("SR_MAX_PIXELS")
+    if text and not text.isdecimal():
+        raise InputError(f"SR_MAX_PIXELS={text}: give a number of pixels, such as 1000000000")
+    return int(text) if text else None

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sr_lightning.errors import InputError
 from sr_lightning.losses import Adversarial
 from sr_lightning.modules.recorded_step import average_over_processes, parameters_of
-from sr_lightning.modules.sr import SRModule, with_scheduler
+from sr_lightning.modules.sr import SRModule, settings_of, with_scheduler
 from sr_lightning.utils.stopwatch import FORWARD_AND_BACKWARD, OPTIMIZER
 
 
@@ -86,8 +86,11 @@ class GANModule(SRModule):
         return [] if self.alarms is None else [self.alarms]
 
     def configure_optimizers(self) -> list[dict[str, Any]]:
-        optimizer = self.discriminator_optimizer(self.discriminator.parameters())
-        return [super().configure_optimizers(), with_scheduler(optimizer, self.discriminator_scheduler)]
+        with settings_of("model.discriminator_optimizer"):
+            optimizer = self.discriminator_optimizer(self.discriminator.parameters())
+        generators = super().configure_optimizers()
+        with settings_of("model.discriminator_scheduler"):
+            return [generators, with_scheduler(optimizer, self.discriminator_scheduler)]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.stopwatch.enter(FORWARD_AND_BACKWARD)

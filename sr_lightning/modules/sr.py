@@ -3,7 +3,8 @@
 import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -482,7 +483,10 @@ class SRModule(pl.LightningModule):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def configure_optimizers(self) -> Any:
-        return with_scheduler(self.optimizer(self._parameter_groups()), self.scheduler)
+        with settings_of("model.optimizer"):
+            optimizer = self.optimizer(self._parameter_groups())
+        with settings_of("model.scheduler"):
+            return with_scheduler(optimizer, self.scheduler)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Return one parameter group per learning rate."""
@@ -500,6 +504,21 @@ class SRModule(pl.LightningModule):
             for prefix, parameters in groups.items()
             if parameters
         ]
+
+
+@contextmanager
+def settings_of(key: str) -> Iterator[None]:
+    """Name the key whose settings a class does not accept.
+
+    Raises:
+        InputError: An argument is unknown or missing.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise InputError(f"{key}: {error}. Add it by +{key}.NAME=VALUE, or leave it out by ~{key}.NAME") from error
 
 
 def with_scheduler(optimizer: Optimizer, scheduler: Callable[[Optimizer], LRScheduler] | None) -> dict[str, Any]:

@@ -81,8 +81,10 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             f"there is no file or folder {path}, and no network {path} among {', '.join(names)} and the published ones "
             "(sr-models --weights)"
         )
-    if not path.is_dir():
+    if path.is_file():
         return path
+    if not path.is_dir():  # such as /dev/zero, which has no end
+        raise InputError(f"{path} is not a file of weights")
     if (path / hub.MANIFEST).is_file():
         return hub.weights_in(path)
     run = RunFolder(path)

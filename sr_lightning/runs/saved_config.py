@@ -254,7 +254,7 @@ def copy_for_extension(cell: RunFolder, max_steps: int) -> Path:
 
 def steps_in(checkpoint: Path) -> int:
     """Return the number of batches trained when a checkpoint was written, without importing torch."""
-    return check_archive(checkpoint)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    return _content_of(checkpoint)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
 
 
 def misfits(saved: dict[str, Any], trained_with: dict[str, Any]) -> Iterator[str]:
@@ -296,10 +296,15 @@ def check_last_checkpoint(run: RunFolder) -> dict[str, Any]:
         raise InputError(f"{error}\n{way_out}") from None
 
 
-def _config_in(checkpoint: Path) -> dict[str, Any]:
+def _content_of(checkpoint: Path) -> dict[str, Any]:
     content = check_archive(checkpoint)
-    if not describes_network(content):
+    if not describes_network(content):  # None of an empty file
         raise InputError(f"{checkpoint} is not a checkpoint of this project's train.py")
+    return content
+
+
+def _config_in(checkpoint: Path) -> dict[str, Any]:
+    content = _content_of(checkpoint)
     try:
         return OmegaConf.to_container(upgrade(OmegaConf.create(content["hyper_parameters"])))
     except Exception as error:  # such as UnsupportedValueType

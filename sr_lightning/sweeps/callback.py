@@ -19,6 +19,7 @@ from sr_lightning.sweeps.cell_lines import CellLines
 from sr_lightning.sweeps.devices import visible_devices
 from sr_lightning.sweeps.invocation import SweepInvocation, plan, relative, summary
 from sr_lightning.utils.atomic_files import check_writable
+from sr_lightning.utils.messages import show
 from sr_lightning.utils.signals import handle_signals
 
 
@@ -145,16 +146,16 @@ def number_of_cells(config: DictConfig) -> int | None:
 def print_plan(invocation: SweepInvocation) -> None:
     """Print the estimates of a dry run; nothing without cells."""
     if reports := invocation.reports():
-        print(f"\n{plan(reports)}", flush=True)
+        show(f"\n{plan(reports)}")
 
 
 def print_summary(lines: CellLines, number: int | None) -> None:
     """Print the cells that have just ended, a table of all unless there are none, and the closing line."""
     lines.update()
     if lines.invocation.reports():
-        print(f"\n{summary(lines.invocation, number)}{upload_hint(lines.invocation)}", flush=True)
+        show(f"\n{summary(lines.invocation, number)}{upload_hint(lines.invocation)}")
     if lines.closing:
-        print(lines.closing, flush=True)
+        show(lines.closing)
 
 
 def upload_hint(invocation: SweepInvocation) -> str:

@@ -13,7 +13,7 @@ from sr_lightning.errors import InputError
 from sr_lightning.runs.folder import RunFolder
 from sr_lightning.runs.result import read_result
 from sr_lightning.sweeps.invocation import FINAL_STATUSES, SweepInvocation, relative
-from sr_lightning.utils.messages import counted, printable
+from sr_lightning.utils.messages import counted, printable, show
 
 TAIL = 8  # lines of its log that are printed of a failed cell
 
@@ -43,8 +43,8 @@ class CellLines:
         sweep, cells = relative(self.invocation.sweep_dir), self.invocation.facts["cells"]
         unit = "cell" if self.invocation.facts["done"] is None else "trial"
         number = "" if cells is None else f", {counted(cells, unit)}"
-        print(f"sweep {sweep}{number}. To watch it from elsewhere:")
-        print(f"  python -m sr_lightning.sweeps.status {shlex.quote(str(sweep))} --watch", flush=True)
+        watched = f"python -m sr_lightning.sweeps.status {shlex.quote(str(sweep))} --watch"
+        show(f"sweep {sweep}{number}. To watch it from elsewhere:\n  {watched}")
         threading.Thread(target=watch, daemon=True).start()
 
     def update(self) -> None:
@@ -56,7 +56,7 @@ class CellLines:
                 status = report["status"]
                 if status in (*FINAL_STATUSES, "interrupted") and status != self.printed.get(report["number"]):
                     self.printed[report["number"]] = status
-                    print(time.strftime("[%H:%M:%S] ") + printable(self.line(report, reports)), flush=True)
+                    show(time.strftime("[%H:%M:%S] ") + printable(self.line(report, reports)))
 
     def line(self, report: dict[str, Any], reports: Sequence[dict[str, Any]]) -> str:
         """Format a cell: its number among all, name, status, score, gain, the best so far and the time left."""

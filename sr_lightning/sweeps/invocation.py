@@ -126,7 +126,8 @@ class SweepInvocation:
         """Terminate the trainings of all cells on this machine, and wait until they have saved."""
         if self.leaves:  # numbers of processes on other machines
             return
-        running = [report["process"] for report in self.reports() if report["status"] == "running"]
+        started = [report for report in self.reports() if "process" in report]  # one that is just forked ends with this
+        running = [report["process"] for report in started if report["status"] == "running"]
         for process in running:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)

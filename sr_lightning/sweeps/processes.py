@@ -171,7 +171,10 @@ def _run_command(words: list[str], environment: dict[str, str], log: Path) -> No
     os.environ.clear()
     os.environ.update(environment | {PARENT: str(os.getppid()), CELL: "1"})
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except FileNotFoundError:  # the job was stopped meanwhile, and has removed the directory
+        sys.exit(1)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv, sys.path[0] = words, str(Path(words[0]).parent)

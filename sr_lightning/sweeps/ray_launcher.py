@@ -30,6 +30,7 @@ from sr_lightning.sweeps.invocation import VARIABLE, SweepInvocation
 from sr_lightning.sweeps.processes import GRACE, PAUSE
 from sr_lightning.sweeps.run import CellFailed, Reporter, undamaged_result
 from sr_lightning.utils.cores import usable_cores
+from sr_lightning.utils.messages import show
 from sr_lightning.utils.signals import pending_signal, postponed
 
 TARGET = "hydra_plugins.sr_lightning.RayLauncher"  # in conf/launcher/ray.yaml: Hydra wants launchers of this package
@@ -320,4 +321,4 @@ def failed(job: Job, error: str) -> JobReturn:
 
 def say(text: str) -> None:
     """Print a line between those of the cells."""
-    print(time.strftime("[%H:%M:%S] ") + text, flush=True)
+    show(time.strftime("[%H:%M:%S] ") + text)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from sr_lightning.configs import CONF
 from sr_lightning.errors import InputError
 from sr_lightning.runs.fingerprint import changed_settings
-from sr_lightning.runs.folder import RunFolder
+from sr_lightning.runs.folder import RunFolder, remove_failed_start
 from sr_lightning.runs.result import FAILED, FINISHED, PRUNED, read_result, write_result
 from sr_lightning.runs.saved_config import read_config
 from sr_lightning.runs.wandb_record import AGENT
@@ -64,7 +64,10 @@ def run_cell(cfg: DictConfig) -> float:
         locks.mkdir(exist_ok=True)
         with one_at_a_time(locks / f"{cell.name}.lock", str(relative(cell))):
             wait_for_holder(cell)
-            return train_cell(cfg, invocation, cell, report)
+            try:
+                return train_cell(cfg, invocation, cell, report)
+            finally:
+                remove_failed_start(cell)
     except CellFailed:
         raise
     except (Interrupted, KeyboardInterrupt):  # the second of Ray, which cancels the job

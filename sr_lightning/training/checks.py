@@ -22,6 +22,7 @@ from sr_lightning.cli import resume_override
 from sr_lightning.configs import command
 from sr_lightning.data.sources import benchmark_folder, check_benchmarks, folder_pairs
 from sr_lightning.errors import InputError, find_input_error, raise_all
+from sr_lightning.images.formats import max_pixels
 from sr_lightning.metrics.measure_names import check_measures
 from sr_lightning.runs.folder import RunFolder, find_checkpoint
 from sr_lightning.runs.result import FINISHED, read_result
@@ -68,13 +69,16 @@ OF_TRAIN = {  # settings of Lightning's trainer that train.py makes from its own
     **dict.fromkeys(("default_root_dir", "enable_checkpointing", "plugins"), "run_dir and save_every"),
     "use_distributed_sampler": "trainer.devices",
     "log_every_n_steps": "log_every",
+    **dict.fromkeys(("limit_train_batches", "limit_val_batches"), "max_steps, or debug=limit"),
+    "fast_dev_run": "debug=short",
+    "overfit_batches": "debug=overfit",
 }
 INTEGER_RANGES = {
     "seed": (0, 2**32 - 1),
     **dict.fromkeys(("max_steps", "val_every", "save_every", "save_top_k", "log_every"), (1, NO_LIMIT)),
     "early_stopping.patience": (1, NO_LIMIT),
     **dict.fromkeys(("comparisons_every", "prune_after", "data.batch_size", "data.patch_size"), (1, NO_LIMIT)),
-    "trainer.num_nodes": (1, NO_LIMIT),
+    **dict.fromkeys(("trainer.num_nodes", "trainer.accumulate_grad_batches"), (1, NO_LIMIT)),
     **dict.fromkeys(("num_comparisons", "report_images", "data.num_workers"), (0, NO_LIMIT)),
 }
 
@@ -155,6 +159,7 @@ def check_settings(cfg: DictConfig) -> None:
         partial(check_loggers, cfg.get("logger")),
         partial(check_early_stopping, cfg.get("early_stopping")),
         partial(check_device, cfg.trainer),
+        max_pixels,
         partial(check_classes, cfg),
         partial(check_measures, cfg.measures),
         partial(check_benchmarks, cfg.benchmarks),
@@ -285,6 +290,8 @@ def check_numbers(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and kind(value) != "a number":
             wrong.append(f"{key}={value} (must be a number, or null)")
+        elif value is not None and key.endswith("gradient_clip_val") and not value >= 0:  # nor NaN; below 0 it climbs
+            wrong.append(f"{key}={value} (must be a number of at least 0, or null)")
     if kind(timeout := cfg.trainer.get("timeout")) == "a number" and not 0 < timeout < NO_LIMIT:
         wrong.append(f"trainer.timeout={timeout} (must be a number of seconds above 0, or null)")
     if wrong:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from sr_lightning.cli import constructor_error
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.sources import Pair
 from sr_lightning.data.store import ImageStore
@@ -136,7 +137,7 @@ def collecting_errors(wrong: list[str]) -> Iterator[None]:
     try:
         yield
     except (InputError, InstantiationException) as error:
-        wrong.append(str(find_input_error(error) or error).strip())
+        wrong.append(str(find_input_error(error) or constructor_error(error) or error).strip())
 
 
 def module_without_downloads(cfg: DictConfig) -> SRModule:

@@ -15,7 +15,7 @@ from sr_lightning.cli import allow_override, hydra_value, resume_override
 from sr_lightning.configs import command
 from sr_lightning.data import SRDataModule
 from sr_lightning.data.datamodule import WholeImages
-from sr_lightning.data.sources import Pair
+from sr_lightning.data.sources import Pair, benchmark_names
 from sr_lightning.evaluation.scoring import output_to_score
 from sr_lightning.metrics.protocol import Protocol, differs_from_bicubic, score
 from sr_lightning.modules import SRModule
@@ -111,9 +111,10 @@ def conclude(cfg: DictConfig, result: Mapping[str, Any]) -> None:
         return
     allowed = [f" --allow {package}" for package in foreign_packages(OmegaConf.to_container(cfg))]
     compared = [f"runs=[{hydra_value(str(run_dir))},OTHER_RUN]", "benchmarks=[Set5]", *allow_override(cfg)]
+    fetched = "" if "Set5" in benchmark_names(cfg.data_root) else "python -m sr_lightning.data fetch set5 && "
     for purpose, line in {
         "enlarge": f"python -m sr_lightning.upscale -c {shlex.quote(str(run_dir))} PHOTO{''.join(allowed)}",
-        "compare": f"{command('evaluate.py')} {shlex.join(compared)}",
+        "compare": f"{fetched}{command('evaluate.py')} {shlex.join(compared)}",
         "longer": f"{command('train.py')} {resume_override(cfg)} max_steps={2 * cfg.max_steps} extend=stretch",
     }.items():
         log.info("%-8s %s", purpose, line)

@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         *("-c", "--ckpt"),
         help="network: a file of weights, a run's directory (its best), https://HOST/FILE#sha256=HEX, hf:USER/NAME, "
         f"wandb:ENTITY/PROJECT/NAME:ALIAS, or one that comes with the package: {', '.join(included())} (default: luma, "
-        "and the factor's)",
+        "of the --factor)",
     )
     parser.add_argument(
         "-o",

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from textwrap import indent
@@ -58,6 +59,27 @@ class LogFile(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(FileNotFoundError):
             super().emit(record)
+
+
+def show(text: str) -> None:
+    """Print a text, or lose it if its reader, such as `head`, has ended, or the disk is full: the work goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        drop_output()
+    except OSError:
+        pass
+
+
+class ConsoleLog(logging.StreamHandler):
+    """Log on standard output; messages are lost as by `show`, without an error for each of them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        error = sys.exception()
+        if isinstance(error, BrokenPipeError):
+            drop_output()
+        elif not isinstance(error, OSError):
+            super().handleError(record)
 
 
 def drop_output() -> None:

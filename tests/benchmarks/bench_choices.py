@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from sr_lightning.checkpoints.checkpoint import build_network
 from sr_lightning.inference import FastInference, fuse_for_inference
@@ -48,7 +49,7 @@ def training(name: str, words: list[str]) -> list[str]:
 def enlarging(name: str, scale: int) -> list[str]:
     cfg = compose(f"model={name}", f"scale=x{scale}")
     torch.manual_seed(0)
-    network = build_network(cfg.model.network, "conf").eval()
+    network = build_network(OmegaConf.to_container(cfg.model.network, resolve=True), "conf").eval()
     lr = torch.rand(1, network.num_channels, SIDE, SIDE)
     fast = FastInference(network)
     fused = fuse_for_inference(network)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sr_lightning.network_costs import count, lr_size
 from sr_lightning.training.train import train
@@ -85,7 +85,8 @@ def run(words: list[str]) -> Run:
 
 
 def multiply_adds(cfg: DictConfig) -> str:
-    return f"{count(cfg.model.network, *lr_size(cfg.scale)).multiply_adds / 1e9:.2f} G"
+    network = OmegaConf.to_container(cfg.model.network, resolve=True)
+    return f"{count(network, *lr_size(cfg.scale)).multiply_adds / 1e9:.2f} G"
 
 
 def reach(names: list[str]) -> None:

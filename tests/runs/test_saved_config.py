@@ -113,6 +113,14 @@ def test_damaged_last_checkpoint_names_the_best_one_if_that_is_whole(last, run):
         resumed(run)
 
 
+def test_run_with_an_empty_best_checkpoint_is_not_extended(run):
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"")
+    cfg = run_to_resume(run / "config.yaml")
+    cfg.max_steps, cfg.extend = 10**6, "stretch"
+    with pytest.raises(InputError, match=r"best\.ckpt is not a checkpoint of this project's train\.py"):
+        config_to_resume(cfg, [f"resume={run}", "max_steps=1000000", "extend=stretch"])
+
+
 def test_interrupted_copy_of_a_cell_is_made_again(tmp_path, monkeypatch):
     def interrupt(*paths):
         raise KeyboardInterrupt

@@ -10,9 +10,15 @@ from importlib.util import find_spec
 from textwrap import dedent
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
+from sr_lightning import cli
+from sr_lightning.sweeps import run as run_module
+from sr_lightning.sweeps.invocation import SweepInvocation
 from sr_lightning.sweeps.processes import CELL, IN_USE, PARENT, PRELOADED
-from sr_lightning.sweeps.run import wait_for_holder
+from sr_lightning.sweeps.run import run_cell, wait_for_holder
+from sr_lightning.utils.signals import Interrupted
 from tests.helpers import ROOT, Command, command_server
 
 FIRST = """
@@ -84,6 +90,42 @@ def test_job_of_a_sweep_waits_until_another_machine_has_trained_the_cell(far, ca
         wait_for_holder(run_dir)
     assert f"{run_dir} is in use by process 7 on far, since 2026-01-01 00:00: waiting until it ends" in caplog.text
     assert ended.is_set()
+
+
+def test_cell_that_is_stopped_at_its_start_leaves_its_directory_to_the_job(tmp_path, monkeypatch):
+    """The next command of a sweep that was killed has perhaps just opened the log there."""
+    sweep, cell = tmp_path, tmp_path / "cell"
+    cell.mkdir()
+    (cell / "train.log").touch()
+
+    def stopped(*_):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setenv(CELL, "1")
+    monkeypatch.setattr(cli, "exit_with_first_process", lambda: None)
+    with pytest.raises(Interrupted):
+        cli.task(stopped)(OmegaConf.create({"run_dir": str(cell)}))
+    assert cell.exists()
+
+    monkeypatch.setenv("SR_LIGHTNING_CALL", "")
+    SweepInvocation.begin(sweep, [])
+    job = {"runtime": {"output_dir": str(cell)}, "job": {"num": 0}, "overrides": {"task": []}}
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(job))
+    monkeypatch.setattr(run_module, "train_cell", stopped)
+    with pytest.raises(Interrupted):
+        run_cell(OmegaConf.create({"resume": None}))
+    assert not cell.exists()
+
+
+def test_sweep_is_stopped_while_it_starts_a_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("SR_LIGHTNING_CALL", "")
+    invocation = SweepInvocation.begin(tmp_path, [])
+    with subprocess.Popen(["sleep", "100"]) as process:
+        invocation.report(0, cell="one", status="running", process=process.pid)
+        invocation.report(1, cell="two", status="running")  # its process has no number yet
+        threading.Timer(0.1, process.wait).start()
+        invocation.stop_cells()
+        assert process.poll() == -signal.SIGTERM
 
 
 def test_modules_that_cells_share_exist():

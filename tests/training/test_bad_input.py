@@ -8,8 +8,8 @@ from PIL import Image
 
 from sr_lightning.errors import InputError
 from sr_lightning.metrics import extra
-from sr_lightning.training import train
-from sr_lightning.training.checks import check_device, lacks_gpu, may_be_null
+from sr_lightning.training import checks, train
+from sr_lightning.training.checks import check_device, check_settings, lacks_gpu, may_be_null
 from tests.helpers import compose, run, run_in_new_interpreter, slow_except
 
 
@@ -84,6 +84,11 @@ WRONG_SETTINGS = [
     (["dry_run=true", "max_steps=null"], "invalid numbers: max_steps=null"),
     (["dry_run=true", "data.channel_shuffle=0.5"], "data.channel_shuffle=0.5: this network sees luma only"),
     (["max_steps=null"], "invalid numbers: max_steps=null (must be a whole number of at least 1)"),
+    (["model.network.kernel_sizes=[3]"], "model.network: ESPCN needs odd kernel sizes, one more than num_features"),
+    (
+        ["model.scheduler._target_=torch.optim.lr_scheduler.StepLR"],
+        "model.scheduler: StepLR.__init__() got an unexpected keyword argument 'total_steps'. Add it by ",
+    ),
     (["+model.lr_factors.conv9=0.1"], "no parameter name begins with"),
     (["model.loss=null"], "model.loss=null: a network learns from a loss, such as"),
     (
@@ -109,6 +114,8 @@ def test_all_wrong_settings_are_named_at_once(command):
         "trainer.precision=foo": "trainer.precision=foo: choose auto, or one of 32-true, bf16-mixed",
         "compile=maybe": "compile=maybe: choose true, false, or null",
         "+trainer.max_epochs=3": "trainer.max_epochs: train.py sets it by max_steps; leave it out",
+        "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1 (must be a number of at least 0, or null)",
+        "+trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 (must be a whole number of",
         "+trainer.callbacks=3": "trainer.callbacks=3: give a list of classes, such as [{_target_: ",
         "model.loss._target_=mine.Loss": "model.loss._target_=mine.Loss: there is no package mine; install it",
         "name=null": "name=null: give a text, such as",
@@ -119,6 +126,13 @@ def test_all_wrong_settings_are_named_at_once(command):
     }
     output = refused(command, *wrong)
     assert [message for message in wrong.values() if message not in output] == []
+
+
+def test_limit_of_pixels_that_is_no_number_is_named_before_the_training(monkeypatch):
+    monkeypatch.setenv("SR_MAX_PIXELS", "1e9")
+    monkeypatch.setattr(checks, "overrides_of_command", list)  # earlier tests have run jobs of Hydra
+    with pytest.raises(InputError, match=r"^SR_MAX_PIXELS=1e9: give a number of pixels"):
+        check_settings(compose("run_dir=run", "choices={data: demo}"))
 
 
 def test_null_for_a_value_that_is_needed_is_named_before_it_causes_another_error(short):

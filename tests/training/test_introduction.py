@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +52,9 @@ def test_validations_are_logged_beside_bicubic_and_the_best(finished):
 
 def test_a_finished_run_that_is_resumed_says_so_and_changes_nothing(finished):
     run_dir, output = finished
+    (compare,) = re.findall(r"compare  (.*)", output)
+    set5 = Path(os.environ.get("SR_DATA_ROOT", "data"), "benchmark", "Set5", "HR")
+    assert compare.startswith("python -m sr_lightning.data fetch set5 && python evaluate.py ") != set5.is_dir()
     (longer,) = re.findall(r"longer   python (.*)", output)
     assert longer == f"train.py 'resume='\"'\"'{run_dir}'\"'\"'' max_steps=80 extend=stretch"
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name not in ("train.log", ".lock")}

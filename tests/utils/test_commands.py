@@ -1,11 +1,16 @@
 """Commands end with one line and an exit code."""
 
+import errno
+import logging
 import os
 import signal
+import sys
+from unittest.mock import Mock
 
 import pytest
 
 from sr_lightning.errors import InputError
+from sr_lightning.utils import messages
 from sr_lightning.utils.commands import run_command
 
 
@@ -37,3 +42,21 @@ def test_other_errors_are_not_hidden():
     for error in (OSError(28, "No space left on device"), ValueError("a fault of this project")):
         with pytest.raises(type(error)):
             run_command(raising(error))
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "closed"), OSError(errno.ENOSPC, "full")])
+def test_output_that_cannot_be_written_is_lost_without_a_word(error, monkeypatch, capsys):
+    dropped = []
+    monkeypatch.setattr(messages, "drop_output", lambda: dropped.append(True))
+    console = Mock(write=Mock(side_effect=error))
+    messages.ConsoleLog(console).handle(logging.makeLogRecord({"msg": "step 10"}))
+    monkeypatch.setattr(sys, "stdout", console)
+    messages.show("1 of 4")
+    assert len(console.write.mock_calls) == 2
+    assert len(dropped) == (2 if isinstance(error, BrokenPipeError) else 0)
+    assert capsys.readouterr().err == ""
+
+
+def test_mistake_in_a_message_is_reported(capsys):
+    messages.ConsoleLog(sys.stdout).handle(logging.makeLogRecord({"msg": "step %d", "args": ("ten",)}))
+    assert "Logging error" in capsys.readouterr().err
