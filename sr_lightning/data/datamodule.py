@@ -357,7 +357,8 @@ class SRDataModule(pl.LightningDataModule):
         if record is None:
             return self.random_degradation.degrade(hr, self.scale, random_bits)
         if self.replayed_degradation is None:
-            self.replayed_degradation = ReplayedDegradation(self.random_degradation, self.scale, record)
+            part = self.batch_size // self.trainer.world_size
+            self.replayed_degradation = ReplayedDegradation(self.random_degradation, self.scale, record, part)
         return self.replayed_degradation(hr, random_bits)
 
     def teardown(self, stage: str) -> None:

@@ -8,7 +8,7 @@ upsampling for images up to 4 pixels wide; this module does.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -216,7 +216,7 @@ def _descaled(values: Tensor, bits: int) -> Tensor:
     return values.add_(2.0 ** (bits - 1)).mul_(2.0**-bits).floor_()
 
 
-@lru_cache(maxsize=8)
+@cache  # without a limit: a CUDA graph reads the tensor at its address
 @torch.inference_mode(False)  # the cached tensor must also work outside inference mode
 def _dct(device: torch.device) -> Tensor:
     """Integer matrix of libjpeg's accurate transform ("islow"): (8, 8) float64.

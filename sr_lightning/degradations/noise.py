@@ -7,7 +7,7 @@ splittable pseudorandom number generators", 2014). It is the same on every devic
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import ClassVar
 
 import torch
@@ -188,7 +188,7 @@ def _search(values: Tensor, reads_values: bool = True) -> Tensor:
     return found
 
 
-@lru_cache(maxsize=1)
+@cache
 @torch.inference_mode(False)
 def _results_at_edges() -> Tensor:
     """Results of the search at all multiples of 1/_EDGES up to 256 and one more: (256 * _EDGES + 2,) int32."""
@@ -196,7 +196,7 @@ def _results_at_edges() -> Tensor:
     return torch.searchsorted(_cumulative_table(edges.device), edges, right=True, out_int32=True)
 
 
-@lru_cache(maxsize=8)
+@cache  # without a limit: a CUDA graph reads the tensor at its address
 @torch.inference_mode(False)  # the cached tensor must also work outside inference mode
 def _cumulative_table(device: torch.device) -> Tensor:
     """Ascending table of level + P(at most n photons) for all 256 levels and n = 0 ... _MAX_PHOTONS."""

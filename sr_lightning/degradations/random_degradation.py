@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -11,8 +12,18 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from sr_lightning.degradations.padded_batch import PaddedBatch, as_int64, check, luma, per_image, to_levels, uniform
+from sr_lightning.degradations.padded_batch import (
+    PaddedBatch,
+    as_int64,
+    check,
+    constant,
+    luma,
+    per_image,
+    to_levels,
+    uniform,
+)
 from sr_lightning.errors import InputError
 
 # What is processed at once, which does not change the result: few images on a CPU, where they are padded to the largest
@@ -44,7 +55,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class EitherOrder:
-    """Random step: two chains in random order, each order with probability 1/2. Both orders must give one size.
+    """Random step: two chains in random order, each order with probability 1/2.
 
     Attributes:
         one: Steps by name.
@@ -71,9 +82,9 @@ class EitherOrder:
         one_first = uniform(order[:, 0]) < 0.5
         if batch.fixed_shapes:
             results = [_apply_chains(turned, batch, lr_size) for turned in (chains, chains[::-1])]
-            height, width = (min(result.images.shape[axis] for result in results) for axis in (2, 3))
-            one, other = (result.images[..., :height, :width] for result in results)
-            return results[0]._replace(images=torch.where(per_image(one_first, one), one, other))
+            images = torch.where(per_image(one_first, batch.images), *_of_one_shape(results))
+            sizes = torch.where(one_first[:, None], *(result.sizes for result in results))
+            return batch._replace(images=images, sizes=sizes)
         indices, parts = [], []
         for mask, turned in ((one_first, chains), (~one_first, chains[::-1])):
             (index,) = mask.nonzero(as_tuple=True)
@@ -84,7 +95,7 @@ class EitherOrder:
         if len(parts) == 1:
             return parts[0]
         original_order = torch.cat(indices).argsort()
-        images = torch.cat([part.images for part in parts])[original_order.to(batch.images.device)]
+        images = torch.cat(_of_one_shape(parts))[original_order.to(batch.images.device)]
         return PaddedBatch(images, torch.cat([part.sizes for part in parts])[original_order])
 
 
@@ -157,7 +168,8 @@ class RandomDegradation:
                 fixed shapes, so that it can be recorded as a CUDA graph.
 
         Returns:
-            (N, 3, H/scale, W/scale) float32, multiples of 1/255, on the device of `hr`.
+            (N, 3, H/scale, W/scale) float32, multiples of 1/255, on the device of `hr`. In fixed shapes, NaN where the
+            steps produce a smaller image.
 
         Raises:
             InputError: The steps do not produce LR's size.
@@ -179,6 +191,9 @@ class RandomDegradation:
                 f"degradation {self.name}: its steps lead to {wrong[0][0]}x{wrong[0][1]}, but LR has {lr_size[0]}x"
                 f"{lr_size[1]}; make the last step that resizes a Resize(relative_to=lr) without up and down"
             )
+        if fixed_shapes:
+            is_filled = (sizes == constant(lr_size, sizes.device)).all(1)
+            images = torch.where(per_image(is_filled, images), images, math.nan)
         return to_levels(images).float().mul_(1 / 255)
 
     def __call__(self, hr: Tensor, scale: int) -> Tensor:
@@ -209,6 +224,12 @@ def _apply_chains(
         for step, bits in zip(steps.values(), parts, strict=True):
             batch = step(batch, bits, lr_size)
     return batch
+
+
+def _of_one_shape(batches: Sequence[PaddedBatch]) -> list[Tensor]:
+    """Pad the images of all batches to the largest height and width."""
+    height, width = (max(batch.images.shape[axis] for batch in batches) for axis in (2, 3))
+    return [pad(b.images, (0, width - b.images.shape[3], 0, height - b.images.shape[2])) for b in batches]
 
 
 def _plain(value: Any) -> Any:

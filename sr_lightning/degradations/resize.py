@@ -145,10 +145,12 @@ def _by_products(
 ) -> Tensor:
     """Resize to a shape (H', W') as products with matrices (N, H', H) and (N, W, W'), by few and large operations."""
     index, weight = _taps(sizes.T.flatten(), new_sizes.T.flatten(), method.tile(2), max(shape), reach)
-    at = torch.arange(max(images.shape[-2:]), device=images.device)
-    matrices = torch.where(index[..., None] == at, weight[..., None], 0.0).sum(-2)  # (2 N, H' or W', H or W)
-    rows, columns = matrices.chunk(2)
     height, width = images.shape[-2:]
+    at = torch.arange(max(height, width), device=images.device)
+    matrices = images.new_zeros(*index.shape[:2], len(at))  # (2 N, H' or W', H or W)
+    for i, w in zip(index.split(1, -1), weight.split(1, -1), strict=True):  # adds: at the border taps share pixels
+        matrices += torch.where(i == at, w, 0.0)
+    rows, columns = matrices.chunk(2)
     return rows[:, None, : shape[0], :height] @ images @ columns[:, None, : shape[1], :width].mT
 
 

@@ -407,7 +407,7 @@ class SRModule(pl.LightningModule):
             bad = self.recorded.bad_batches()
             for step in bad[len(self.skipped_batches) : self.max_skipped_batches]:
                 self.note_skipped(step)
-            if len(bad) > self.max_skipped_batches:
+            if len(bad) > len(self.skipped_batches):
                 self.diverged_at = torch.tensor(bad[-1])
         if self.diverged_at is not None and (step := int(self.diverged_at)):
             sums = self.running_means.sums

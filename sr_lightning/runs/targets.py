@@ -29,6 +29,7 @@ OF_A_RUN = re.compile(
     """,
     re.VERBOSE,
 )
+BY_PROGRAM = r"__getattr__|\b(exec|globals|locals|setattr|vars)\(|sys\.modules"  # in sources that make names so
 WAY_OUT = (
     "\nNothing of it was imported. If you trust it, allow its package: allow={package} for train.py and evaluate.py, "
     '--allow {package} for sr-upscale and sr-export, load(…, allow="{package}") in Python'
@@ -63,10 +64,17 @@ def check_targets(config: Any, source: object, allow: Sequence[str] = ()) -> Non
 def foreign_packages(config: Any) -> list[str]:
     """List the packages whose classes a config, in plain containers, names beside those that every run may name.
 
-    A command that reads the config or a checkpoint of such a run needs them in `allow`.
+    A command that reads the config or a checkpoint of such a run needs them in `allow`: classes that no source defines
+    by their own names.
     """
-    places = (definition(target) for _, target in targets(config))
-    return list(dict.fromkeys(place.partition(".")[0] for place in places if place and not OF_A_RUN.fullmatch(place)))
+    places = {target: definition(target) for _, target in targets(config) if is_dotted(target)}
+    foreign = {target: place for target, place in places.items() if not (place and OF_A_RUN.fullmatch(place))}
+    return list(dict.fromkeys(place.partition(".")[0] if place else target for target, place in foreign.items()))
+
+
+def is_dotted(target: Any) -> bool:
+    """Return True for a dotted name."""
+    return isinstance(target, str) and all(map(str.isidentifier, target.split(".")))
 
 
 def missing_part(target: str) -> str | None:
@@ -96,11 +104,16 @@ def missing_part(target: str) -> str | None:
 def _may_have(module: str, name: str, seen: frozenset[str]) -> bool:
     """Return False if the source of a module, and those of which it imports all names, do not mention a name."""
     file = _source(module)
-    if file is None or re.search(rf"\b{re.escape(name)}\b|__getattr__|globals\(", file.read_text(encoding="utf-8")):
+    text = "" if file is None else file.read_text(encoding="utf-8", errors="ignore")
+    if file is None or re.search(rf"\b{re.escape(name)}\b|{BY_PROGRAM}", text):
+        return True
+    try:
+        nodes = list(_statements(_parse(file)))
+    except SyntaxError:  # which the import names
         return True
     stars = [
         _origin(node, module, file.stem == "__init__")
-        for node in _statements(_parse(file))
+        for node in nodes
         if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"
     ]
     return any(_may_have(origin, name, seen | {module}) for origin in stars if origin not in seen)

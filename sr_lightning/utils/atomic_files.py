@@ -78,16 +78,25 @@ def check_writable(folder: Path, given: str) -> None:
         given: What the user has named it by, such as "-o big/photo.png".
 
     Raises:
-        InputError: Names the file that is in the way, the folder without permission, or a name that is too long.
+        InputError: Names the file that is in the way, or the folder without permission; or no folder can have this
+            name.
     """
     try:
-        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    except OSError as error:  # a name that is too long, a parent without permission
-        raise InputError(f"{given}: {error.strerror}; give another folder") from None
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if _is_found(parent))
+    except OSError as error:  # a name that is too long, a link to itself
+        raise InputError(f"{given}: {error.strerror}; give another folder") from error
     if not existing.is_dir():
         raise InputError(f"{given}: {existing} is a file; give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{given}: no permission to write into {existing}; give another folder")
+
+
+def _is_found(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last one: of a folder that contains it
+        return False
+    return True
 
 
 def check_guards(path: Path) -> None:

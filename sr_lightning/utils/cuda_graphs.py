@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 Program = Callable[[], None]
 Inputs = tuple[Tensor, ...]
-Recorder = Callable[[Program], Program]  # records a program, and returns its replay
+Recorder = Callable[..., Program]  # records a program, and returns its replay
 Function = Callable[..., tuple[Tensor, ...]]
 
 RECORDING = threading.Lock()  # torch records one graph of a process at a time
@@ -46,15 +46,18 @@ class Replays:
 
     Args:
         device: Of the tensors.
-        record: `cuda_graph`, or what computes the same; None: `cuda_graph`, in memory that the graphs share, since they
-            run one after the other.
+        record: `cuda_graph`, or what computes the same. On a GPU it records on a stream of that GPU, in memory that the
+            graphs share, since they run one after the other.
         most: Shapes that are remembered, those used last.
+
+    Attributes:
+        is_refused: True after a recording has failed: all is computed directly.
     """
 
-    def __init__(self, device: torch.device, record: Recorder | None = None, most: int = 16) -> None:
-        self.record = record or partial(
-            cuda_graph, pool=torch.cuda.graph_pool_handle(), stream=torch.cuda.Stream(device)
-        )
+    def __init__(self, device: torch.device, record: Recorder = cuda_graph, most: int = 16) -> None:
+        self.record = record
+        if device.type == "cuda":
+            self.record = partial(record, pool=torch.cuda.graph_pool_handle(), stream=torch.cuda.Stream(device))
         self.most, self.is_refused = most, False
         self.graphs: dict[Any, _Graph | None] = {}  # None: the shape came once
         self.stream: torch.cuda.Stream | None = None  # of the latest replay
@@ -102,9 +105,9 @@ class Replays:
         try:
             with torch.cuda.device(inputs[0].device) if inputs[0].is_cuda else nullcontext():
                 return _Graph(function, inputs, self.record)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever stops the recording, the function can be computed directly
+            if isinstance(error, torch.OutOfMemoryError) and any(self.graphs.values()):
+                raise  # without the other graphs there may be enough
             message = str(error).partition("\n")[0]
             log.info("computed without a CUDA graph, since recording it fails: %s: %s", type(error).__name__, message)
             self.is_refused = True

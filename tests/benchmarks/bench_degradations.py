@@ -108,7 +108,7 @@ def main(device):
             return lambda k, hr: degradation.degrade(hr, SCALE, as_int64(degradation.draw(0, k, 16)).to(device))
 
         def replayed(degradation):
-            degrade = ReplayedDegradation(degradation, SCALE, cuda_graph)
+            degrade = ReplayedDegradation(degradation, SCALE, cuda_graph, 16)
             return lambda k, hr: degrade(hr, degradation.draw(0, k, 16))
 
         def each(degradation):

@@ -74,13 +74,17 @@ def test_hr_is_that_of_bicubic_and_lr_is_made_from_it(pictures, cache):
     assert len(list(cache.glob("*/index.json"))) == 3  # training images once, validation images with either LR
 
 
-def test_lr_is_replayed_where_training_steps_are(pictures, cache):
-    data, plain = module(pictures, cache), module(pictures, cache)
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(record=FakeGraph))
+@pytest.mark.parametrize("mixup", [None, 0.5])
+def test_lr_is_replayed_where_training_steps_are(mixup, pictures, cache):
+    """By one graph, though mixup adds other numbers of patches to the batch of this process."""
+    data, plain = (module(pictures, cache, mixup=mixup) for _ in range(2))
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(record=FakeGraph), world_size=2)
     for number in range(4):
-        replayed, usual = batch(data, number), batch(plain, number)
+        replayed, usual = (batch(each, number, rank=1, world_size=2) for each in (data, plain))
         assert torch.equal(replayed["lr"], usual["lr"]) and torch.equal(replayed["hr"], usual["hr"])
-    assert all(data.replayed_degradation.replays.graphs.values()) and plain.replayed_degradation is None
+    assert plain.replayed_degradation is None
+    graphs = data.replayed_degradation.replays.graphs
+    assert [shape[0] for ((_, shape, _), _) in graphs] == [4] and all(graphs.values())
     data.teardown("fit")
     assert data.replayed_degradation is None
 

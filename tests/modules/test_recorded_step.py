@@ -3,11 +3,13 @@
 import copy
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from sr_lightning.errors import DivergedError
 from sr_lightning.modules import SRModule
 from sr_lightning.modules.recorded_step import FusedRule, RecordedStep
 from sr_lightning.networks import ESPCN
@@ -119,6 +121,16 @@ def test_bad_batches_are_noted_up_to_the_first_that_may_not_be_skipped():
         state = copy.deepcopy(optimizer.state_dict()["state"])
         noted.append((step.bad_batches(), {each["step"] for each in state.values() if "step" in each}))
     assert noted == [([3], {1}), ([3, 5], {1}), ([3, 5], {2}), ([3, 5, 7], {2}), ([3, 5, 7], {2})]
+
+
+def test_batches_skipped_before_a_resume_that_allows_fewer_do_not_stop_it():
+    module, _ = built(ESPCN(scale=2), max_skipped_batches=1)
+    module.skipped_batches, bad = [3, 5], [3, 5]
+    module.recorded = SimpleNamespace(bad_batches=lambda: bad)
+    module.check_gradients()
+    bad.append(9)
+    with pytest.raises(DivergedError, match="the gradients of batch 9 are NaN"):
+        module.check_gradients()
 
 
 def test_step_ends_with_its_module_not_with_its_optimizer():

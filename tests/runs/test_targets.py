@@ -117,6 +117,9 @@ def test_allowed_package_may_be_named(allow):
         ("own_parts.losses.Huber", "own_parts has no losses"),
         ("own_parts.late", "own_parts.late is a module; name a class in it"),
         ("torch.nn.L2Loss", "torch.nn has no L2Loss"),  # of other modules, torch.nn imports all names
+        ("own_parts.latin.Hubber", "own_parts.latin has no Hubber"),
+        ("own_parts.broken.Huber", None),
+        ("own_parts.made.Huber", None),
         *[(name, None) for name in ("own_parts.loss.Huber", "own_parts.loss.made_at_import", "own_parts.Huber")],
         *[(name, None) for name in ("own_parts.late.Anything", "torch.nn.L1Loss", "torch._C.Generator", *LISTED)],
     ],
@@ -126,6 +129,9 @@ def test_class_that_does_not_exist_is_seen_without_importing_it(target, missing,
     (tmp_path / "own_parts" / "__init__.py").write_text("from own_parts.loss import *\nraise SystemExit('imported')\n")
     (tmp_path / "own_parts" / "loss.py").write_text("class Huber: pass\nmade_at_import = Huber()\n")
     (tmp_path / "own_parts" / "late.py").write_text("def __getattr__(name): return Huber\n")
+    (tmp_path / "own_parts" / "latin.py").write_text("# coding: latin-1\nauthor = 'René'\n", encoding="latin-1")
+    (tmp_path / "own_parts" / "broken.py").write_text("from own_parts.late import *\nclass\n")
+    (tmp_path / "own_parts" / "made.py").write_text("exec('class Hub' 'er: pass')\n")
     monkeypatch.syspath_prepend(tmp_path)
     found = missing_part(target)
     assert found is None if missing is None else found.startswith(missing)
@@ -134,6 +140,9 @@ def test_class_that_does_not_exist_is_seen_without_importing_it(target, missing,
 def test_packages_of_own_parts_are_listed_once():
     mine = {
         "_target_": "collections.Counter",
-        "callbacks": [{"_target_": "json.JSONDecoder"}, {"_target_": "json.dump"}],
+        "callbacks": [{"_target_": "json.JSONDecoder"}, {"_target_": "json.dump"}, {"_target_": "math.Callback"}],
+        "network": {"_target_": "${network}"},
     }
-    assert foreign_packages({"model": {"_target_": "torch.nn.L1Loss"}, "trainer": mine}) == ["collections", "json"]
+    names = foreign_packages({"model": {"_target_": "torch.nn.L1Loss"}, "trainer": mine})
+    assert names == ["collections", "json", "math.Callback"]
+    check_targets(mine | {"network": None}, "config.yaml", names)

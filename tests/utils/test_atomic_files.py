@@ -14,7 +14,7 @@ from PIL import Image
 
 from sr_lightning.errors import InputError
 from sr_lightning.images.files import write_image
-from sr_lightning.utils.atomic_files import remove_abandoned, replacing, write_text
+from sr_lightning.utils.atomic_files import check_writable, remove_abandoned, replacing, write_text
 
 WRITE_AND_DIE = """
 import os, signal, sys
@@ -175,3 +175,23 @@ def test_files_of_killed_writers_are_removed_and_those_of_living_ones_kept(tmp_p
     living.communicate()
     assert sorted(os.listdir(tmp_path)) == [".notes.tmp", "b", "c"]
     assert (tmp_path / "b").read_text() == "half"
+
+
+def test_folders_that_can_be_written_to_are_told_from_others_before_they_exist(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "inner", "-o new")
+    (tmp_path / "itself").symlink_to("itself")
+    for name, text in ((300 * "n", "File name too long"), ("itself", "Too many levels of symbolic links")):
+        with pytest.raises(InputError, match=f"^-o mine: {text}; give another folder$"):
+            check_writable(tmp_path / name / "inner", "-o mine")
+    locked, stat, access = tmp_path / "locked", Path.stat, os.access
+    locked.mkdir()
+
+    def stat_as_user(path, **options):
+        if locked in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_as_user)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
+    with pytest.raises(InputError, match=f"^-o mine: no permission to write into {locked}; give another folder$"):
+        check_writable(locked / "inner" / "folder", "-o mine")

@@ -57,6 +57,22 @@ def test_results_and_inputs_are_not_overwritten_by_later_replays(function):
     assert [x[0, 0].item() for x in inputs] == [0, 1, 2, 3]
 
 
+def test_graphs_of_a_gpu_share_memory_and_are_recorded_on_a_stream_of_it(function, monkeypatch):
+    """Not on the stream that torch uses for all recordings, which is of the GPU that recorded first."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "its pool")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    recorded = []
+
+    def record(program, **options):
+        recorded.append(options)
+        return FakeGraph(program)
+
+    replays = Replays(torch.device("cuda:1"), record)
+    for side in (1, 1, 2, 2):
+        replays(function, torch.ones(side))
+    assert recorded == [{"pool": "its pool", "stream": "a stream of cuda:1"}] * 2
+
+
 def test_the_shapes_used_last_are_remembered(function):
     replays = Replays(CPU, FakeGraph, most=2)
     for side in (1, 1, 2, 2, 1, 3, 3, 1):  # 3 takes the place of 2
@@ -106,3 +122,13 @@ def test_too_little_memory_for_a_recording_releases_the_others():
         assert replays(lambda x: (2 * x,), torch.ones(side))[0].tolist() == [2] * side
     assert [shape for ((_, shape, _),), graph in replays.graphs.items() if graph] == [(4,)]
     assert not replays.is_refused
+
+
+def test_a_function_for_whose_recording_there_is_too_little_memory_is_computed_directly():
+    def record(program):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    replays = Replays(CPU, record)
+    for _ in range(3):
+        assert replays(lambda x: (2 * x,), torch.ones(3))[0].tolist() == [2] * 3
+    assert replays.is_refused
