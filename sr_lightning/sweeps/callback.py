@@ -56,12 +56,15 @@ class RunDirectory(Callback):
     """Hydra callback that ends a command with one line if Hydra cannot create the directory of its run."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        HydraConfig.instance().set_config(config)  # as Hydra does next: the name of the directory refers to it
-        folder = config.hydra.run.dir
+        hydra = HydraConfig.instance()
+        before, hydra.cfg = hydra.cfg, config  # as Hydra does next: the name of the directory refers to it
         try:
+            folder = config.hydra.run.dir
             check_writable(Path(folder), f"the run's directory {folder}")
         except InputError as error:
             sys.exit(f"error: {error}")
+        finally:
+            hydra.cfg = before
 
 
 def prepare(config: DictConfig) -> CellLines | None:
