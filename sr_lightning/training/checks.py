@@ -312,10 +312,9 @@ def check_choices(cfg: DictConfig) -> None:
     if str(cfg.trainer.precision) not in PRECISIONS:
         wrong.append(f"trainer.precision={cfg.trainer.precision}: choose auto, or one of {', '.join(PRECISIONS[1:])}")
     profiler = cfg.trainer.get("profiler")
-    given = (
-        [] if cfg.resume is not None else [key for key in cfg.trainer if key in OF_TRAIN]
-    )  # earlier runs may have them
-    wrong += [f"trainer.{key}: train.py sets it by {OF_TRAIN[key]}; leave it out" for key in given]
+    if cfg.resume is None:  # earlier runs may have them
+        given = [key for key in cfg.trainer if key in OF_TRAIN]
+        wrong += [f"trainer.{key}: train.py sets it by {OF_TRAIN[key]}; leave it out" for key in given]
     callbacks = cfg.trainer.get("callbacks") or ListConfig([])
     if not (OmegaConf.is_list(callbacks) and all(OmegaConf.is_dict(c) and "_target_" in c for c in callbacks)):
         wrong.append(

@@ -44,7 +44,8 @@ def test_run_says_where_its_time_went(finished_command):
     phases = ("data", "forward and backward", "optimizer", "validation", "other")
     line = r"30 steps in ([\d.,]+) s \(([\d,]+) patches/s\): " + ", ".join(rf"{phase} (\d+) %" for phase in phases)
     seconds, rate, *shares = (float(number.replace(",", "")) for number in re.search(line, output).groups())
-    assert rate == pytest.approx(30 * 4 / seconds, rel=0.2, abs=1)  # the seconds are rounded
+    assert 30 * 4 / (seconds + 0.05) - 1 <= rate  # the seconds are rounded
+    assert seconds < 0.1 or rate <= 30 * 4 / (seconds - 0.05) + 1
     assert sum(shares) == pytest.approx(100, abs=3) and all(share > 0 for share in shares[1:4])
 
     recorded = [float(row["seconds"]) for row in rows_of(run_dir / "metrics.csv")]
