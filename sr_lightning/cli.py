@@ -101,6 +101,7 @@ def prepare_command(about: str, name: str) -> None:
         sys.argv[1:] = name_directory(for_hydra(sys.argv[1:]))
         if name == "train":
             sys.argv[1:] = place_run(sys.argv[1:])
+        check_keys(sys.argv[1:], name)
         check_resume(sys.argv[1:])
     except OSError as error:  # a name that is too long, no permission
         sys.exit(f"error: {error.filename}: {error.strerror}")
@@ -166,8 +167,7 @@ def compose_config(name: str, arguments: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error).partition("\nConfig search path")[0]
         if key := re.match(r"Could not override '([^']+)'", text):
-            close = difflib.get_close_matches(key[1], [path.stem for path in CONF.iterdir()] + top_level_keys(name), 1)
-            text = f"there is no setting {key[1]}{f'; did you mean {close[0]}?' if close else ''}"
+            text = no_setting(key[1], name)
         raise InputError(text) from None
 
 
@@ -180,6 +180,23 @@ def _hydra_of_its_own() -> Iterator[None]:
         yield
     finally:
         GlobalHydra.instance().hydra = outer  # Hydra has made a new instance
+
+
+def check_keys(arguments: Sequence[str], name: str) -> None:
+    """Exit if the first part of a key is in no config: Hydra takes six lines, and proposes to add it."""
+    if any(re.match("-c[dnp]|--config-(dir|name|path)|-sc|--shell", argument) for argument in arguments):
+        return  # a config of the user may have any key; completion has words of its own
+    keys = [key[1] for argument in arguments if (key := re.match(r"(\w+)[=./@]", argument))]
+    if unknown := set(keys) - {"hydra", *top_level_keys(name), *(path.stem for path in CONF.iterdir())}:
+        options = "".join(path.read_text(encoding="utf-8") for path in CONF.glob("*/*.yaml"))
+        if wrong := [key for key in keys if key in unknown and not re.search(rf"^{key}:", options, re.MULTILINE)]:
+            sys.exit(f"error: {no_setting(wrong[0], name)}")
+
+
+def no_setting(key: str, name: str) -> str:
+    """Return the message for a key that no config has, with the nearest one."""
+    close = difflib.get_close_matches(key, [path.stem for path in CONF.iterdir()] + top_level_keys(name), 1)
+    return f"there is no setting {key}{f'; did you mean {close[0]}?' if close else ''}"
 
 
 def top_level_keys(name: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from hydra.utils import instantiate
 
 from sr_lightning import cli
-from sr_lightning.cli import name_directory, path_error, prepare_command
+from sr_lightning.cli import check_keys, name_directory, path_error, prepare_command
 from sr_lightning.configs import command
 from sr_lightning.errors import InputError
 from sr_lightning.sweeps.callback import prepare
@@ -71,6 +71,14 @@ def test_path_that_cannot_be_used_is_one_line(monkeypatch):
     monkeypatch.setattr(cli, "for_hydra", Mock(side_effect=problem))
     with pytest.raises(SystemExit, match=r"^error: nnn: File name too long$"):
         prepare_command("", "train")
+
+
+def test_key_that_no_config_has_is_one_line_with_the_nearest():
+    check_keys([f"{key}=1" for key in (*compose(hydra=True), "model.ema", "hydra/launcher", "+new")], "train")
+    with pytest.raises(SystemExit, match=r"^error: there is no setting max_step; did you mean max_steps\?$"):
+        check_keys(["model=espcn", "max_step=3"], "train")
+    for free in (["--config-dir=mine", "mine=1"], ["-sc", "install=bash"]):
+        check_keys(free, "train")
 
 
 def test_printed_commands_run_from_any_folder(monkeypatch):

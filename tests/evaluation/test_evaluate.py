@@ -123,7 +123,7 @@ WRONG_INPUT = [
     (["ckpt={checkpoints}"], "is a folder; name the file: {checkpoint}"),
     (["model=bicubic", "scale=x5"], "Could not find 'scale/x5'"),
     (["model=bicubic", "scale=x2", "protocol.border=wide"], "choose from scale"),
-    (["benchmark=[Mine]"], "Key 'benchmark' is not in struct"),
+    (["benchmark=[Mine]"], "there is no setting benchmark; did you mean benchmarks?"),
 ]
 
 
