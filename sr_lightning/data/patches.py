@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sr_lightning.data.store import ImageStore
 from sr_lightning.errors import InputError
+from sr_lightning.utils.devices import to_device
 
 CACHE_BYTES = 1 << 19  # fits a core's second-level cache
 
@@ -136,8 +137,7 @@ class DeviceGather:
         store, scale, sides = self.store, self.store.scale, (patch_size, patch_size * self.store.scale)
         lr = _walks(store.lr_starts, store.lr_sizes, draw, 1, sides[0])
         hr = _walks(store.hr_starts, store.hr_sizes, draw, scale, sides[1])
-        both = torch.from_numpy(np.stack([lr, hr]))
-        walks = (both.pin_memory() if self.pixels.is_cuda else both).to(self.pixels.device, non_blocking=True)
+        walks = to_device(torch.from_numpy(np.stack([lr, hr])), self.pixels.device)
         lr, hr = (self.pixels[self._places(walk, side)] for walk, side in zip(walks, sides, strict=True))
         return lr, hr
 

@@ -11,6 +11,7 @@ from sr_lightning.degradations.padded_batch import as_int64
 from sr_lightning.degradations.random_degradation import RandomDegradation
 from sr_lightning.errors import InputError
 from sr_lightning.utils.cuda_graphs import Recorder, Replays
+from sr_lightning.utils.devices import to_device
 
 log = logging.getLogger(__name__)
 
@@ -72,5 +73,4 @@ class ReplayedDegradation:
 
 def _on(device: torch.device, random_bits: np.ndarray) -> Tensor:
     """Copy random bits to a device; the host would wait for a copy with gaps, as between the rows of one process."""
-    bits = as_int64(np.ascontiguousarray(random_bits))
-    return (bits.pin_memory() if device.type == "cuda" else bits).to(device, non_blocking=True)
+    return to_device(as_int64(np.ascontiguousarray(random_bits)), device)

@@ -19,7 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from sr_lightning.modules.running_means import RunningMeans
 from sr_lightning.optim import Muon
 from sr_lightning.utils.cuda_graphs import Recorder, cuda_graph
-from sr_lightning.utils.devices import fork_rng
+from sr_lightning.utils.devices import fork_rng, to_device
 
 if TYPE_CHECKING:
     from sr_lightning.modules.sr import SRModule
@@ -119,8 +119,7 @@ class RecordedStep:
 
     def _on_device(self, numbers: list[list[float]]) -> Tensor:
         """Return numbers of the host on the device, float64."""
-        on_gpu = self.module.device.type == "cuda"  # pinned: the copy does not wait for the device
-        return torch.tensor(numbers, dtype=torch.float64, pin_memory=on_gpu).to(self.module.device, non_blocking=True)
+        return to_device(torch.tensor(numbers, dtype=torch.float64), self.module.device)
 
     def _compute(self, replayed: bool = False) -> None:
         """Take a step; before it is recorded, find out which parameters have gradients, and what the updates need."""

@@ -60,3 +60,8 @@ def fork_rng(device: "torch.device") -> AbstractContextManager:
     import torch
 
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Copy a tensor of the host to a device; from pinned memory, so that the host does not wait for a GPU."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
