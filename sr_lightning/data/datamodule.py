@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sr_lightning.data.sources import Pair, folder_pairs
 from sr_lightning.data.store import ImageStore, verify
 from sr_lightning.degradations import Bicubic, RandomDegradation, sharpen
 from sr_lightning.degradations.replayed import ReplayedDegradation
-from sr_lightning.errors import InputError
+from sr_lightning.errors import InputError, raise_all
 from sr_lightning.images.files import image_size
 from sr_lightning.utils.messages import listing
 from sr_lightning.utils.threads import in_threads
@@ -217,14 +218,13 @@ class SRDataModule(pl.LightningDataModule):
         if self.train_store is not None:
             return
         residences = ("memory" if self.residence == "memory" else "mmap", "mmap")
-        stores, errors = [], []
-        for (pairs, degradation), residence in zip(self._wanted_stores(), residences, strict=True):
-            try:
-                stores.append(ImageStore.open(pairs, self.scale, degradation, self.cache_dir, residence))
-            except InputError as error:  # the other set is checked as well, so that one message has all problems
-                errors.append(str(error))
-        if errors:
-            raise InputError("\n".join(dict.fromkeys(errors)))  # a wrong cache_dir is wrong for both
+        stores: list[ImageStore] = []
+
+        def open_store(pairs: Sequence[Pair], degradation: Degradation, residence: str) -> None:
+            stores.append(ImageStore.open(pairs, self.scale, degradation, self.cache_dir, residence))
+
+        wanted = zip(self._wanted_stores(), residences, strict=True)
+        raise_all(*(partial(open_store, *images, residence) for images, residence in wanted))
         stores[0].check_patch_size(self.patch_size)
         files = (i for i, pair in enumerate(self.train) if pair.lr is not None)
         if self.augmentation and (first := next(files, None)) is not None:
