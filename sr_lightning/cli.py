@@ -187,10 +187,12 @@ def check_keys(arguments: Sequence[str], name: str) -> None:
     if any(re.match("-c[dnp]|--config-(dir|name|path)|-sc|--shell", argument) for argument in arguments):
         return  # a config of the user may have any key; completion has words of its own
     keys = [key[1] for argument in arguments if (key := re.match(r"(\w+)[=./@]", argument))]
-    if unknown := set(keys) - {"hydra", *top_level_keys(name), *(path.stem for path in CONF.iterdir())}:
-        options = "".join(path.read_text(encoding="utf-8") for path in CONF.glob("*/*.yaml"))
-        if wrong := [key for key in keys if key in unknown and not re.search(rf"^{key}:", options, re.MULTILINE)]:
-            sys.exit(f"error: {no_setting(wrong[0], name)}")
+    unknown = set(keys) - {"hydra", *(path.stem for path in CONF.iterdir())}
+    for file in (CONF / f"{name}.yaml", *CONF.glob("*/*.yaml")):
+        if unknown:
+            unknown -= set(re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE))
+    if unknown:
+        sys.exit(f"error: {no_setting(next(key for key in keys if key in unknown), name)}")
 
 
 def no_setting(key: str, name: str) -> str:
