@@ -18,9 +18,10 @@ from sr_lightning.cli import prepare_command, task
 @task
 def main(cfg: DictConfig) -> float:
     from sr_lightning.sweeps import agent_devices, in_sweep, run_cell, run_lock
-    from sr_lightning.utils.large_imports import import_torchmetrics, large_imports
 
     if cfg.dry_run:
+        from sr_lightning.utils.large_imports import import_torchmetrics, large_imports
+
         with large_imports():
             import_torchmetrics()
             from sr_lightning.training.dry_run import dry_run
@@ -37,9 +38,7 @@ def main(cfg: DictConfig) -> float:
         if (psnr := finished_score(cfg)) is not None:
             return psnr
         with agent_devices(cfg.trainer):
-            with large_imports():
-                import_torchmetrics()
-                from sr_lightning.training.train import train
+            from sr_lightning.training.preloaded import train
 
             return train(cfg)
 
